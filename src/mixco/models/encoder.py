@@ -1,0 +1,107 @@
+"""The encoder f: a timm backbone, with a stem that fits the images, and a projection head."""
+
+import difflib
+from typing import Literal, cast
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from mixco.errors import UserError
+
+Stem = Literal["auto", "standard", "conv3s1", "conv3s2"]
+Head = Literal["linear", "mlp"]
+
+
+def choose_stem(size: int) -> Stem:
+    """The stem for images of `size` pixels a side.
+
+    A ResNet's own stem (7x7, stride 2, max-pool) divides the side by 4 before the first block: of
+    32 pixels the last stage would see a single one. Up to 48 pixels: 3x3 with stride 1, no max-pool
+    (as in He et al. 2016 for CIFAR). Up to 112: 3x3 with stride 2, no max-pool. Beyond: as it is.
+    """
+    return "conv3s1" if size <= 48 else "conv3s2" if size <= 112 else "standard"
+
+
+def _replace_stem(backbone: nn.Module, stem: Stem) -> None:
+    first = cast(nn.Conv2d, backbone.conv1)
+    stride = 1 if stem == "conv3s1" else 2
+    conv = nn.Conv2d(first.in_channels, first.out_channels, 3, stride, 1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    backbone.conv1 = conv
+    backbone.maxpool = nn.Identity()
+
+
+def build_backbone(arch: str, size: int, stem: Stem = "auto", seed: int = 0) -> nn.Module:
+    """A timm model without its classifier: float [B, 3, size, size] -> features [B, D].
+
+    arch: any name of timm.list_models(). stem: for ResNets with a plain 7x7 stem; "auto" leaves all
+    other models as they are. seed: of the initial weights; the global generator is left alone.
+
+    Raises UserError for an unknown arch, or a stem that the arch cannot have.
+    """
+    if arch not in timm.list_models():
+        near = difflib.get_close_matches(arch, timm.list_models(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "timm.list_models() in Python prints all."
+        raise UserError(f"--arch {arch}: timm has no model of this name; {hint}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # Which arguments a model takes depends on its family: an image size for transformers;
+        # for ResNets the initialisation that the published MoCo and SimCLR recipes trained with.
+        backbone = None
+        for extra in ({"img_size": size}, {"zero_init_last": False}, {}):
+            try:
+                backbone = timm.create_model(arch, pretrained=False, num_classes=0, **extra)
+                break
+            except TypeError:
+                continue
+        if backbone is None:
+            raise UserError(f"--arch {arch}: timm cannot build it without a classifier")
+        replaceable = isinstance(backbone, timm.models.ResNet) and isinstance(
+            backbone.conv1, nn.Conv2d
+        )
+        if stem == "auto":
+            stem = choose_stem(size) if replaceable else "standard"
+        if stem != "standard":
+            if not replaceable:
+                raise UserError(
+                    f"--stem {stem}: only ResNets have it, {arch} takes --stem standard"
+                )
+            _replace_stem(backbone, stem)
+    return backbone
+
+
+@torch.no_grad()
+def feature_dim(backbone: nn.Module, size: int) -> int:
+    """The number of features that the backbone gives for an image of `size` pixels.
+
+    Asked by a pass, not by timm's num_features: in some families (MobileNetV3) the two differ.
+    """
+    training = backbone.training
+    features = cast(Tensor, backbone.eval()(torch.zeros(1, 3, size, size)))
+    backbone.train(training)
+    return features.shape[1]
+
+
+def build_head(features: int, dim: int, head: Head, seed: int = 0) -> nn.Module:
+    """The projection head: [B, features] -> [B, dim].
+
+    "linear" is MoCo v1's, "mlp" (one hidden layer as wide as the features) MoCo v2's and SimCLR's.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if head == "linear":
+            return nn.Linear(features, dim)
+        return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, dim))
+
+
+class Encoder(nn.Module):
+    """Backbone, then head: images [B, 3, S, S] -> projections [B, dim], not normalised."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.head(self.backbone(images)))

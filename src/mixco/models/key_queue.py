@@ -1,0 +1,37 @@
+"""MoCo's queue: the keys of the batches before, as negatives (He et al. 2020, section 3.2)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class KeyQueue(nn.Module):
+    """A ring of K keys of unit length; any size goes with any batch size.
+
+    Buffers `keys` [K, C] and `pointer` (where the next key goes) are saved with the model.
+    """
+
+    keys: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"the queue needs at least one key, got a size of {size}")
+        random = torch.randn(size, dim, generator=generator)
+        self.register_buffer("keys", F.normalize(random, dim=1))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, keys: Tensor) -> None:
+        """Overwrite the oldest keys with `keys` [B, C], B of any size.
+
+        Of a batch larger than the queue, the last K keys stay. The pointer never leaves the device:
+        reading it on the host would wait for the step.
+        """
+        size = self.keys.shape[0]
+        dropped = max(0, keys.shape[0] - size)
+        kept = keys[dropped:].to(self.keys.dtype)
+        offsets = torch.arange(dropped, keys.shape[0], device=keys.device)
+        self.keys.index_copy_(0, (self.pointer + offsets) % size, kept)
+        self.pointer.add_(keys.shape[0]).remainder_(size)

@@ -1,0 +1,76 @@
+"""Batch normalisation over parts of a batch, as if each part were on a device of its own.
+
+MoCo cheats when a query and its key are normalised by the same statistics (He et al. 2020, section
+3.3): the statistics tell them apart from the negatives, the loss falls and nothing is learned. On
+several devices it suffices to shuffle the keys across them. On one device it takes both: the batch
+split into virtual devices, which is done here, and a permutation of the keys, which is done in
+methods/moco.py.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+
+
+def _split_batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Normalise each contiguous part of x [N, C, H, W] by its own statistics."""
+    splits = min(cast(int, norm.splits), x.shape[0])
+    # The parts update the running statistics one after the other. This momentum makes all of them
+    # together retain what one update of a whole batch would.
+    momentum = 1 - (1 - cast(float, norm.momentum)) ** (1 / splits)
+    cast(Tensor, norm.num_batches_tracked).add_(1)
+    parts = [
+        F.batch_norm(
+            part,
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+            training=True,
+            momentum=momentum,
+            eps=norm.eps,
+        )
+        for part in x.tensor_split(splits)
+    ]
+    return torch.cat(parts)
+
+
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """A BatchNorm2d with the same parameters and keys; split only while training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _split_batch_norm(self, x) if self.training else super().forward(x)
+
+
+class SplitBatchNormAct2d(BatchNormAct2d):
+    """timm's batch norm with activation, split only while training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
+        return cast(Tensor, self.act(self.drop(_split_batch_norm(self, x))))
+
+
+def split_batch_norms(model: nn.Module, splits: int) -> nn.Module:
+    """Let every batch norm of the model normalise `splits` contiguous parts of a batch apart.
+
+    Keys and values of the state dict stay as they are. splits = 1 changes nothing. Works in place
+    and returns the model. Raises ValueError for splits < 1.
+    """
+    if splits < 1:
+        raise ValueError(f"splits must be at least 1, got {splits}")
+    if splits == 1:
+        return model
+    for module in model.modules():
+        # Changing the class keeps parameters, buffers and their names, which rebuilding would not.
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SplitBatchNorm2d
+        elif type(module) is BatchNormAct2d:
+            module.__class__ = SplitBatchNormAct2d
+        else:
+            continue
+        setattr(module, "splits", splits)  # noqa: B010
+    return model

@@ -1,0 +1,113 @@
+"""What the 2020 code computes, in float64, equalled to 1e-9 (relative).
+
+Its shares alone are float32 numbers, and so is its 1 - lambda: shares are drawn in float32.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_vectors import Body, linear, load, names
+from torch import Tensor, nn
+
+from mixco.losses import similarity_logits
+from mixco.methods.moco import MoCo
+from mixco.methods.simclr import SimCLR
+from mixco.mixing import Mixed, mix_halves
+from mixco.models.encoder import Encoder
+
+
+def equal(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual.detach(), expected, rtol=1e-9, atol=1e-12)
+
+
+def encoder(golden: dict[str, Tensor], prefix: str) -> Encoder:
+    head = nn.Sequential(
+        linear(golden[f"{prefix}.fc.0.weight"], golden[f"{prefix}.fc.0.bias"]),
+        nn.ReLU(),
+        linear(golden[f"{prefix}.fc.2.weight"], golden[f"{prefix}.fc.2.bias"]),
+    )
+    return Encoder(Body(golden[f"{prefix}.body.weight"]), head)
+
+
+def theirs(name: str) -> str:
+    return name.replace("backbone.body", "body").replace("head", "fc")
+
+
+@pytest.mark.parametrize("name", names("moco_*.npz") + names("mixco_*.npz"))
+def test_moco(name: str) -> None:
+    golden = load(name)
+    temperature = golden["temperature"].item()
+    mix_temperature = golden["mix_temperature"].item() if "lam" in golden else 1.0
+
+    def mix(images: Tensor, _: torch.Generator) -> Mixed:
+        return mix_halves(images, golden["lam"].float())
+
+    generator = torch.Generator().manual_seed(0)
+    method = MoCo(
+        encoder(golden, "before.encoder_q"),
+        dim=8,
+        queue=golden["before.queue"].shape[1],
+        momentum=golden["momentum"].item(),
+        temperature=temperature,
+        mix=mix if "lam" in golden else None,
+        mix_temperature=mix_temperature,
+        mix_weight=1.0,
+        bn_splits=1,
+        generator=generator,
+    ).double()
+    method.key_encoder.load_state_dict(encoder(golden, "before.encoder_k").state_dict())
+    method.queue.keys.copy_(golden["before.queue"].T)
+    method.queue.pointer.fill_(golden["before.queue_ptr"].item())
+    queue_before = method.queue.keys.clone()
+
+    losses = method(golden["im_q"], golden["im_k"], generator)
+    losses["loss"].backward()
+
+    equal(losses["loss"], golden["loss"])
+    for key, parameter in method.encoder.named_parameters():
+        assert parameter.grad is not None
+        equal(parameter.grad, golden[f"grad.{theirs(key)}"])
+    for key, parameter in method.key_encoder.named_parameters():
+        equal(parameter, golden[f"key_after.{theirs(key)}"])
+    equal(method.queue.keys.T, golden["queue_after"])
+    assert method.queue.pointer.item() == golden["ptr_after"].item()
+
+    keys = F.normalize(method.key_encoder(golden["im_k"]), dim=1)
+    queries = F.normalize(method.encoder(golden["im_q"]), dim=1)
+    candidates = torch.cat([keys, queue_before])
+    logits = similarity_logits(queries, candidates, temperature)
+    batch = len(queries)
+    equal(torch.cat([logits.diag()[:, None], logits[:, batch:]], dim=1), golden["logits"])
+    if "lam" in golden:
+        mixed = mix_halves(golden["im_q"], golden["lam"].float())
+        mixed_queries = F.normalize(method.encoder(mixed.images), dim=1)
+        equal(similarity_logits(mixed_queries, candidates, mix_temperature), golden["logits_mix"])
+        equal(mixed.targets.double(), golden["labels_mix"][:, :batch])
+        assert golden["labels_mix"][:, batch:].eq(0).all()
+
+
+@pytest.mark.parametrize("name", names("simclr_mixco_*.npz"))
+def test_simclr(name: str) -> None:
+    golden = load(name)
+    shares = iter([golden["lam_i"].float(), golden["lam_j"].float()])
+
+    def mix(images: Tensor, _: torch.Generator) -> Mixed:
+        return mix_halves(images, next(shares))
+
+    head = linear(golden["weight.head.weight"], golden["weight.head.bias"])
+    method = SimCLR(
+        Encoder(Body(golden["weight.body.weight"]), head),
+        temperature=golden["temperature"].item(),
+        mix=mix,
+        mix_temperature=golden["mix_temperature"].item(),
+        mix_weight=1.0,
+    )
+    losses = method(golden["x_i"], golden["x_j"], torch.Generator())
+    losses["loss"].backward()
+
+    equal(losses["clean"], golden["loss_clean"])
+    equal(losses["loss"], golden["loss_total"])
+    equal(losses["mixed"], golden["loss_total"] - golden["loss_clean"])
+    for key, parameter in method.encoder.named_parameters():
+        assert parameter.grad is not None
+        equal(parameter.grad, golden[f"grad.{key.replace('backbone.', '')}"])
