@@ -1,0 +1,3 @@
+from mixco.cli import main
+
+main()

@@ -1,0 +1,124 @@
+"""The command line: a verb, its options, one call. Libraries that load slowly load in the verbs."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+
+from mixco.config import (
+    DemoConfig,
+    KNNConfig,
+    LinearConfig,
+    PretrainConfig,
+    load_recipe,
+    nearest,
+    recipe_names,
+)
+from mixco.errors import UserError
+
+T = TypeVar("T")
+
+USAGE = """\
+usage: mixco VERB [OPTIONS]
+
+Pretrain an image encoder without labels, with or without mixed images, and see what it is worth.
+
+  demo       the main job on the built-in sample: pretrain, evaluate, compare, draw
+  pretrain   train an encoder on your images
+  linear     linear probe of a run's frozen encoder
+  knn        nearest-neighbour classification with a run's frozen encoder
+
+`mixco VERB --help` tells a verb's options. Recipes: {recipes}.
+"""
+
+
+def parse(cls: type[T], verb: str, arguments: list[str], default: T | None = None) -> T:
+    """Options without prefixes, whichever part of the config they belong to; a typo exits with 2."""
+    return tyro.cli(
+        cls,
+        prog=f"mixco {verb}",
+        description=(cls.__doc__ or "").partition(": ")[2],
+        args=arguments,
+        default=default,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def demo(arguments: list[str]) -> None:
+    config = parse(DemoConfig, "demo", arguments)
+    from mixco.demo import demo as run
+
+    run(config)
+
+
+def pretrain(arguments: list[str]) -> None:
+    recipe = _recipe_in(arguments)
+    default = load_recipe(recipe) if recipe else PretrainConfig()
+    config = parse(PretrainConfig, "pretrain", arguments, default)
+    from mixco.progress import say
+    from mixco.training.pretrain import pretrain as run
+
+    say(f"done: {run(config)}")
+
+
+def linear(arguments: list[str]) -> None:
+    config = parse(LinearConfig, "linear", arguments)
+    from mixco.evaluation.evaluate import evaluate_linear
+
+    _print_accuracy("linear probe", evaluate_linear(config))
+
+
+def knn(arguments: list[str]) -> None:
+    config = parse(KNNConfig, "knn", arguments)
+    from mixco.evaluation.evaluate import evaluate_knn
+
+    _print_accuracy("kNN", evaluate_knn(config))
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo,
+    "pretrain": pretrain,
+    "linear": linear,
+    "knn": knn,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one verb. A mistake of the user's ends in one sentence on stderr and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verb, *rest = arguments or ["--help"]
+    try:
+        if verb in ("--help", "-h"):
+            print(USAGE.format(recipes=", ".join(recipe_names())), end="")
+        elif verb == "--version":
+            from importlib.metadata import version
+
+            print(f"mixco {version('mixco')}")
+        elif verb in VERBS:
+            VERBS[verb](rest)
+        else:
+            raise UserError(f"{verb} is not a verb of mixco; {nearest(verb, VERBS)}")
+    except UserError as error:
+        print(f"mixco: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("mixco: stopped; what was written stays", file=sys.stderr)
+        sys.exit(130)
+
+
+def _recipe_in(arguments: list[str]) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--recipe="):
+            return argument.removeprefix("--recipe=")
+        if argument == "--recipe" and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return None
+
+
+def _print_accuracy(what: str, result: dict[str, Any]) -> None:
+    print(
+        f"{what}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %  "
+        f"({result['test_images']:,} images of {result['data']}, "
+        f"{result['train_images']:,} labelled; {result['training']})"
+    )

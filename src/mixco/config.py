@@ -1,0 +1,325 @@
+"""What can be set, as small composed dataclasses: recipe (TOML) < command line.
+
+None means: chosen from the method, the data and the device when the run starts (`resolve`). The
+resolved config is written into the run folder.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mixco.errors import UserError
+
+T = TypeVar("T")
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and at which size."""
+
+    data: str = "sample"
+    """sample, tiny-imagenet, or the path of a folder of images."""
+    data_path: Path | None = None
+    """The folder that a named data set lies in."""
+    size: int = 64
+    """Side in pixels of what the encoder sees, 32 to 224."""
+    cache: Path = Path("~/.cache/mixco")
+    """Where packed images are kept for later runs."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The encoder."""
+
+    arch: str = "resnet18"
+    """Any timm model."""
+    stem: Literal["auto", "standard", "conv3s1", "conv3s2"] = "auto"
+    """First layers of a ResNet; auto: 3x3 stride 1 to 48 px, 3x3 stride 2 to 112 px."""
+    head: Literal["linear", "mlp"] = "mlp"
+    """Projection head: linear is MoCo v1's."""
+    dim: int = 128
+    """Dimensions of the projection."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """The base method and the mixing."""
+
+    method: Literal["moco", "simclr"] = "simclr"
+    mix: Literal["none", "mixco"] = "mixco"
+    temperature: float = 0.2
+    mix_temperature: float = 0.2
+    mix_weight: float = 1.0
+    queue: int | None = None
+    """MoCo's K; default: the largest power of two within a quarter of the images, at most 65536."""
+    momentum: float | None = None
+    """Of MoCo's key encoder; default 0.99, and 0.999 for runs of over 50,000 steps."""
+    bn_splits: int | None = None
+    """MoCo's virtual devices on one device; default: as many as leave each 16 images, at most 8."""
+    augmentation: Literal["auto", "moco-v1", "moco-v2", "simclr"] = "auto"
+    """How views are made; auto: moco-v2 for moco, simclr for simclr."""
+
+
+@dataclass(frozen=True)
+class OptimisationConfig:
+    """The optimiser and its schedule."""
+
+    epochs: int = 100
+    batch_size: int = 256
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float | None = None
+    """Peak rate; default: 1e-3 for adamw, 0.06 (moco) or 0.3 (simclr) x batch / 256 for sgd."""
+    weight_decay: float | None = None
+    """Default: 0.05 for adamw, 5e-4 for sgd."""
+    schedule: Literal["cosine", "steps"] = "cosine"
+    warmup: float = 0.05
+    """Share of all steps with a linear warm-up."""
+    milestones: tuple[float, ...] = (0.6, 0.8)
+    """Shares of all steps at which `steps` divides the rate by ten."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run itself."""
+
+    out: Path | None = None
+    """The run folder; default runs/<data>-<method>-<mix>-s<seed>. It must be new or empty."""
+    seed: int = 0
+    device: Device = "auto"
+    precision: Precision = "auto"
+    """auto: bfloat16 where the hardware computes in it."""
+    knn_every: int = 10
+    """Epochs between two kNN checks on held-out training images; 0: none. Needs labels."""
+    holdout: float = 0.1
+    """Share of the labelled training images that the kNN check asks about."""
+    exclude_holdout: bool = False
+    """Leave the held-out images out of pretraining too: for choosing settings."""
+    checkpoint_every: int = 10
+    """Epochs between two checkpoints."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """`mixco pretrain`: train an encoder without labels."""
+
+    recipe: str | None = None
+    """A recipe's name or a TOML file; what the command line gives beside it goes first."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which encoder, and on which labelled images."""
+
+    run: Path | None = None
+    """A run folder: its encoder, its data, and where results.json is written."""
+    checkpoint: Path | None = None
+    """An encoder.safetensors or a checkpoint, instead of a run."""
+    data: str | None = None
+    """sample, tiny-imagenet or a folder with train/<class>/ and test/<class>/; default: the run's."""
+    data_path: Path | None = None
+    """The folder that a named data set lies in; default: the run's."""
+    size: int | None = None
+    """Side in pixels of what the encoder sees; default: what it was pretrained at."""
+    cache: Path = Path("~/.cache/mixco")
+    """Where packed images are kept."""
+    device: Device = "auto"
+    precision: Precision = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """`mixco linear`: a linear probe on frozen features, its settings chosen on held-out images."""
+
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    epochs: int = 100
+    """Passes over the features."""
+
+
+@dataclass(frozen=True)
+class KNNConfig:
+    """`mixco knn`: weighted k-nearest-neighbour classification on frozen features."""
+
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    k: int = 20
+    """Neighbours that vote."""
+    temperature: float = 0.07
+    """Of the votes exp(similarity / temperature)."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """`mixco demo`: the main job on the built-in sample, with and without mixing."""
+
+    out: Path = Path("runs/demo")
+    """Where the runs, results.json and pictures go."""
+    seed: int = 0
+    device: Device = "auto"
+    precision: Precision = "auto"
+    epochs: int | None = None
+    """Default: the recipe's."""
+    cache: Path = Path("~/.cache/mixco")
+    """Where packed images are kept."""
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """"; did you mean X?" for the nearest known word, else the list of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"known are: {', '.join(names)}"
+
+
+def recipe_names() -> list[str]:
+    files = resources.files("mixco").joinpath("recipes").iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+
+
+def load_recipe(recipe: str) -> PretrainConfig:
+    """The config of a recipe: a name of those shipped, or the path of a TOML file."""
+    if recipe in recipe_names():
+        text = resources.files("mixco").joinpath("recipes", f"{recipe}.toml").read_text("utf-8")
+    elif recipe.endswith(".toml"):
+        try:
+            text = Path(recipe).read_text("utf-8")
+        except OSError as error:
+            raise UserError(f"--recipe {recipe}: cannot be read ({error.strerror})") from None
+    else:
+        raise UserError(f"--recipe {recipe}: no such recipe; {nearest(recipe, recipe_names())}")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe {recipe} is not valid TOML: {error}") from None
+    return dataclasses.replace(from_dict(PretrainConfig, values, f"recipe {recipe}"), recipe=recipe)
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
+    """A dataclass from nested plain values (of TOML or JSON).
+
+    Raises UserError for an unknown key, with the nearest known one, and for a value of a wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key}; {nearest(key, known)}")
+        arguments[key] = _convert(hints[key], value, f"{where}: {key}")
+    return cls(**arguments)
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return from_dict(typing.cast(type, kind), value, where)
+    if origin is Literal and value in options:
+        return value
+    if origin is types.UnionType:
+        if value is None and types.NoneType in options:
+            return None
+        return _convert(next(o for o in options if o is not types.NoneType), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(options[0], v, where) for v in value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    if origin is Literal:
+        raise UserError(f"{where} = {value!r}; {nearest(str(value), map(str, options))}")
+    raise UserError(f"{where} = {value!r} is not a {getattr(kind, '__name__', kind)}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain values, for JSON; `from_dict` reads them back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(v) for key, v in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
+
+
+def resolve(config: PretrainConfig, images: int) -> PretrainConfig:
+    """Fill in every None, from the method and the number of images; refuse what cannot be.
+
+    Raises UserError for combinations that make no sense.
+    """
+    method, optimisation, run = config.method, config.optimisation, config.run
+    batch = optimisation.batch_size
+    checks = [
+        (32 <= config.data.size <= 224, f"--size {config.data.size}: 32 to 224 pixels"),
+        (batch >= 2, f"--batch-size {batch}: at least 2"),
+        (
+            batch <= images,
+            f"--batch-size {batch}: there are only {images} images to train on; "
+            f"give --batch-size {max(2, images // 8)} or more images",
+        ),
+        (optimisation.epochs >= 1, f"--epochs {optimisation.epochs}: at least 1"),
+        (optimisation.lr is None or optimisation.lr > 0, f"--lr {optimisation.lr}: above 0"),
+        (0 <= optimisation.warmup < 1, f"--warmup {optimisation.warmup}: from 0 up to below 1"),
+        (method.temperature > 0, f"--temperature {method.temperature}: above 0"),
+        (method.mix_temperature > 0, f"--mix-temperature {method.mix_temperature}: above 0"),
+        (method.queue is None or method.queue >= 1, f"--queue {method.queue}: at least 1"),
+        (
+            method.bn_splits is None or 1 <= method.bn_splits <= batch // 2,
+            f"--bn-splits {method.bn_splits}: 1 to {batch // 2}, two images a part at least",
+        ),
+        (
+            method.momentum is None or 0 <= method.momentum < 1,
+            f"--momentum {method.momentum}: from 0 up to below 1",
+        ),
+        (0 < run.holdout < 1, f"--holdout {run.holdout}: above 0 and below 1"),
+    ]
+    for right, message in checks:
+        if not right:
+            raise UserError(message)
+
+    moco = method.method == "moco"
+    steps = images // batch * optimisation.epochs
+    sgd_lr = (0.06 if moco else 0.3) * batch / 256
+    splits = max(s for s in (1, 2, 4, 8) if s == 1 or batch // s >= 16)
+    filled: dict[str, Any] = {
+        "queue": method.queue or min(65536, 1 << max(0, (images // 4).bit_length() - 1)),
+        "momentum": (0.99 if steps <= 50_000 else 0.999)
+        if method.momentum is None
+        else method.momentum,
+        "bn_splits": method.bn_splits or splits,
+    }
+    method = dataclasses.replace(
+        method,
+        augmentation=("moco-v2" if moco else "simclr")
+        if method.augmentation == "auto"
+        else method.augmentation,
+        **filled if moco else {},
+    )
+    adamw = optimisation.optimizer == "adamw"
+    optimisation = dataclasses.replace(
+        optimisation,
+        lr=optimisation.lr or (1e-3 if adamw else sgd_lr),
+        weight_decay=(0.05 if adamw else 5e-4)
+        if optimisation.weight_decay is None
+        else optimisation.weight_decay,
+    )
+    name = Path(config.data.data).name
+    run = dataclasses.replace(
+        run, out=run.out or Path("runs") / f"{name}-{method.method}-{method.mix}-s{run.seed}"
+    )
+    return dataclasses.replace(config, method=method, optimisation=optimisation, run=run)

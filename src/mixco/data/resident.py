@@ -1,0 +1,30 @@
+"""Batches of uint8 images, resident on the device where they fit."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def make_resident(images: Tensor, device: torch.device) -> Tensor:
+    """Copy uint8 images [N, 3, S, S] to the device when they take at most half of its free memory.
+
+    On the CPU the memory-mapped file is the resident copy: the system keeps its pages in memory.
+    """
+    if device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+        return images.to(device)
+    return images
+
+
+def batches(
+    members: Tensor, batch_size: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """One epoch: `members` int64 [N] in a new random order, in whole batches; the rest is left out."""
+    order = members[torch.randperm(len(members), generator=generator)]
+    for start in range(0, len(order) - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]
+
+
+def gather(images: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """images[index] on the device; index int64 [B] on the CPU."""
+    return images[index.to(images.device)].to(device, non_blocking=True)

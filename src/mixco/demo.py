@@ -1,0 +1,129 @@
+"""The main job on the built-in sample: pretrain with and without mixing, evaluate, compare, draw."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mixco.checkpoint import EncoderDescription, save_encoder
+from mixco.config import DemoConfig, EvaluationConfig, PretrainConfig, load_recipe, to_dict
+from mixco.data.sources import list_images
+from mixco.evaluation.evaluate import both
+from mixco.models.encoder import build_backbone
+from mixco.pictures import draw_comparison, draw_curves
+from mixco.progress import say
+from mixco.results import add_result, new_run_folder, read_json, read_metrics, write_json
+from mixco.training.pretrain import pretrain
+
+
+def demo(config: DemoConfig) -> dict[str, Any]:
+    """Returns what it writes to results.json: {name: {"pretrain": ..., "knn": ..., "linear": ...}}."""
+    started = time.perf_counter()
+    out = config.out
+    make_room(out)
+    runs = {"random": random_encoder(config, out / "random")}
+    for mix in ("none", "mixco"):
+        pretraining = of_demo(config, mix, out)
+        assert pretraining.run.out is not None
+        runs[pretraining.run.out.name] = pretrain(pretraining)
+
+    results: dict[str, Any] = {}
+    for name, folder in runs.items():
+        both(
+            EvaluationConfig(
+                run=folder,
+                device=config.device,
+                precision=config.precision,
+                cache=config.cache,
+                seed=config.seed,
+            )
+        )
+        results[name] = read_json(folder / "results.json")
+    write_json(out / "results.json", results)
+    curves = {name: read_metrics(folder) for name, folder in runs.items() if name != "random"}
+    draw_curves(out / "curves.png", curves)
+    draw_comparison(out / "comparison.png", results)
+    mixed = list(runs.values())[-1]
+    for picture in ("views.png", "neighbours.png"):
+        (out / picture).write_bytes((mixed / picture).read_bytes())
+    print_table(results)
+    say(f"{time.perf_counter() - started:.0f} s; pictures, runs and results.json are in {out}/")
+    return results
+
+
+def of_demo(config: DemoConfig, mix: str, out: Path) -> PretrainConfig:
+    """The demo's recipe, with or without mixing."""
+    recipe = load_recipe("demo")
+    method = dataclasses.replace(recipe.method, mix=mix)  # type: ignore[arg-type]
+    name = method.method + ("" if mix == "none" else f"+{mix}")
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, cache=config.cache),
+        method=method,
+        optimisation=dataclasses.replace(
+            recipe.optimisation, epochs=config.epochs or recipe.optimisation.epochs
+        ),
+        run=dataclasses.replace(
+            recipe.run,
+            out=out / name,
+            seed=config.seed,
+            device=config.device,
+            precision=config.precision,
+        ),
+    )
+
+
+def random_encoder(config: DemoConfig, folder: Path) -> Path:
+    """The run folder of an encoder that was never trained: what pretraining has to beat."""
+    recipe = of_demo(config, "none", folder.parent)
+    source = list_images(recipe.data.data, recipe.data.data_path, "pretrain")
+    new_run_folder(folder)
+    write_json(folder / "config.json", to_dict(recipe))
+    model, size = recipe.model, recipe.data.size
+    save_encoder(
+        folder / "encoder.safetensors",
+        build_backbone(model.arch, size, model.stem, config.seed),
+        EncoderDescription(
+            arch=model.arch,
+            stem=model.stem,
+            size=size,
+            mean=source.mean,
+            std=source.std,
+            training=f"random weights, seed {config.seed}",
+        ),
+    )
+    add_result(folder, "pretrain", {"method": "random", "epochs": 0, "seed": config.seed})
+    return folder
+
+
+def make_room(out: Path) -> None:
+    """An earlier demo is moved aside, never overwritten."""
+    if not out.exists() or not any(out.iterdir()):
+        return
+    number = 1
+    while (aside := out.with_name(f"{out.name}-before-{number}")).exists():
+        number += 1
+    out.rename(aside)
+    say(f"{out} held an earlier demo; it is now {aside}")
+
+
+def print_table(results: dict[str, Any]) -> None:
+    table = Table(title="Test split of the sample: 400 images, 10 classes (chance: 10 %)")
+    table.add_column("encoder")
+    for column in ("kNN top-1", "linear top-1", "linear top-5", "pretraining", "images/s"):
+        table.add_column(column, justify="right")
+    for name, result in results.items():
+        seconds = result["pretrain"].get("seconds")
+        rate = result["pretrain"].get("images_per_second")
+        table.add_row(
+            name,
+            f"{result['knn']['top1']:.1f} %",
+            f"{result['linear']['top1']:.1f} %",
+            f"{result['linear']['top5']:.1f} %",
+            f"{seconds:.0f} s" if seconds else "none",
+            f"{rate:,.0f}" if rate else "",
+        )
+    Console().print(table)

@@ -1,0 +1,39 @@
+"""Which device, and which number format is fast on it."""
+
+import torch
+
+from mixco.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto": CUDA, else MPS, else the CPU. Raises UserError when the named one is not there."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        raise UserError(f"--device {name}: this machine has none that torch can use; give cpu")
+    return torch.device(name)
+
+
+def pick_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """bfloat16 for autocast where the hardware computes in it, else float32 (no autocast)."""
+    if precision != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for the run folder."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -1,0 +1,88 @@
+"""What a person sees while it runs: a bar in a terminal, a line an epoch in a log file."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(stderr=True, highlight=False)
+
+
+class Stopwatch:
+    """Images a second and the share of time spent waiting for data, since the last reset."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.started = time.perf_counter()
+        self.waited = 0.0
+        self.images = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    @property
+    def rate(self) -> float:
+        return self.images / self.seconds
+
+    @property
+    def waiting_share(self) -> float:
+        return self.waited / self.seconds
+
+
+def _bar(*columns: TextColumn | BarColumn | MofNCompleteColumn) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        *columns,
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        expand=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+@contextmanager
+def counting(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields on_progress(done, total) for something that is counted."""
+    with _bar(MofNCompleteColumn()) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def training(description: str, steps: int) -> Iterator[Callable[[str, Stopwatch], None]]:
+    """Yields on_step(text, stopwatch), to be called once a step; shows rate, wait and time left."""
+    with _bar(TextColumn("{task.fields[state]}")) as progress:
+        task = progress.add_task(description, total=steps, state="")
+
+        def on_step(text: str, watch: Stopwatch) -> None:
+            state = f"{text}  {watch.rate:,.0f} images/s  data {watch.waiting_share:.0%}"
+            progress.update(task, advance=1, state=state)
+
+        yield on_step
+
+
+def say(text: str) -> None:
+    """A line for the person; above the bar where there is one."""
+    console.print(text, soft_wrap=True, markup=False)

@@ -1,0 +1,357 @@
+"""Pretraining: the whole run in one function, top to bottom."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mixco.checkpoint import EncoderDescription, save_checkpoint, save_encoder
+from mixco.config import PretrainConfig, resolve, to_dict
+from mixco.data import views
+from mixco.data.packing import PackedImages, pack
+from mixco.data.resident import batches, gather, make_resident
+from mixco.data.sources import list_images
+from mixco.errors import UserError
+from mixco.evaluation.features import extract_features
+from mixco.evaluation.knn import knn_scores, topk_accuracy
+from mixco.hardware import describe, pick_device, pick_dtype
+from mixco.methods.moco import MoCo
+from mixco.methods.simclr import SimCLR
+from mixco.mixing import MIXERS
+from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
+from mixco.pictures import draw_curves, draw_views
+from mixco.progress import Stopwatch, counting, say, training
+from mixco.results import add_result, append_metrics, new_run_folder, read_metrics, versions, write_json
+from mixco.seeding import generator_for
+from mixco.training.schedules import learning_rate
+
+# The loss is looked at this often for not being finite: on a GPU each look waits for the device.
+STEPS_BETWEEN_LOOKS = {"cpu": 1}
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Train an encoder without labels and leave everything in a run folder (see results.py).
+
+    Returns the run folder. Raises UserError for what the user can mend, among it a loss that is not
+    finite: then the last good checkpoint stays.
+    """
+    device = pick_device(config.run.device)
+    dtype = pick_dtype(device, config.run.precision)
+
+    # The images, packed once; labels are only for the kNN check.
+    source = list_images(config.data.data, config.data.data_path, "pretrain")
+    with counting(f"packing {source.name}") as on_progress:
+        packed = pack(
+            source,
+            size=config.data.size,
+            cache=config.data.cache.expanduser(),
+            on_progress=on_progress,
+        )
+    bank, held_out = split_holdout(packed, config.run.holdout, config.run.seed)
+    members = bank if config.run.exclude_holdout else torch.arange(len(packed.images))
+    config = resolve(config, len(members))
+    data, method_config, optimisation, run = (
+        config.data,
+        config.method,
+        config.optimisation,
+        config.run,
+    )
+    name = method_config.method + ("" if method_config.mix == "none" else f"+{method_config.mix}")
+    assert run.out is not None and optimisation.lr is not None  # resolve() has filled them in
+    assert optimisation.weight_decay is not None
+    folder = new_run_folder(run.out)
+    write_json(folder / "config.json", to_dict(config))
+    write_json(folder / "versions.json", versions(describe(device)))
+    report_data(packed, members, method_config.queue, folder)
+
+    # The method around its encoder.
+    method = build_method(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    augmentation = AUGMENTATIONS[method_config.augmentation](
+        data.size, mean=source.mean, std=source.std
+    )
+    optimizer = build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
+    encoder = EncoderDescription(
+        arch=config.model.arch,
+        stem=config.model.stem,
+        size=data.size,
+        mean=source.mean,
+        std=source.std,
+        training=f"{name} on {source.name}, {optimisation.epochs} epochs, seed {run.seed}",
+    )
+    images = make_resident(packed.images, device)
+    steps_per_epoch = len(members) // optimisation.batch_size
+    steps = steps_per_epoch * optimisation.epochs
+
+    def save(epoch: int) -> None:
+        state = {
+            "method": method.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "epoch": epoch,
+            "encoder": dataclasses.asdict(encoder),
+            "config": to_dict(config),
+        }
+        save_checkpoint(folder / "checkpoints" / "last.pt", state)
+
+    def check_knn() -> float:
+        return knn_check(
+            method.encoder.backbone, packed, bank, held_out, encoder, device=device, dtype=dtype
+        )
+
+    from torch.utils.tensorboard import SummaryWriter  # half a second, only needed here
+
+    board = SummaryWriter(str(folder / "tensorboard"))
+    say(
+        f"{name}: {config.model.arch} at {data.size} px, {len(members):,} images, "
+        f"{optimisation.epochs} epochs of {steps_per_epoch} steps, {describe(device)}, "
+        f"{str(dtype).removeprefix('torch.')}"
+    )
+    save(0)
+    knn_possible = run.knn_every > 0 and len(held_out) > 0
+    total, epoch_watch = Stopwatch(), Stopwatch()
+    step = 0
+    method.train()
+    with training(name, steps) as on_step:
+        for epoch in range(1, optimisation.epochs + 1):
+            epoch_watch.reset()
+            sums: dict[str, Tensor] = {}
+            shuffle = generator_for(run.seed, "epoch", step=epoch)
+            for index in batches(members, optimisation.batch_size, shuffle):
+                with epoch_watch.waiting(), total.waiting():
+                    view_q, view_k = views.two_views(
+                        gather(images, index, device),
+                        packed.extents[index],
+                        augmentation,
+                        generator_for(run.seed, "views", step=step),
+                        dtype,
+                    )
+                rate = learning_rate(
+                    step,
+                    steps=steps,
+                    peak=optimisation.lr,
+                    schedule=optimisation.schedule,
+                    warmup=optimisation.warmup,
+                    milestones=optimisation.milestones,
+                )
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    losses = method(view_q, view_k, generator_for(run.seed, "method", step=step))
+                losses["loss"].backward()
+                for key, value in losses.items():
+                    sums[key] = sums.get(key, 0.0) + value.detach()
+                if step % STEPS_BETWEEN_LOOKS.get(device.type, 20) == 0 or step == steps - 1:
+                    stop_unless_finite(sums["loss"], step, rate, config, folder)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                step += 1
+                epoch_watch.images += len(index)
+                total.images += len(index)
+                on_step(f"epoch {epoch}/{optimisation.epochs}", epoch_watch)
+
+            record = {
+                "epoch": epoch,
+                **{key: round(value.item() / steps_per_epoch, 5) for key, value in sums.items()},
+                "lr": rate,
+                "images_per_second": round(epoch_watch.rate, 1),
+                "waiting_share": round(epoch_watch.waiting_share, 4),
+            }
+            last = epoch == optimisation.epochs
+            if knn_possible and (epoch % run.knn_every == 0 or last):
+                record["knn"] = check_knn()
+            append_metrics(folder, record)
+            for key, value in record.items():
+                board.add_scalar(key, value, epoch)
+            if epoch % run.checkpoint_every == 0 or last:
+                save(epoch)
+            say_epoch(record, optimisation.epochs, run.knn_every)
+    board.close()
+
+    save_encoder(folder / "encoder.safetensors", method.encoder.backbone, encoder)
+    metrics = read_metrics(folder)
+    show_what_it_saw(folder / "views.png", packed, augmentation, config)
+    draw_curves(folder / "curves.png", {name: metrics})
+    add_result(
+        folder,
+        "pretrain",
+        {
+            "method": name,
+            "data": source.name,
+            "images": len(members),
+            "epochs": optimisation.epochs,
+            "loss": metrics[-1]["loss"],
+            "images_per_second": round(total.rate, 1),
+            "waiting_share": round(total.waiting_share, 4),
+            "seconds": round(total.seconds, 1),
+            "seed": run.seed,
+        },
+    )
+    return folder
+
+
+AUGMENTATIONS = {
+    "moco-v1": views.moco_v1,
+    "moco-v2": views.moco_v2,
+    "simclr": views.simclr,
+}
+
+
+def build_method(config: PretrainConfig) -> MoCo | SimCLR:
+    """The method of a resolved config, with weights drawn from its seed."""
+    model, method, seed = config.model, config.method, config.run.seed
+    backbone = build_backbone(model.arch, config.data.size, model.stem, seed)
+    head = build_head(feature_dim(backbone, config.data.size), model.dim, model.head, seed)
+    encoder = Encoder(backbone, head)
+    if method.method == "simclr":
+        return SimCLR(
+            encoder,
+            temperature=method.temperature,
+            mix=MIXERS[method.mix],
+            mix_temperature=method.mix_temperature,
+            mix_weight=method.mix_weight,
+        )
+    assert method.queue and method.bn_splits and method.momentum is not None
+    return MoCo(
+        encoder,
+        dim=model.dim,
+        queue=method.queue,
+        momentum=method.momentum,
+        temperature=method.temperature,
+        mix=MIXERS[method.mix],
+        mix_temperature=method.mix_temperature,
+        mix_weight=method.mix_weight,
+        bn_splits=method.bn_splits,
+        generator=generator_for(seed, "queue"),
+    )
+
+
+def build_optimizer(method: nn.Module, name: str, weight_decay: float) -> torch.optim.Optimizer:
+    """SGD with momentum 0.9 and decay on all parameters, as published, or AdamW.
+
+    AdamW's decay leaves out biases and the scales of norms: decoupled, it would pull them to zero
+    whatever the gradient.
+    """
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    if name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=0.0, momentum=0.9, weight_decay=weight_decay, fused=fused
+        )
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, fused=fused)
+
+
+def split_holdout(packed: PackedImages, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training images into (bank, held out) for the kNN check, class by class.
+
+    Without labels nothing is held out. The draw depends on the seed alone, so that the runs of a
+    comparison with one seed hold out the same images.
+    """
+    everything = torch.arange(len(packed.images))
+    if packed.labels is None:
+        return everything, everything[:0]
+    generator = generator_for(seed, "holdout")
+    mask = torch.zeros(len(everything), dtype=torch.bool)
+    for label in packed.labels.unique():
+        members = everything[packed.labels == label]
+        chosen = torch.randperm(len(members), generator=generator)[: int(len(members) * share)]
+        mask[members[chosen]] = True
+    return everything[~mask], everything[mask]
+
+
+def knn_check(
+    backbone: nn.Module,
+    packed: PackedImages,
+    bank: Tensor,
+    held_out: Tensor,
+    encoder: EncoderDescription,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> float:
+    """kNN top-1 in percent of the held-out training images among the other training images."""
+    assert packed.labels is not None
+
+    def view(images: Tensor, extents: Tensor) -> Tensor:
+        return views.evaluation_view(images, extents, encoder.size, encoder.mean, encoder.std, dtype)
+
+    index = torch.cat([bank, held_out])
+    features = extract_features(
+        backbone, packed.images[index], view, packed.extents[index], device=device, dtype=dtype
+    )
+    labels = packed.labels[index]
+    scores = knn_scores(
+        features[: len(bank)],
+        labels[: len(bank)],
+        features[len(bank) :],
+        classes=len(packed.classes),
+        k=20,
+    )
+    return round(topk_accuracy(scores, labels[len(bank) :], 1), 2)
+
+
+def stop_unless_finite(
+    loss: Tensor, step: int, rate: float, config: PretrainConfig, folder: Path
+) -> None:
+    """Raises UserError with what a person needs to know, before a bad step reaches the weights."""
+    if math.isfinite(loss.item()):
+        return
+    raise UserError(
+        f"the loss is not finite at step {step} (learning rate {rate:.3g}, temperature "
+        f"{config.method.temperature:g}, mixed temperature {config.method.mix_temperature:g}); "
+        f"the last good checkpoint is {folder / 'checkpoints' / 'last.pt'}. "
+        "Lower --lr, raise --temperature or --warmup, or give --precision float32"
+    )
+
+
+def report_data(packed: PackedImages, members: Tensor, queue: int | None, folder: Path) -> None:
+    """List what was left out, and warn of a queue that meets its own images."""
+    if packed.unreadable:
+        lines = [f"{file}\t{reason}\n" for file, reason in packed.unreadable]
+        (folder / "unreadable.txt").write_text("".join(lines), "utf-8")
+        say(f"{len(lines)} unreadable images left out, listed in {folder / 'unreadable.txt'}")
+    if queue is not None and queue > len(members) // 2:
+        say(
+            f"warning: the queue of {queue:,} keys is more than half of the {len(members):,} images:"
+            f" an image meets its own old keys as negatives; --queue {len(members) // 4} is safer"
+        )
+
+
+def say_epoch(record: dict[str, float], epochs: int, knn_every: int) -> None:
+    """A line in the log at each kNN check, the first and the last epoch, and each tenth of the run."""
+    epoch = int(record["epoch"])
+    if "knn" in record or epoch in (1, epochs) or epoch % max(1, epochs // 10) == 0:
+        knn = f"  kNN {record['knn']:.1f} % (held out)" if "knn" in record else ""
+        say(
+            f"epoch {epoch:>4}/{epochs}  loss {record['loss']:.3f}{knn}  "
+            f"{record['images_per_second']:,.0f} images/s  data {record['waiting_share']:.0%}"
+        )
+
+
+def show_what_it_saw(
+    path: Path, packed: PackedImages, augmentation: views.Augmentation, config: PretrainConfig
+) -> None:
+    """The picture of the views and mixtures of eight images, drawn as in training."""
+    count = min(8, len(packed.images))
+    index = torch.linspace(0, len(packed.images) - 1, count).long()
+    originals = packed.images[index]
+    generator = generator_for(config.run.seed, "picture")
+    view_q, view_k = views.two_views(
+        originals, packed.extents[index], augmentation, generator, torch.float32
+    )
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augmentation.mean, augmentation.std))
+
+    def visible(view: Tensor) -> Tensor:
+        return (view * std + mean).clamp(0, 1)
+
+    mixer, mixed, shares = MIXERS[config.method.mix], None, None
+    if mixer is not None and count >= 2:
+        mixture = mixer(view_q, generator)
+        mixed = visible(mixture.images)
+        half = count // 2
+        shares = [(i, i + half, mixture.targets[i, i].item()) for i in range(half)]
+    draw_views(path, originals, visible(view_q), visible(view_k), mixed, shares)

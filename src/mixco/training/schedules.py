@@ -1,0 +1,28 @@
+"""Learning rates as pure functions of the step: nothing to save, nothing to restore."""
+
+import math
+
+
+def learning_rate(
+    step: int,
+    *,
+    steps: int,
+    peak: float,
+    schedule: str,
+    warmup: float = 0.0,
+    milestones: tuple[float, ...] = (),
+) -> float:
+    """The rate of step 0 <= step < steps.
+
+    The first `warmup` share of all steps rises linearly to `peak`. Then "cosine" falls to zero, which
+    it would reach one step after the last; "steps" divides by ten at each milestone, a share of all
+    steps.
+    """
+    warm_steps = round(warmup * steps)
+    if step < warm_steps:
+        return peak * (step + 1) / (warm_steps + 1)
+    if schedule == "steps":
+        return peak * 0.1 ** sum(step >= share * steps for share in milestones)
+    if schedule != "cosine":
+        raise ValueError(f"unknown schedule {schedule!r}")
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_steps) / (steps - warm_steps)))

@@ -1,0 +1,86 @@
+"""The rooms of docs/architecture.md, and what each may import."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mixco
+
+SOURCE = Path(mixco.__file__).parent
+
+# What the modules of a room may import of mixco, besides their own room.
+MAY_IMPORT = {
+    "errors": set(),
+    "mixing": set(),
+    "losses": set(),
+    "seeding": set(),
+    "models": {"errors"},
+    "data": {"errors"},
+    "methods": {"mixing", "losses", "models"},
+    "config": {"errors"},
+    "hardware": {"errors"},
+    "progress": set(),
+    "results": {"errors"},
+    "pictures": set(),
+    "checkpoint": {"errors", "models"},
+    "evaluation": {
+        *("errors", "config", "data", "models", "checkpoint"),
+        *("hardware", "progress", "results", "pictures"),
+    },
+}
+# The entry rooms put the others together; they may import everything but each other upwards.
+ENTRIES = {"training", "demo", "cli", "__main__", "__init__"}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of mixco that a file imports, by their names below the package."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mixco"):
+            below = node.module.removeprefix("mixco").removeprefix(".")
+            found |= {below} if below else {alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("mixco.") for a in node.names if "mixco." in a.name}
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_a_room_imports_only_what_it_may(path: Path) -> None:
+    own = room(path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", "."))
+    if own in ENTRIES:
+        return
+    assert own in MAY_IMPORT, f"the room {own} is not in docs/architecture.md"
+    beyond = {module for module in imports(path) if room(module) not in MAY_IMPORT[own] | {own}}
+    assert not beyond, f"{own} must not import {beyond}"
+
+
+def test_the_paper_needs_nothing_but_torch() -> None:
+    for name in ("mixing", "losses"):
+        tree = ast.parse((SOURCE / f"{name}.py").read_text("utf-8"))
+        names = {
+            (node.module or "") if isinstance(node, ast.ImportFrom) else node.names[0].name
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+        }
+        assert {n.split(".")[0] for n in names} <= {"torch", "collections", "typing"}
+
+
+def test_training_and_evaluation_do_not_import_each_others_loops() -> None:
+    loops = {"training.pretrain", "evaluation.evaluate"}
+    for path in [*(SOURCE / "training").glob("*.py"), *(SOURCE / "evaluation").glob("*.py")]:
+        assert not imports(path) & loops, path
+
+
+def test_the_config_stops_at_the_entry_functions() -> None:
+    readers = {p.relative_to(SOURCE).as_posix() for p in FILES if "config" in imports(p)}
+    assert readers <= {
+        *("cli.py", "demo.py", "training/pretrain.py", "evaluation/evaluate.py", "__init__.py"),
+    }
