@@ -1,0 +1,341 @@
+"""Two views of each image, made on the device: parameters per sample, arithmetic per batch.
+
+Sampling the parameters (`sample_view`) and applying them (`apply_view`) are two functions, so that a
+test can apply the same parameters image by image with torchvision and compare. Sampling happens on
+the CPU, where its few numbers cost nothing; so the host knows every group's size and applying never
+waits for the device.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+Channels = tuple[float, float, float]
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+
+# ITU-R 601 luma, as torchvision and PIL have it.
+LUMA = (0.2989, 0.587, 0.114)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to a view. Lengths in pixels, probabilities and shares in [0, 1]."""
+
+    size: int
+    """Side of the view, 32 to 224."""
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Range of the crop's share of the area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the crop's width over height, log-uniform."""
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    """Strength of brightness, contrast, saturation (factors from 1 - s to 1 + s), hue (turns)."""
+    jitter_probability: float = 0.8
+    grey: float = 0.2
+    grey_first: bool = False
+    """Greyscale before the jitter, as MoCo v1 has it."""
+    blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """In pixels of a 224 crop; scaled by size / 224."""
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
+
+    @property
+    def blur_kernel(self) -> int:
+        """A tenth of the image, odd, at least 3 (Chen et al. 2020, appendix A)."""
+        return max(3, self.size // 10 // 2 * 2 + 1)
+
+
+def moco_v1(size: int, *, mean: Channels, std: Channels) -> Augmentation:
+    """He et al. 2020: crop, greyscale, strong jitter always, flip; no blur."""
+    return Augmentation(
+        size,
+        jitter=(0.4, 0.4, 0.4, 0.4),
+        jitter_probability=1.0,
+        grey_first=True,
+        blur=0.0,
+        mean=mean,
+        std=std,
+    )
+
+
+def moco_v2(size: int, *, mean: Channels, std: Channels) -> Augmentation:
+    """Chen et al. 2020 (2003.04297): crop, jitter, greyscale, blur, flip."""
+    return Augmentation(size, mean=mean, std=std)
+
+
+def simclr(size: int, *, mean: Channels, std: Channels) -> Augmentation:
+    """Chen et al. 2020 (2002.05709), with MixCo's crop scale of 0.2 in the place of 0.08."""
+    return Augmentation(size, jitter=(0.8, 0.8, 0.8, 0.2), mean=mean, std=std)
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """What happens to each of B images; all tensors [B] or [B, n], on the CPU."""
+
+    box: Tensor
+    """int64 [B, 4]: top, left, height, width of the crop, in pixels of the canvas."""
+    flip: Tensor
+    """bool"""
+    jitter: Tensor
+    """bool"""
+    factors: Tensor
+    """float32 [B, 4]: brightness, contrast, saturation, and hue in turns of [-0.5, 0.5]."""
+    order: Tensor
+    """int64 [B, 4]: which of the four comes at each stage."""
+    grey: Tensor
+    """bool"""
+    sigma: Tensor
+    """float32: of the blur in pixels of the view; 0 for none."""
+
+    def __getitem__(self, index: slice) -> "ViewParameters":
+        return ViewParameters(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+def sample_view(
+    extents: Tensor, augmentation: Augmentation, generator: torch.Generator
+) -> ViewParameters:
+    """Draw the parameters of one view of each image.
+
+    extents: int64 [B, 2] on the CPU, height and width of the picture on each canvas.
+    """
+    a, batch = augmentation, len(extents)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
+
+    strength = torch.tensor(a.jitter)
+    low, high = (1 - strength).clamp(min=0), 1 + strength
+    low[HUE], high[HUE] = -strength[HUE], strength[HUE]
+    sigma = uniform(*a.blur_sigma) * a.size / 224
+    return ViewParameters(
+        box=_sample_boxes(extents, a.scale, a.ratio, generator),
+        flip=uniform(0, 1) < a.flip,
+        jitter=uniform(0, 1) < a.jitter_probability,
+        factors=low + (high - low) * uniform(0, 1, 4),
+        order=uniform(0, 1, 4).argsort(1),
+        grey=uniform(0, 1) < a.grey,
+        sigma=torch.where(uniform(0, 1) < a.blur, sigma, 0),
+    )
+
+
+def _sample_boxes(
+    extents: Tensor,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+    tries: int = 10,
+) -> Tensor:
+    """RandomResizedCrop's law: ten tries of area and log-ratio, else the largest central crop."""
+    batch = len(extents)
+    height, width = extents.double().unbind(1)
+    area, log_ratio, top, left = torch.rand(
+        4, batch, tries, generator=generator, dtype=torch.float64
+    )
+    area = (height * width)[:, None] * (scale[0] + (scale[1] - scale[0]) * area)
+    bounds = torch.tensor(ratio, dtype=torch.float64).log()
+    aspect = (bounds[0] + (bounds[1] - bounds[0]) * log_ratio).exp()
+    w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (w > 0) & (h > 0) & (w <= width[:, None]) & (h <= height[:, None])
+    first = fits.int().argmax(1, keepdim=True)  # zero where none fits, which is replaced below
+    h, w, top, left = (v.gather(1, first).squeeze(1) for v in (h, w, top, left))
+
+    fallback_w = torch.minimum(width, (height * ratio[1]).round())
+    fallback_h = torch.minimum(height, (width / ratio[0]).round())
+    fitted = fits.any(1)
+    h, w = torch.where(fitted, h, fallback_h), torch.where(fitted, w, fallback_w)
+    top = torch.where(fitted, (top * (height - h + 1)).floor(), ((height - h) / 2).floor())
+    left = torch.where(fitted, (left * (width - w + 1)).floor(), ((width - w) / 2).floor())
+    return torch.stack([top, left, h, w], dim=1).long()
+
+
+def two_views(
+    images: Tensor,
+    extents: Tensor,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Two independent views of uint8 images [B, 3, H, W]; see `apply_view`."""
+    first = sample_view(extents, augmentation, generator)
+    second = sample_view(extents, augmentation, generator)
+    return (
+        apply_view(images, first, augmentation, dtype),
+        apply_view(images, second, augmentation, dtype),
+    )
+
+
+def apply_view(
+    images: Tensor,
+    parameters: ViewParameters,
+    augmentation: Augmentation,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Apply the parameters: crop and antialiased resize, flip, colours, blur, normalisation.
+
+    images: uint8 [B, 3, H, W] on any device; parameters: of the same B, on the CPU.
+
+    Returns [B, 3, size, size] of `dtype`, channels_last, normalised. Arithmetic is in float32. On
+    the CPU small chunks are done one after the other: they stay in the processor's cache.
+    """
+    chunk = len(images) if images.device.type != "cpu" else 64
+    views = [
+        _apply(images[i : i + chunk], parameters[i : i + chunk], augmentation)
+        .to(dtype)
+        .contiguous(memory_format=torch.channels_last)
+        for i in range(0, len(images), chunk)
+    ]
+    return torch.cat(views)
+
+
+def _apply(images: Tensor, p: ViewParameters, a: Augmentation) -> Tensor:
+    x = crop_resize(images, p.box, p.flip, a.size)
+    if a.grey_first:
+        x = _greyscale(x, p.grey)
+    x = _jitter(x, p)
+    if not a.grey_first:
+        x = _greyscale(x, p.grey)
+    x = _blur(x, p.sigma, a.blur_kernel)
+    return _normalise(x, a.mean, a.std)
+
+
+def evaluation_view(
+    images: Tensor,
+    extents: Tensor,
+    size: int,
+    mean: Channels,
+    std: Channels,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The central square, resized: what evaluation sees. [B, 3, size, size], channels_last.
+
+    images: uint8 [B, 3, H, W]; extents: int64 [B, 2] on the CPU. Above 112 pixels the square is 7/8
+    of the shorter side (224 of 256, as published for ImageNet), below it is all of it: small images
+    are framed tightly already.
+    """
+    side = (extents.amin(1) * (1.0 if size <= 112 else 0.875)).round().long()
+    corner = ((extents - side[:, None]) / 2).round().long()
+    box = torch.cat([corner, side[:, None], side[:, None]], dim=1)
+    x = crop_resize(images, box, torch.zeros(len(images), dtype=torch.bool), size)
+    return _normalise(x, mean, std).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _normalise(x: Tensor, mean: Channels, std: Channels) -> Tensor:
+    scale = 1 / torch.tensor(std, device=x.device)
+    shift = -torch.tensor(mean, device=x.device) * scale
+    return torch.addcmul(shift.view(3, 1, 1), x, scale.view(3, 1, 1))
+
+
+def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Crop, antialiased bilinear resize and flip: [B, 3, H, W] uint8 -> [B, 3, size, size] in [0, 1].
+
+    All three are linear and separable: a matrix for the rows and one for the columns of each image.
+    """
+    top, left, height, width = box.to(images.device).unbind(1)
+    rows = _resize_matrix(top, height, images.shape[2], size)
+    columns = _resize_matrix(left, width, images.shape[3], size)
+    columns = torch.where(flip.to(images.device)[:, None, None], columns.flip(1), columns)
+    batch, channels = images.shape[:2]
+    x = images.to(torch.float32).flatten(1, 2)  # [B, 3H, W]
+    x = torch.bmm(x, columns.transpose(1, 2) / 255)  # [B, 3H, size]
+    x = x.view(batch, channels, -1, size)
+    return torch.matmul(rows[:, None], x)
+
+
+def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
+    """[B, size, source]: how much of each source pixel is in each pixel of the view.
+
+    A triangle as wide as a pixel of the coarser of the two grids, cut off at the crop's border and
+    normalised: torchvision's bilinear resize with antialias=True.
+    """
+    step = length.float() / size  # source pixels a view pixel
+    support = step.clamp(min=1.0)[:, None, None]
+    view = torch.arange(size, device=start.device) + 0.5
+    pixel = torch.arange(source, device=start.device) - start[:, None]  # within the crop, [B, source]
+    distance = (pixel[:, None, :] + 0.5 - (view * step[:, None])[:, :, None]).abs()
+    weights = (1 - distance / support).clamp(min=0)
+    weights *= ((pixel >= 0) & (pixel < length[:, None]))[:, None, :]
+    return weights / weights.sum(2, keepdim=True)
+
+
+def _luma(x: Tensor) -> Tensor:
+    """[B, 3, S, S] -> [B, 1, S, S]"""
+    r, g, b = x.unbind(1)
+    return (LUMA[0] * r + LUMA[1] * g + LUMA[2] * b).unsqueeze(1)
+
+
+def _greyscale(x: Tensor, grey: Tensor) -> Tensor:
+    index = grey.nonzero().squeeze(1).to(x.device)
+    return x.index_copy_(0, index, _luma(x[index]).expand(-1, 3, -1, -1))
+
+
+def _jitter(x: Tensor, p: ViewParameters) -> Tensor:
+    """The four operations in each sample's own order, clamped after each."""
+    chosen = p.jitter.nonzero().squeeze(1)
+    if len(chosen) == 0:
+        return x
+    order, factors = p.order[chosen], p.factors[chosen]
+    y = x[chosen.to(x.device)]
+    for stage in range(4):
+        operation = order[:, stage]
+        factor = factors.gather(1, operation[:, None])
+        turned = (operation == HUE).nonzero().squeeze(1)
+        # Brightness, contrast and saturation are one blend, towards black, the mean grey, or grey.
+        # A factor of one leaves those whose turn hue is here exactly as they are.
+        factor[turned] = 1.0
+        towards_mean = (1 - factor) * (operation == CONTRAST)[:, None]
+        towards_grey = (1 - factor) * (operation == SATURATION)[:, None]
+        f, m, g = (v.to(x.device).view(-1, 1, 1, 1) for v in (factor, towards_mean, towards_grey))
+        luma = _luma(y)
+        offset = luma.mean((2, 3), keepdim=True) * m + luma * g
+        y = torch.addcmul(offset, y, f).clamp_(0, 1)
+        if len(turned):
+            index = turned.to(x.device)
+            turns = factors[turned, HUE].to(x.device)
+            y.index_copy_(0, index, _turn_hue(y[index], turns))
+    return x.index_copy_(0, chosen.to(x.device), y)
+
+
+def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue of RGB images [B, 3, S, S] in [0, 1] by `turns` [B] of a full circle each."""
+    r, g, b = x.unbind(1)
+    value, which = x.max(1)
+    chroma = value - x.amin(1)
+    safe = torch.where(chroma == 0, 1.0, chroma)
+    # The sector of the circle, in sixths, counted from the channel that is the largest.
+    difference = torch.where(which == 0, g - b, torch.where(which == 1, b - r, r - g))
+    sixths = difference / safe + 2 * which + 6 * turns[:, None, None]
+    return torch.stack(
+        [
+            value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
+            for k in (torch.remainder(n + sixths, 6) for n in (5, 3, 1))
+        ],
+        dim=1,
+    )
+
+
+def _blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+    """Gaussian blur with reflected borders, of those samples whose sigma is above zero."""
+    chosen = (sigma > 0).nonzero().squeeze(1)
+    if len(chosen) == 0:
+        return x
+    matrix = _blur_matrix(sigma[chosen].to(x.device), x.shape[-1], kernel)[:, None]  # [b, 1, S, S]
+    index = chosen.to(x.device)
+    return x.index_copy_(0, index, matrix @ x[index] @ matrix.transpose(-1, -2))
+
+
+def _blur_matrix(sigma: Tensor, size: int, kernel: int) -> Tensor:
+    """[B, size, size]: the 1-D Gaussian of `kernel` taps; taps beyond a border count for its mirror."""
+    half = kernel // 2
+    tap = torch.arange(-half, half + 1, device=sigma.device)
+    weights = torch.exp(-0.5 * (tap / sigma[:, None]) ** 2)
+    weights = weights / weights.sum(1, keepdim=True)  # [B, kernel]
+    source = torch.arange(size, device=sigma.device)[:, None] + tap  # [size, kernel]
+    source = (size - 1) - ((size - 1) - source.abs()).abs()  # mirrored without the border pixel
+    matrix = weights.new_zeros(len(sigma), size, size)
+    return matrix.scatter_add_(
+        2, source.expand(len(sigma), -1, -1), weights[:, None, :].expand(-1, size, -1).contiguous()
+    )

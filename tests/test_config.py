@@ -1,0 +1,86 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from mixco.config import (
+    MethodConfig,
+    OptimisationConfig,
+    PretrainConfig,
+    RunConfig,
+    from_dict,
+    load_recipe,
+    recipe_names,
+    resolve,
+    to_dict,
+)
+from mixco.errors import UserError
+
+
+def write(tmp_path: Path, text: str) -> str:
+    (tmp_path / "my.toml").write_text(text)
+    return str(tmp_path / "my.toml")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_read_and_resolved(name: str) -> None:
+    recipe = load_recipe(name)
+    resolved = resolve(recipe, 100_000)
+    assert resolved.optimisation.lr
+    assert from_dict(PretrainConfig, json.loads(json.dumps(to_dict(resolved))), "x") == resolved
+
+
+def test_a_recipe_sets_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, '[method]\nmethod = "moco"\nqueue = 100\n'))
+    assert (recipe.method.method, recipe.method.queue) == ("moco", 100)
+    assert recipe.optimisation == OptimisationConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[method]\ntemprature = 0.1", "unknown key temprature; did you mean temperature"),
+        ('[method]\nmethod = "mocco"', "did you mean moco"),
+        ('[optimisation]\nepochs = "ten"', "epochs = 'ten' is not a int"),
+        ("[optimisation]\nepochs = true", "is not a int"),
+        ("[metod]", "unknown key metod; did you mean method"),
+        ("[method", "not valid TOML"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe(write(tmp_path, text))
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean demo"):
+        load_recipe("demos")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_recipe(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (OptimisationConfig(batch_size=2000), "only 1600 images"),
+        (OptimisationConfig(batch_size=1), "at least 2"),
+        (OptimisationConfig(epochs=0), "--epochs 0"),
+        (OptimisationConfig(lr=-1.0), "--lr"),
+        (MethodConfig(temperature=0.0), "--temperature"),
+        (MethodConfig(queue=0), "--queue 0"),
+        (MethodConfig(method="moco", bn_splits=200), "--bn-splits 200"),
+        (RunConfig(holdout=1.0), "--holdout"),
+    ],
+)
+def test_combinations_that_cannot_be_are_refused(change: object, message: str) -> None:
+    name = {OptimisationConfig: "optimisation", MethodConfig: "method", RunConfig: "run"}
+    config = dataclasses.replace(PretrainConfig(), **{name[type(change)]: change})  # type: ignore[index]
+    with pytest.raises(UserError, match=message):
+        resolve(config, 1600)
+
+
+@pytest.mark.parametrize(("images", "queue"), [(1600, 256), (50_000, 8192), (1_300_000, 65536)])
+def test_the_queue_stays_well_below_the_data(images: int, queue: int) -> None:
+    config = PretrainConfig(method=MethodConfig(method="moco"))
+    assert resolve(config, images).method.queue == queue
