@@ -1,0 +1,262 @@
+"""Small images, decoded once, in one memory-mapped safetensors file of uint8."""
+
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mixco.data.images import UnreadableImage, decode
+from mixco.data.sources import ImageList
+from mixco.errors import UserError
+
+FORMAT = 1  # part of the key: raise it whenever the same files would be packed differently
+MAX_UNREADABLE = 0.01
+
+
+@dataclass(frozen=True)
+class PackedImages:
+    """The images of one split, decoded."""
+
+    images: Tensor
+    """uint8 [N, 3, S, S], memory-mapped; a picture lies in the top left of its canvas, the rest is 0."""
+    extents: Tensor
+    """int64 [N, 2]: height and width of each picture."""
+    labels: Tensor | None
+    """int64 [N], indices into `classes`; None when unlabelled."""
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    """Where each image came from, below source.root."""
+    unreadable: tuple[tuple[str, str], ...]
+    """(file, reason) of those left out."""
+    source: ImageList
+    path: Path
+    """The packed file."""
+
+
+def pack(
+    source: ImageList,
+    *,
+    size: int,
+    cache: Path,
+    workers: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> PackedImages:
+    """Decode the images of a list into one file below `cache`, or find the file of an earlier run.
+
+    A canvas is as large as the longest side of any image, but at most twice `size`, the side of what
+    the encoder sees: longer images are reduced to that, in their proportions; none is enlarged or
+    cropped. The file's name holds a key of the source's state (names, sizes and times of all files),
+    so a changed source is packed anew.
+
+    on_progress(done, total) is called while packing.
+
+    Raises UserError when more than 1 % of the images cannot be read, when a class has none left, and
+    when the disk has no room.
+    """
+    path = cache / f"{source.name.replace('/', '-')}-{_key(source, size)}.safetensors"
+    if not _is_whole(path):
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            _write(source, 2 * size, path, workers, on_progress)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); free the disk or give --cache"
+            ) from None
+    header, data = _map(path)
+    notes = json.loads(header["__metadata__"]["mixco"])
+    kept = notes["kept"]
+    labels = None
+    if source.labels is not None:
+        labels = torch.tensor([source.labels[i] for i in kept])
+        lost = sorted(set(range(len(source.classes))) - set(labels.tolist()))
+        if lost:
+            raise UserError(
+                f"{source.root}: no readable image left of class {source.classes[lost[0]]}; "
+                "mend or add some, or remove the class"
+            )
+    return PackedImages(
+        images=_tensor(header, data, "images", torch.uint8),
+        extents=_tensor(header, data, "extents", torch.int64),
+        labels=labels,
+        classes=source.classes,
+        files=tuple(source.files[i] for i in kept),
+        unreadable=tuple((source.files[i], reason) for i, reason in notes["unreadable"]),
+        source=source,
+        path=path,
+    )
+
+
+def _key(source: ImageList, size: int) -> str:
+    """Of everything that the packed file depends on."""
+    digest = hashlib.sha256(f"{FORMAT}/{size}/{source.root.resolve()}".encode())
+    if source.root.suffix == ".zip":
+        state = source.root.stat()
+        digest.update(f"{state.st_size}/{state.st_mtime_ns}".encode())
+    for name in source.files:
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+        if source.root.suffix != ".zip":
+            try:
+                state = (source.root / name).stat()
+            except OSError:  # a dangling link: unreadable, which is told when packing
+                continue
+            digest.update(f"{state.st_size}/{state.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _write(
+    source: ImageList,
+    longest: int,
+    path: Path,
+    workers: int | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    count = len(source.files)
+    # Threads suffice: Pillow lets go of the interpreter while it decodes.
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        sides = list(pool.map(lambda i: _longest_side(source, i), range(count)))
+        side = min(longest, max(sides))
+        if side == 0:
+            raise UserError(f"{source.root}: none of its {count} images can be read")
+        room = 2 * count * 3 * side * side  # the rows, and the file that they are copied into
+        free = shutil.disk_usage(path.parent).free
+        if room > free:
+            raise UserError(
+                f"{path.parent}: packing needs {room / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB "
+                "are free; free the disk, give --cache on another one, or a smaller --size"
+            )
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        rows = temporary.with_suffix(".rows")
+        extents: list[tuple[int, int]] = []
+        kept: list[int] = []
+        unreadable: list[tuple[int, str]] = []
+        try:
+            with rows.open("wb") as file:
+                decoded = _in_order(pool, source, side, count)
+                for index, result in enumerate(decoded):
+                    if isinstance(result, str):
+                        unreadable.append((index, result))
+                    else:
+                        canvas = np.zeros((3, side, side), np.uint8)
+                        height, width = result.shape[:2]
+                        canvas[:, :height, :width] = result.transpose(2, 0, 1)
+                        file.write(canvas.tobytes())
+                        kept.append(index)
+                        extents.append((height, width))
+                    if on_progress and (index % 100 == 99 or index == count - 1):
+                        on_progress(index + 1, count)
+            _refuse_too_many(source, unreadable)
+            notes = json.dumps({"kept": kept, "unreadable": unreadable})
+            with temporary.open("wb") as file:
+                shape = [len(kept), 3, side, side]
+                file.write(_header(shape, notes))
+                file.write(np.array(extents, np.int64).tobytes())
+                with rows.open("rb") as pixels:
+                    shutil.copyfileobj(pixels, file, 1 << 22)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            rows.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, source: ImageList, side: int, count: int, ahead: int = 512
+) -> Iterator[NDArray[np.uint8] | str]:
+    """Decoded images or reasons, in order, with a bounded number in memory."""
+    for start in range(0, count, ahead):
+        block = range(start, min(start + ahead, count))
+        yield from pool.map(lambda i: _read(source, i, side), block)
+
+
+def _longest_side(source: ImageList, index: int) -> int:
+    """From the file's header alone; 0 where it cannot be read."""
+    try:
+        with Image.open(BytesIO(source.read(index))) as image:
+            return max(image.size)
+    except Exception:  # whatever is wrong is told by decode(), with a reason
+        return 0
+
+
+def _read(source: ImageList, index: int, side: int) -> NDArray[np.uint8] | str:
+    """uint8 [H, W, 3] with no side above `side`, or the reason why not."""
+    try:
+        pixels = decode(source.read(index))
+    except UnreadableImage as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+    height, width = pixels.shape[:2]
+    if max(height, width) <= side:
+        return pixels
+    scale = side / max(height, width)
+    target = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels).resize(target, Image.Resampling.BILINEAR))
+
+
+def _refuse_too_many(source: ImageList, unreadable: list[tuple[int, str]]) -> None:
+    count = len(source.files)
+    if len(unreadable) <= MAX_UNREADABLE * count:
+        return
+    shown = "; ".join(f"{source.files[i]}: {reason}" for i, reason in unreadable[:3])
+    raise UserError(
+        f"{source.root}: {len(unreadable)} of {count} images cannot be read ({shown}); "
+        "at most 1 % are left out silently: mend or remove them"
+    )
+
+
+def _header(shape: list[int], notes: str) -> bytes:
+    """A safetensors header, so that pixels can be streamed behind it."""
+    begin, pixels = 16 * shape[0], int(np.prod(shape))
+    content = json.dumps(
+        {
+            "__metadata__": {"mixco": notes},
+            # Eight-byte numbers first: behind the pixels they might lie at an odd place.
+            "extents": {"dtype": "I64", "shape": [shape[0], 2], "data_offsets": [0, begin]},
+            "images": {"dtype": "U8", "shape": shape, "data_offsets": [begin, begin + pixels]},
+        }
+    ).encode()
+    content += b" " * (-len(content) % 64 + 56)  # pixels begin at a multiple of 64
+    return struct.pack("<Q", len(content)) + content
+
+
+def _is_whole(path: Path) -> bool:
+    """Is there a packed file, of the length that its header says?"""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+            return bool(path.stat().st_size == 8 + length + header["images"]["data_offsets"][1])
+    except (OSError, ValueError, KeyError, struct.error, MemoryError, OverflowError):
+        return False
+
+
+def _map(path: Path) -> tuple[dict[str, dict[str, str]], memoryview]:
+    """The header, and a copy-on-write map of the rest (torch wants writable memory)."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    return header, data[8 + length :]
+
+
+def _tensor(
+    header: dict[str, dict[str, str]], data: memoryview, name: str, dtype: torch.dtype
+) -> Tensor:
+    entry = header[name]
+    begin, end = (int(v) for v in entry["data_offsets"])
+    flat = torch.frombuffer(data[begin:end], dtype=dtype)
+    return flat.view([int(v) for v in entry["shape"]])
