@@ -18,8 +18,15 @@ from pathlib import Path
 
 import torch
 
-from mixco.config import DataConfig, MethodConfig, ModelConfig, OptimisationConfig, PretrainConfig
-from mixco.config import RunConfig, resolve
+from mixco.config import (
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimisationConfig,
+    PretrainConfig,
+    RunConfig,
+    resolve,
+)
 from mixco.hardware import describe, pick_device, pick_dtype
 from mixco.results import read_metrics, versions
 from mixco.training.pretrain import build_method, pretrain

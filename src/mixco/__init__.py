@@ -1,0 +1,92 @@
+"""MixCo: contrastive pretraining of image encoders with mixed images, on MoCo and on SimCLR.
+
+The public names. Each is loaded when it is first asked for, so that `import mixco` and
+`mixco --help` do not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixco.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
+    from mixco.config import (
+        DataConfig,
+        EvaluationConfig,
+        KNNConfig,
+        LinearConfig,
+        MethodConfig,
+        ModelConfig,
+        OptimisationConfig,
+        PretrainConfig,
+        RunConfig,
+        load_recipe,
+    )
+    from mixco.errors import UserError
+    from mixco.evaluation.evaluate import evaluate_knn, evaluate_linear
+    from mixco.losses import soft_infonce
+    from mixco.methods.moco import MoCo
+    from mixco.methods.simclr import SimCLR
+    from mixco.mixing import Mixed, mix_halves, mixco
+    from mixco.training.pretrain import pretrain
+
+_HOMES = {
+    "mixco.checkpoint": ("EncoderDescription", "LoadedEncoder", "load_encoder"),
+    "mixco.config": (
+        "DataConfig",
+        "EvaluationConfig",
+        "KNNConfig",
+        "LinearConfig",
+        "MethodConfig",
+        "ModelConfig",
+        "OptimisationConfig",
+        "PretrainConfig",
+        "RunConfig",
+        "load_recipe",
+    ),
+    "mixco.errors": ("UserError",),
+    "mixco.evaluation.evaluate": ("evaluate_knn", "evaluate_linear"),
+    "mixco.losses": ("soft_infonce",),
+    "mixco.methods.moco": ("MoCo",),
+    "mixco.methods.simclr": ("SimCLR",),
+    "mixco.mixing": ("Mixed", "mix_halves", "mixco"),
+    "mixco.training.pretrain": ("pretrain",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "DataConfig",
+    "EncoderDescription",
+    "EvaluationConfig",
+    "KNNConfig",
+    "LinearConfig",
+    "LoadedEncoder",
+    "MethodConfig",
+    "Mixed",
+    "MoCo",
+    "ModelConfig",
+    "OptimisationConfig",
+    "PretrainConfig",
+    "RunConfig",
+    "SimCLR",
+    "UserError",
+    "evaluate_knn",
+    "evaluate_linear",
+    "load_encoder",
+    "load_recipe",
+    "mix_halves",
+    "mixco",
+    "pretrain",
+    "soft_infonce",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'mixco' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,7 +6,6 @@ alone as encoder.safetensors (the description in the file's metadata), and insid
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mixco.errors import UserError
+from mixco.files import replacing
 from mixco.models.encoder import build_backbone
 
 
@@ -47,20 +47,17 @@ class LoadedEncoder:
 
 def save_encoder(path: Path, backbone: nn.Module, description: EncoderDescription) -> None:
     """Write encoder.safetensors atomically; keys are timm's."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, temporary, {"mixco": json.dumps(dataclasses.asdict(description))})
-    temporary.replace(path)
+    tensors = {
+        key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"mixco": json.dumps(dataclasses.asdict(description))})
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically: temporary name, synced to the disk, renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def load_encoder(path: Path) -> LoadedEncoder:

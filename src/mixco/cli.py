@@ -33,7 +33,7 @@ Pretrain an image encoder without labels, with or without mixed images, and see 
 """
 
 
-def parse(cls: type[T], verb: str, arguments: list[str], default: T | None = None) -> T:
+def parse(cls: type[T], verb: str, arguments: list[str], default: T) -> T:
     """Options without prefixes, whichever part of the config they belong to; a typo exits with 2."""
     return tyro.cli(
         cls,
@@ -46,7 +46,7 @@ def parse(cls: type[T], verb: str, arguments: list[str], default: T | None = Non
 
 
 def demo(arguments: list[str]) -> None:
-    config = parse(DemoConfig, "demo", arguments)
+    config = parse(DemoConfig, "demo", arguments, DemoConfig())
     from mixco.demo import demo as run
 
     run(config)
@@ -63,14 +63,14 @@ def pretrain(arguments: list[str]) -> None:
 
 
 def linear(arguments: list[str]) -> None:
-    config = parse(LinearConfig, "linear", arguments)
+    config = parse(LinearConfig, "linear", arguments, LinearConfig())
     from mixco.evaluation.evaluate import evaluate_linear
 
     _print_accuracy("linear probe", evaluate_linear(config))
 
 
 def knn(arguments: list[str]) -> None:
-    config = parse(KNNConfig, "knn", arguments)
+    config = parse(KNNConfig, "knn", arguments, KNNConfig())
     from mixco.evaluation.evaluate import evaluate_knn
 
     _print_accuracy("kNN", evaluate_knn(config))

@@ -177,7 +177,7 @@ class DemoConfig:
 
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """"; did you mean X?" for the nearest known word, else the list of them."""
+    """ "; did you mean X?" for the nearest known word, else the list of them."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"known are: {', '.join(names)}"

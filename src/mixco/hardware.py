@@ -6,7 +6,7 @@ from mixco.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto": CUDA, else MPS, else the CPU. Raises UserError when the named one is not there."""
+    """ "auto": CUDA, else MPS, else the CPU. Raises UserError when the named one is not there."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

@@ -1,24 +1,24 @@
 """The run folder and what is written into it.
 
-    config.json          the resolved config
-    versions.json        of Python, the libraries and mixco, and the hardware
-    metrics.jsonl        one record an epoch
-    tensorboard/         the same for TensorBoard
-    checkpoints/         last.pt
-    encoder.safetensors  the backbone, in timm's (for ResNets also torchvision's) keys
-    unreadable.txt       the images that were left out, and why; only when there are any
-    results.json         {"pretrain": {...}, "knn": {...}, "linear": {...}}
-    *.png                pictures
+config.json          the resolved config
+versions.json        of Python, the libraries and mixco, and the hardware
+metrics.jsonl        one record an epoch
+tensorboard/         the same for TensorBoard
+checkpoints/         last.pt
+encoder.safetensors  the backbone, in timm's (for ResNets also torchvision's) keys
+unreadable.txt       the images that were left out, and why; only when there are any
+results.json         {"pretrain": {...}, "knn": {...}, "linear": {...}}
+*.png                pictures
 """
 
 import json
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from mixco.errors import UserError
+from mixco.files import replacing
 
 LIBRARIES = ("mixco", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 
@@ -38,10 +38,9 @@ def new_run_folder(path: Path) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write atomically: the file is the old one or the new one, whatever happens."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
-    temporary.replace(path)
+    """Write atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -49,7 +48,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); is this a run folder?") from None
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); is this a run folder?"
+        ) from None
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; restore it or run again") from None
 

@@ -16,9 +16,7 @@ def make_resident(images: Tensor, device: torch.device) -> Tensor:
     return images
 
 
-def batches(
-    members: Tensor, batch_size: int, generator: torch.Generator
-) -> Iterator[Tensor]:
+def batches(members: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """One epoch: `members` int64 [N] in a new random order, in whole batches; the rest is left out."""
     order = members[torch.randperm(len(members), generator=generator)]
     for start in range(0, len(order) - batch_size + 1, batch_size):

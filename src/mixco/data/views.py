@@ -254,7 +254,9 @@ def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int) -> Ten
     step = length.float() / size  # source pixels a view pixel
     support = step.clamp(min=1.0)[:, None, None]
     view = torch.arange(size, device=start.device) + 0.5
-    pixel = torch.arange(source, device=start.device) - start[:, None]  # within the crop, [B, source]
+    pixel = (
+        torch.arange(source, device=start.device) - start[:, None]
+    )  # within the crop, [B, source]
     distance = (pixel[:, None, :] + 0.5 - (view * step[:, None])[:, :, None]).abs()
     weights = (1 - distance / support).clamp(min=0)
     weights *= ((pixel >= 0) & (pixel < length[:, None]))[:, None, :]

@@ -77,27 +77,27 @@ def compute_features(config: EvaluationConfig) -> Features:
     def view(images: Tensor, extents: Tensor) -> Tensor:
         return evaluation_view(images, extents, size, description.mean, description.std, dtype)
 
-    splits, features = [], []
-    for split in ("train", "test"):
+    def of_split(split: str) -> tuple[PackedImages, Tensor]:
         source = list_images(data, data_path, split)
         with counting(f"packing {source.name}") as on_progress:
             packed = pack(
                 source, size=size, cache=config.cache.expanduser(), on_progress=on_progress
             )
         with counting(f"features of {source.name}") as on_progress:
-            features.append(
-                extract_features(
-                    encoder.backbone,
-                    packed.images,
-                    view,
-                    packed.extents,
-                    device=device,
-                    dtype=dtype,
-                    on_progress=on_progress,
-                )
+            features = extract_features(
+                encoder.backbone,
+                packed.images,
+                view,
+                packed.extents,
+                device=device,
+                dtype=dtype,
+                on_progress=on_progress,
             )
-        splits.append(packed)
-    return Features(encoder, *splits, *features)
+        return packed, features
+
+    train, train_features = of_split("train")
+    test, test_features = of_split("test")
+    return Features(encoder, train, test, train_features, test_features)
 
 
 def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[str, Any]:
@@ -170,6 +170,7 @@ def show_neighbours(path: Path, f: Features, count: int = 8, k: int = 8) -> None
         similarities,
         train_labels[index] == test_labels[chosen][:, None],
         [f.test.classes[int(c)] for c in test_labels[chosen]],
+        f"{f.encoder.description.training}: the nearest training images of {len(chosen)} test images",
     )
 
 

@@ -18,7 +18,7 @@ def neighbours(
     k = min(k, len(bank))
     bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
     similarities, indices = [], []
-    for query in queries.split(chunk):
+    for query in torch.split(queries, chunk):
         best = query.new_full((len(query), 0), 0.0)
         where = torch.zeros(len(query), 0, dtype=torch.int64, device=query.device)
         for start in range(0, len(bank), chunk):

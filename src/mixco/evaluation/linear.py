@@ -84,7 +84,7 @@ def fit_linear_probe(
 def _stratified(labels: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """bool [N]: of each class at least one image and about `share`, never all."""
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
+    for label in torch.unique(labels):
         members = (labels == label).nonzero().squeeze(1)
         count = min(len(members) - 1, max(1, round(share * len(members))))
         mask[members[torch.randperm(len(members), generator=generator)[:count]]] = True

@@ -23,7 +23,14 @@ from mixco.mixing import MIXERS
 from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
 from mixco.pictures import draw_curves, draw_views
 from mixco.progress import Stopwatch, counting, say, training
-from mixco.results import add_result, append_metrics, new_run_folder, read_metrics, versions, write_json
+from mixco.results import (
+    add_result,
+    append_metrics,
+    new_run_folder,
+    read_metrics,
+    versions,
+    write_json,
+)
 from mixco.seeding import generator_for
 from mixco.training.schedules import learning_rate
 
@@ -165,7 +172,7 @@ def pretrain(config: PretrainConfig) -> Path:
                 board.add_scalar(key, value, epoch)
             if epoch % run.checkpoint_every == 0 or last:
                 save(epoch)
-            say_epoch(record, optimisation.epochs, run.knn_every)
+            say_epoch(record, optimisation.epochs)
     board.close()
 
     save_encoder(folder / "encoder.safetensors", method.encoder.backbone, encoder)
@@ -256,7 +263,7 @@ def split_holdout(packed: PackedImages, share: float, seed: int) -> tuple[Tensor
         return everything, everything[:0]
     generator = generator_for(seed, "holdout")
     mask = torch.zeros(len(everything), dtype=torch.bool)
-    for label in packed.labels.unique():
+    for label in torch.unique(packed.labels):
         members = everything[packed.labels == label]
         chosen = torch.randperm(len(members), generator=generator)[: int(len(members) * share)]
         mask[members[chosen]] = True
@@ -277,7 +284,9 @@ def knn_check(
     assert packed.labels is not None
 
     def view(images: Tensor, extents: Tensor) -> Tensor:
-        return views.evaluation_view(images, extents, encoder.size, encoder.mean, encoder.std, dtype)
+        return views.evaluation_view(
+            images, extents, encoder.size, encoder.mean, encoder.std, dtype
+        )
 
     index = torch.cat([bank, held_out])
     features = extract_features(
@@ -321,7 +330,7 @@ def report_data(packed: PackedImages, members: Tensor, queue: int | None, folder
         )
 
 
-def say_epoch(record: dict[str, float], epochs: int, knn_every: int) -> None:
+def say_epoch(record: dict[str, float], epochs: int) -> None:
     """A line in the log at each kNN check, the first and the last epoch, and each tenth of the run."""
     epoch = int(record["epoch"])
     if "knn" in record or epoch in (1, epochs) or epoch % max(1, epochs // 10) == 0:
@@ -348,7 +357,9 @@ def show_what_it_saw(
     def visible(view: Tensor) -> Tensor:
         return (view * std + mean).clamp(0, 1)
 
-    mixer, mixed, shares = MIXERS[config.method.mix], None, None
+    mixed: Tensor | None = None
+    shares: list[tuple[int, int, float]] = []
+    mixer = MIXERS[config.method.mix]
     if mixer is not None and count >= 2:
         mixture = mixer(view_q, generator)
         mixed = visible(mixture.images)

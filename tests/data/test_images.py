@@ -1,0 +1,135 @@
+"""Every mode of file becomes right RGB; the picture is a real one of the sample."""
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from sample_images import sample_images
+
+from mixco.data.images import UnreadableImage, decode
+
+RGB: NDArray[np.uint8] = sample_images(4)[2].permute(1, 2, 0).numpy()
+PICTURE = Image.fromarray(RGB)
+GREY = np.asarray(PICTURE.convert("L"))
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def close(a: NDArray[np.uint8], b: NDArray[np.uint8], tolerance: float) -> bool:
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype == np.uint8
+    return float(np.abs(a.astype(int) - b.astype(int)).mean()) <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_rgb_is_as_it_is(kind: str) -> None:
+    assert close(decode(encoded(PICTURE, kind)), RGB, 0)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 95}), ("WEBP", {})])
+def test_lossy_formats_are_near(kind: str, options: dict[str, Any]) -> None:
+    assert close(decode(encoded(PICTURE, kind, **options)), RGB, 6)
+
+
+def test_greyscale_is_repeated() -> None:
+    expected = np.repeat(GREY[:, :, None], 3, 2)
+    assert close(decode(encoded(PICTURE.convert("L"), "PNG")), expected, 0)
+
+
+def test_a_palette_is_resolved() -> None:
+    palette = PICTURE.quantize(256)
+    assert close(decode(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")), 0)
+    assert close(decode(encoded(palette, "PNG")), RGB, 6)
+
+
+def test_cmyk_is_converted() -> None:
+    assert close(decode(encoded(PICTURE.convert("CMYK"), "JPEG", quality=95)), RGB, 6)
+
+
+def test_black_and_white() -> None:
+    expected = np.repeat(np.where(GREY[:, :, None] > 99, 255, 0).astype(np.uint8), 3, 2)
+    bits = Image.fromarray(GREY > 99)
+    assert bits.mode == "1"
+    assert close(decode(encoded(bits, "PNG")), expected, 0)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_parts_show_white(mode: str) -> None:
+    image = PICTURE.convert(mode)
+    alpha = Image.new("L", image.size, 255)
+    alpha.paste(0, (0, 0, 32, 64))  # the left half
+    image.putalpha(alpha)
+    expected = np.asarray(PICTURE.convert("L" if mode == "LA" else "RGB").convert("RGB")).copy()
+    expected[:, :32] = 255
+    assert close(decode(encoded(image, "PNG")), expected, 0)
+
+
+def test_a_transparent_palette_colour_shows_white() -> None:
+    palette = PICTURE.quantize(16)
+    first = np.asarray(palette) == 0
+    expected = np.asarray(palette.convert("RGB")).copy()
+    expected[first] = 255
+    assert first.any()
+    assert close(decode(encoded(palette, "PNG", transparency=0)), expected, 0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_cut_off(kind: str) -> None:
+    deep = Image.fromarray(GREY.astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    assert close(decode(encoded(deep, kind)), np.repeat(GREY[:, :, None], 3, 2), 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_obeyed(orientation: int) -> None:
+    wide = PICTURE.crop((0, 0, 64, 40))
+    stored = {
+        1: wide,
+        2: wide.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: wide.transpose(Image.Transpose.ROTATE_180),
+        4: wide.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: wide.transpose(Image.Transpose.TRANSPOSE),
+        6: wide.transpose(Image.Transpose.ROTATE_90),
+        7: wide.transpose(Image.Transpose.TRANSVERSE),
+        8: wide.transpose(Image.Transpose.ROTATE_270),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert close(decode(encoded(stored, "PNG", exif=exif)), np.asarray(wide), 0)
+
+
+def test_of_an_animation_the_first_frame() -> None:
+    first, second = PICTURE.quantize(64), Image.new("P", PICTURE.size)
+    animation = encoded(first, "GIF", save_all=True, append_images=[second])
+    assert close(decode(animation), RGB, 10)
+
+
+JPEG = encoded(PICTURE, "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"no image at all", "not an image"),
+        (b"<!DOCTYPE html><title>404</title>", "an HTML page"),
+        (JPEG[: len(JPEG) // 2], "truncated"),
+        (encoded(PICTURE, "PNG")[:-600], "truncated"),
+    ],
+)
+def test_unreadable_files_say_why(data: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason):
+        decode(data)
+
+
+def test_a_decompression_bomb_is_refused() -> None:
+    bomb = encoded(Image.new("1", (20_000, 10_000)), "PNG")
+    with pytest.raises(UnreadableImage, match="89 million pixels"):
+        decode(bomb)

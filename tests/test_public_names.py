@@ -1,0 +1,24 @@
+"""The public names: exactly these, all there, and cheap until one is used."""
+
+import subprocess
+import sys
+
+import mixco
+
+
+def test_the_public_names() -> None:
+    configs = {
+        *("PretrainConfig", "DataConfig", "ModelConfig", "MethodConfig", "OptimisationConfig"),
+        *("RunConfig", "EvaluationConfig", "LinearConfig", "KNNConfig"),
+    }
+    verbs = {"pretrain", "evaluate_linear", "evaluate_knn", "load_encoder", "load_recipe"}
+    method = {"MoCo", "SimCLR", "Mixed", "mix_halves", "mixco", "soft_infonce"}
+    results = {"EncoderDescription", "LoadedEncoder", "UserError"}
+    assert set(mixco.__all__) == configs | verbs | method | results
+    for name in mixco.__all__:
+        assert getattr(mixco, name).__module__.startswith("mixco."), name
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, mixco, mixco.cli; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
