@@ -67,6 +67,8 @@ class MethodConfig:
     """MoCo's virtual devices on one device; default: as many as leave each 16 images, at most 8."""
     augmentation: Literal["auto", "moco-v1", "moco-v2", "simclr"] = "auto"
     """How views are made; auto: moco-v2 for moco, simclr for simclr."""
+    jitter: float = 1.0
+    """Strength of the augmentation's colour jitter: 0.5 is half of it, 0 none."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +279,7 @@ def resolve(config: PretrainConfig, images: int) -> PretrainConfig:
         (0 <= optimisation.warmup < 1, f"--warmup {optimisation.warmup}: from 0 up to below 1"),
         (method.temperature > 0, f"--temperature {method.temperature}: above 0"),
         (method.mix_temperature > 0, f"--mix-temperature {method.mix_temperature}: above 0"),
+        (0 <= method.jitter <= 1.25, f"--jitter {method.jitter}: 0 to 1.25"),
         (method.queue is None or method.queue >= 1, f"--queue {method.queue}: at least 1"),
         (
             method.bn_splits is None or 1 <= method.bn_splits <= batch // 2,

@@ -102,8 +102,9 @@ def draw_neighbours(
     correct: bool [Q, K], whether the neighbour is of the query's class: the frame's colour.
     names: the class of each query.
     """
+    title += "\nsolid green: of the same class; dashed orange: of another; below: cosine similarity"
     count, k = similarities.shape
-    figure = Figure(figsize=(1.0 * (k + 1.9), 1.12 * count + 0.7), layout="constrained")
+    figure = Figure(figsize=(1.0 * (k + 1.9), 1.05 * count + 0.9), layout="constrained")
     figure.suptitle(title, fontsize=11, color=INK)
     grid = figure.add_gridspec(count, k + 2, width_ratios=[1, 0.15] + [1] * k)
     for row in range(count):
@@ -154,7 +155,7 @@ def _show(axes: Axes, image: Tensor, frame: str | None = None, dashed: bool = Fa
 def _quieten(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)
-    axes.grid(axis="both", color="#EEEEEE")
+    axes.grid(color="#EEEEEE")
     axes.set_axisbelow(True)
 
 

@@ -105,7 +105,7 @@ def test_nothing_half_written_is_left_behind(photos: Path, tmp_path: Path) -> No
     cache = tmp_path / "cache"
     source = list_images(str(photos), None, "pretrain")
 
-    def stop(done: int, total: int) -> None:
+    def stop(_done: int, _total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

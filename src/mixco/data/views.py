@@ -6,7 +6,7 @@ the CPU, where its few numbers cost nothing; so the host knows every group's siz
 waits for the device.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -70,6 +70,12 @@ def moco_v2(size: int, *, mean: Channels, std: Channels) -> Augmentation:
 def simclr(size: int, *, mean: Channels, std: Channels) -> Augmentation:
     """Chen et al. 2020 (2002.05709), with MixCo's crop scale of 0.2 in the place of 0.08."""
     return Augmentation(size, jitter=(0.8, 0.8, 0.8, 0.2), mean=mean, std=std)
+
+
+def weaken_jitter(augmentation: Augmentation, strength: float) -> Augmentation:
+    """The same with brightness, contrast, saturation and hue of `strength` times theirs."""
+    brightness, contrast, saturation, hue = (strength * s for s in augmentation.jitter)
+    return replace(augmentation, jitter=(brightness, contrast, saturation, hue))
 
 
 @dataclass(frozen=True)

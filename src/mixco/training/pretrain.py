@@ -68,15 +68,16 @@ def pretrain(config: PretrainConfig) -> Path:
     name = method_config.method + ("" if method_config.mix == "none" else f"+{method_config.mix}")
     assert run.out is not None and optimisation.lr is not None  # resolve() has filled them in
     assert optimisation.weight_decay is not None
+
+    # The method around its encoder; what cannot be built leaves no run folder.
+    method = build_method(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     folder = new_run_folder(run.out)
     write_json(folder / "config.json", to_dict(config))
     write_json(folder / "versions.json", versions(describe(device)))
     report_data(packed, members, method_config.queue, folder)
-
-    # The method around its encoder.
-    method = build_method(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    augmentation = AUGMENTATIONS[method_config.augmentation](
-        data.size, mean=source.mean, std=source.std
+    augmentation = views.weaken_jitter(
+        AUGMENTATIONS[method_config.augmentation](data.size, mean=source.mean, std=source.std),
+        method_config.jitter,
     )
     optimizer = build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
     encoder = EncoderDescription(
