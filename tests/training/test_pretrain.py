@@ -1,0 +1,178 @@
+"""The run: what it leaves behind, that one seed is one run, and that it stops where it must."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sample_images import unpack_sample
+
+from mixco.checkpoint import load_encoder
+from mixco.config import (
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimisationConfig,
+    PretrainConfig,
+    RunConfig,
+    from_dict,
+)
+from mixco.errors import UserError
+from mixco.results import read_json, read_metrics
+from mixco.training.pretrain import pretrain
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack_sample(tmp_path_factory.mktemp("photos"), train=16, test=2, classes=3)
+
+
+def config(
+    photos: Path,
+    out: Path,
+    *,
+    method: dict[str, Any] | None = None,
+    optimisation: dict[str, Any] | None = None,
+    **run: Any,
+) -> PretrainConfig:
+    return PretrainConfig(
+        data=DataConfig(data=str(photos), size=32, cache=out.parent / "cache"),
+        model=ModelConfig(stem="conv3s2"),  # a quarter of the cost of the usual one at 32 px
+        method=MethodConfig(**{"queue": 20, **(method or {})}),
+        optimisation=OptimisationConfig(**{"epochs": 2, "batch_size": 16, **(optimisation or {})}),
+        run=RunConfig(out=out, device="cpu", **{"knn_every": 1, **run}),
+    )
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "encoder.safetensors")
+
+
+@pytest.mark.parametrize("method", ["moco", "simclr"])
+@pytest.mark.parametrize("mix", ["none", "mixco"])
+def test_one_seed_is_one_run(photos: Path, tmp_path: Path, method: str, mix: str) -> None:
+    settings = {"method": method, "mix": mix}
+    a, b, other = (
+        pretrain(config(photos, tmp_path / name, method=settings, seed=seed))
+        for name, seed in (("a", 3), ("b", 3), ("other", 4))
+    )
+    assert all(torch.equal(weights(a)[k], v) for k, v in weights(b).items())
+    assert not all(torch.equal(weights(a)[k], v) for k, v in weights(other).items())
+    timed = {"images_per_second", "waiting_share"}
+    stripped = [
+        [{k: v for k, v in record.items() if k not in timed} for record in read_metrics(run)]
+        for run in (a, b)
+    ]
+    assert stripped[0] == stripped[1]
+
+
+def test_what_a_run_leaves_behind(photos: Path, tmp_path: Path) -> None:
+    asked = config(photos, tmp_path / "run", method={"method": "moco"})
+    run = pretrain(asked)
+    assert {p.name for p in run.iterdir()} == {
+        *("config.json", "versions.json", "metrics.jsonl", "results.json", "encoder.safetensors"),
+        *("checkpoints", "tensorboard", "views.png", "curves.png"),
+    }
+    resolved = from_dict(PretrainConfig, read_json(run / "config.json"), "config.json")
+    assert resolved.optimisation.lr == 1e-3, "resolved, not as asked"
+    assert resolved.method.augmentation == "moco-v2"
+    records = read_metrics(run)
+    assert [r["epoch"] for r in records] == [1, 2]
+    assert {"loss", "clean", "mixed", "lr", "knn", "images_per_second"} <= records[0].keys()
+    assert all(0 < r["waiting_share"] < 1 for r in records)
+    result = read_json(run / "results.json")["pretrain"]
+    assert (result["method"], result["images"], result["epochs"]) == ("moco+mixco", 48, 2)
+    assert list((run / "tensorboard").glob("events.*"))
+
+    state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    assert state["epoch"] == 2
+    assert state["method"]["queue.keys"].shape == (20, 128)
+    assert state["method"]["queue.pointer"] == 2 * 48 % 20
+    encoder = load_encoder(run)
+    assert all(torch.equal(encoder.backbone.state_dict()[k], v) for k, v in weights(run).items())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(photos: Path, tmp_path: Path) -> None:
+    """A learning rate out of all proportion: the weights overflow after the first step."""
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match=r"not finite at step \d+ \(learning rate .*temperature 0.2"):
+        pretrain(
+            config(
+                photos,
+                out,
+                optimisation={"optimizer": "sgd", "lr": 1e30, "warmup": 0.0, "epochs": 4},
+                precision="float32",
+            )
+        )
+    state = torch.load(out / "checkpoints" / "last.pt", weights_only=True)
+    assert all(v.isfinite().all() for v in state["method"].values()), "the last good one stays"
+    assert not (out / "encoder.safetensors").exists(), "nothing that would pass for a result"
+
+
+def test_a_run_is_never_overwritten(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    with pytest.raises(UserError, match="the folder is not empty"):
+        pretrain(config(photos, out))
+    assert [p.name for p in out.iterdir()] == ["precious.txt"]
+
+
+def test_held_out_images_are_left_out_when_asked(photos: Path, tmp_path: Path) -> None:
+    run = pretrain(config(photos, tmp_path / "run", holdout=0.25, exclude_holdout=True))
+    assert read_json(run / "results.json")["pretrain"]["images"] == 36
+
+
+def test_without_labels_there_is_no_knn(photos: Path, tmp_path: Path) -> None:
+    run = pretrain(config(photos / "train", tmp_path / "run"))
+    assert not any("knn" in record for record in read_metrics(run))
+
+
+def test_unreadable_images_are_listed_in_the_run(photos: Path, tmp_path: Path) -> None:
+    folder = unpack_sample(tmp_path / "photos", train=101, test=1, classes=1)
+    sorted((folder / "train").rglob("*.jpg"))[5].write_bytes(b"<html>")
+    run = pretrain(config(folder / "train", tmp_path / "run", optimisation={"epochs": 1}))
+    lines = (run / "unreadable.txt").read_text().splitlines()
+    assert len(lines) == 1
+    assert lines[0].endswith("not an image (an HTML page)")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("schedule", ["cosine", "steps"])
+def test_the_loss_falls(photos: Path, tmp_path: Path, optimizer: str, schedule: str) -> None:
+    """With each optimiser and schedule: 24 steps on 48 images are enough to see it.
+
+    Single epochs of three steps are noisy, for each draws its own views and shares.
+    """
+    asked = config(
+        photos,
+        tmp_path / "run",
+        method={"method": "simclr", "jitter": 0.0},
+        optimisation={"optimizer": optimizer, "schedule": schedule, "epochs": 8},
+        knn_every=0,
+    )
+    losses = [record["loss"] for record in read_metrics(pretrain(asked))]
+    assert sum(losses[-3:]) / 3 < losses[0] - 0.2
+
+
+def test_the_rate_of_each_epoch_is_the_schedules(photos: Path, tmp_path: Path) -> None:
+    asked = config(
+        photos,
+        tmp_path / "run",
+        optimisation={"schedule": "steps", "milestones": (0.5,), "warmup": 0.0, "lr": 0.01},
+        knn_every=0,
+    )
+    assert [r["lr"] for r in read_metrics(pretrain(asked))] == pytest.approx([0.01, 0.001])
+
+
+def test_a_recipe_is_run_as_it_stands(photos: Path, tmp_path: Path) -> None:
+    """The config in the run folder is a recipe of the same run."""
+    first = pretrain(config(photos, tmp_path / "a"))
+    again = from_dict(PretrainConfig, json.loads((first / "config.json").read_text()), "x")
+    second = pretrain(
+        dataclasses.replace(again, run=dataclasses.replace(again.run, out=tmp_path / "b"))
+    )
+    assert all(torch.equal(weights(first)[k], v) for k, v in weights(second).items())
