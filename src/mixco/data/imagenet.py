@@ -21,6 +21,7 @@ or take Kaggle's imagenet-object-localization-challenge and unpack it as it is. 
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 SOLUTION = "LOC_val_solution.csv"
+ALL_CLASSES = 1000
 KAGGLE = "ILSVRC/Data/CLS-LOC"
 
 
@@ -39,11 +40,16 @@ def list_imagenet(root: Path, split: str) -> ImageList:
     flat = sorted(name for name in walk(val) if "/" not in name)
     if not flat:
         return labelled_folder(images, split, name="imagenet")
+    classes = _class_folders(train)
     if split == "train":
-        classes = _class_folders(train)
         return _of_classes("imagenet", images, classes, {wnid: f"train/{wnid}" for wnid in classes})
     answers = _solution(root, flat) or _ground_truth(root, flat)
-    return _val("imagenet", images, "val", answers, _class_folders(train), "its list of labels")
+    strange = sorted(set(answers.values()) - set(classes))
+    if strange and len(classes) == ALL_CLASSES:
+        raise UserError(
+            f"{train}: has no class {strange[0]}, which val's list of labels names; unpack both again"
+        )
+    return _val("imagenet", images, "val", answers, classes, "val's list of labels")
 
 
 def list_tiny_imagenet(data_path: Path, split: str) -> ImageList:
@@ -212,7 +218,10 @@ def _wnids_by_number(path: Path) -> dict[str, str]:
         synsets = scipy.io.loadmat(path, squeeze_me=True)["synsets"]
         return {
             str(int(number)): str(wnid)
-            for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
+            for number, wnid, below in zip(
+                *(synsets[key] for key in ("ILSVRC2012_ID", "WNID", "num_children")), strict=True
+            )
+            if below == 0  # the others are kinds of classes
         }
     except Exception as error:  # scipy raises many kinds on damaged files
         raise UserError(f"{path}: cannot be read ({error}); unpack the devkit again") from None
