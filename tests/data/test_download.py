@@ -29,11 +29,13 @@ from public_layouts import (
 
 import mixco.cli
 import mixco.data.download
+from mixco.checkpoint import EncoderDescription, save_encoder
 from mixco.data.archives import ARCHIVES, Archive
 from mixco.data.download import download, fetch
 from mixco.data.sources import BELOW_DATA_PATH, list_images
 from mixco.data.unpacking import unpack
 from mixco.errors import UserError
+from mixco.models.encoder import build_backbone
 
 
 @dataclass
@@ -624,7 +626,6 @@ def test_the_sample_needs_no_download(capsys: pytest.CaptureFixture[str]) -> Non
     assert "comes with mixco, nothing is downloaded" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_training_and_evaluation_download_first(
     server: Server,
     cifar: bytes,
@@ -633,15 +634,24 @@ def test_training_and_evaluation_download_first(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     publish(monkeypatch, "cifar10", cifar, server.put("file", File(cifar)))
-    out, data, cache = tmp_path / "out", tmp_path / "data", ["--cache", str(tmp_path / "cache")]
-    where = ["--data", "cifar10", "--data-path", str(data), "--download", *cache]
-    small_run = ["--size", "32", "--epochs", "1", "--batch-size", "50", "--knn-every", "0"]
-    mixco.cli.main(["pretrain", *where, *small_run, "--out", str(out)])
+    data, encoder = tmp_path / "data", tmp_path / "encoder.safetensors"
+    where = [
+        *("--data", "cifar10", "--data-path", str(data), "--download"),
+        *("--cache", str(tmp_path / "cache")),
+    ]
+    with pytest.raises(SystemExit):  # it stops when it has seen the images: there are too few
+        mixco.cli.main(["pretrain", *where, "--size", "32", "--batch-size", "500"])
+    assert "there are only 100 images to train on" in capsys.readouterr().err
     assert len(server.asked) == 1
+
     shutil.rmtree(data)
-    mixco.cli.main(["knn", "--run", str(out), *where])
-    assert len(server.asked) == 2
+    description = EncoderDescription(
+        *("resnet18", "auto", 32, CIFARS["cifar10"].mean, CIFARS["cifar10"].std, "random weights")
+    )
+    save_encoder(encoder, build_backbone("resnet18", 32, "auto", 0), description)
+    mixco.cli.main(["knn", "--checkpoint", str(encoder), *where])
     assert "20 images of cifar10/test, 100 labelled" in capsys.readouterr().out
+    assert len(server.asked) == 2
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
