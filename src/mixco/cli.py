@@ -8,6 +8,7 @@ import tyro
 
 from mixco.config import (
     DemoConfig,
+    DownloadConfig,
     KNNConfig,
     LinearConfig,
     PretrainConfig,
@@ -28,6 +29,7 @@ Pretrain an image encoder without labels, with or without mixed images, and see 
   pretrain   train an encoder on your images
   linear     linear probe of a run's frozen encoder
   knn        nearest-neighbour classification with a run's frozen encoder
+  download   get a data set by its name
 
 `mixco VERB --help` tells a verb's options. Recipes: {recipes}.
 """
@@ -41,7 +43,7 @@ def parse(cls: type[T], verb: str, arguments: list[str], default: T) -> T:
         description=(cls.__doc__ or "").partition(": ")[2],
         args=arguments,
         default=default,
-        config=(tyro.conf.OmitArgPrefixes,),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
     )
 
 
@@ -76,11 +78,21 @@ def knn(arguments: list[str]) -> None:
     _print_accuracy("kNN", evaluate_knn(config))
 
 
+def download(arguments: list[str]) -> None:
+    config = parse(DownloadConfig, "download", arguments, DownloadConfig(tyro.MISSING))
+    from mixco.data.download import download as run
+    from mixco.progress import downloading, say
+
+    with downloading(config.name) as on_progress:
+        run(config.name, config.data_path, tell=say, on_progress=on_progress)
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "pretrain": pretrain,
     "linear": linear,
     "knn": knn,
+    "download": download,
 }
 
 

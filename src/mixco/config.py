@@ -27,9 +27,11 @@ class DataConfig:
     """Which images, and at which size."""
 
     data: str = "sample"
-    """sample, tiny-imagenet, or the path of a folder of images."""
+    """sample, cifar10, cifar100, stl10, tiny-imagenet, imagenet, or the path of a folder of images."""
     data_path: Path | None = None
     """The folder that a named data set lies in."""
+    download: bool = False
+    """Download a named data set into --data-path first, unless it is there."""
     size: int = 64
     """Side in pixels of what the encoder sees, 32 to 224."""
     cache: Path = Path("~/.cache/mixco")
@@ -131,9 +133,12 @@ class EvaluationConfig:
     checkpoint: Path | None = None
     """An encoder.safetensors or a checkpoint, instead of a run."""
     data: str | None = None
-    """sample, tiny-imagenet or a folder with train/<class>/ and test/<class>/; default: the run's."""
+    """A name as in `mixco pretrain`, or a folder with train/<class>/ and test/<class>/; default: the
+    run's."""
     data_path: Path | None = None
     """The folder that a named data set lies in; default: the run's."""
+    download: bool = False
+    """Download a named data set into --data-path first, unless it is there."""
     size: int | None = None
     """Side in pixels of what the encoder sees; default: what it was pretrained at."""
     cache: Path = Path("~/.cache/mixco")
@@ -161,6 +166,16 @@ class KNNConfig:
     """Neighbours that vote."""
     temperature: float = 0.07
     """Of the votes exp(similarity / temperature)."""
+
+
+@dataclass(frozen=True)
+class DownloadConfig:
+    """`mixco download`: get a data set by its name."""
+
+    name: str
+    """cifar10, cifar100, stl10 or tiny-imagenet; of sample and imagenet it tells how they are got."""
+    data_path: Path | None = None
+    """The folder that it is to lie in."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 console = Console(stderr=True, highlight=False)
@@ -48,7 +51,7 @@ class Stopwatch:
         return self.waited / self.seconds
 
 
-def _bar(*columns: TextColumn | BarColumn | MofNCompleteColumn) -> Progress:
+def _bar(*columns: ProgressColumn) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -66,6 +69,14 @@ def _bar(*columns: TextColumn | BarColumn | MofNCompleteColumn) -> Progress:
 def counting(description: str) -> Iterator[Callable[[int, int], None]]:
     """Yields on_progress(done, total) for something that is counted."""
     with _bar(MofNCompleteColumn()) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def downloading(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields on_progress(bytes, of bytes); shows the speed too."""
+    with _bar(DownloadColumn(), TransferSpeedColumn()) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

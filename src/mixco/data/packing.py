@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from mixco.data.image_list import ImageList
 from mixco.data.images import UnreadableImage, decode
-from mixco.data.sources import ImageList
 from mixco.errors import UserError
 
 FORMAT = 1  # part of the key: raise it whenever the same files would be packed differently
@@ -102,12 +102,12 @@ def pack(
 def _key(source: ImageList, size: int) -> str:
     """Of everything that the packed file depends on."""
     digest = hashlib.sha256(f"{FORMAT}/{size}/{source.root.resolve()}".encode())
-    if source.root.suffix == ".zip":
-        state = source.root.stat()
+    for path in source.containers:
+        state = path.stat()
         digest.update(f"{state.st_size}/{state.st_mtime_ns}".encode())
     for name in source.files:
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-        if source.root.suffix != ".zip":
+        if not source.containers:
             try:
                 state = (source.root / name).stat()
             except OSError:  # a dangling link: unreadable, which is told when packing
@@ -184,6 +184,8 @@ def _in_order(
 
 def _longest_side(source: ImageList, index: int) -> int:
     """From the file's header alone; 0 where it cannot be read."""
+    if source.arrays is not None:
+        return int(max(source.arrays[index].shape[:2]))
     try:
         with Image.open(BytesIO(source.read(index))) as image:
             return max(image.size)
@@ -194,7 +196,7 @@ def _longest_side(source: ImageList, index: int) -> int:
 def _read(source: ImageList, index: int, side: int) -> NDArray[np.uint8] | str:
     """uint8 [H, W, 3] with no side above `side`, or the reason why not."""
     try:
-        pixels = decode(source.read(index))
+        pixels = decode(source.read(index)) if source.arrays is None else source.arrays[index]
     except UnreadableImage as error:
         return str(error)
     except OSError as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mixco.checkpoint import LoadedEncoder, load_encoder
 from mixco.config import EvaluationConfig, KNNConfig, LinearConfig
+from mixco.data.download import download
 from mixco.data.packing import PackedImages, pack
 from mixco.data.sources import list_images
 from mixco.data.views import evaluation_view
@@ -19,7 +20,7 @@ from mixco.evaluation.knn import knn_scores, neighbours, topk_accuracy
 from mixco.evaluation.linear import fit_linear_probe
 from mixco.hardware import pick_device, pick_dtype
 from mixco.pictures import draw_neighbours
-from mixco.progress import counting, say
+from mixco.progress import counting, downloading, say
 from mixco.results import add_result, read_json
 
 
@@ -76,6 +77,10 @@ def compute_features(config: EvaluationConfig) -> Features:
 
     def view(images: Tensor, extents: Tensor) -> Tensor:
         return evaluation_view(images, extents, size, description.mean, description.std, dtype)
+
+    if config.download:
+        with downloading(data) as on_progress:
+            download(data, data_path, tell=say, on_progress=on_progress)
 
     def of_split(split: str) -> tuple[PackedImages, Tensor]:
         source = list_images(data, data_path, split)

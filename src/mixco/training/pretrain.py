@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mixco.checkpoint import EncoderDescription, save_checkpoint, save_encoder
 from mixco.config import PretrainConfig, resolve, to_dict
 from mixco.data import views
+from mixco.data.download import download
 from mixco.data.packing import PackedImages, pack
 from mixco.data.resident import batches, gather, make_resident
 from mixco.data.sources import list_images
@@ -22,7 +23,7 @@ from mixco.methods.simclr import SimCLR
 from mixco.mixing import MIXERS
 from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
 from mixco.pictures import draw_curves, draw_views
-from mixco.progress import Stopwatch, counting, say, training
+from mixco.progress import Stopwatch, counting, downloading, say, training
 from mixco.results import (
     add_result,
     append_metrics,
@@ -46,6 +47,10 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     device = pick_device(config.run.device)
     dtype = pick_dtype(device, config.run.precision)
+
+    if config.data.download:
+        with downloading(config.data.data) as on_progress:
+            download(config.data.data, config.data.data_path, tell=say, on_progress=on_progress)
 
     # The images, packed once; labels are only for the kNN check.
     source = list_images(config.data.data, config.data.data_path, "pretrain")

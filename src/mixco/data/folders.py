@@ -1,0 +1,97 @@
+"""The images of a folder: one's own, with or without classes and splits."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mixco.data.image_list import ImageList
+from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, Channels
+from mixco.errors import UserError
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def unlabelled_folder(folder: Path) -> ImageList:
+    """The images of folder/train, or else of all of the folder, for pretraining."""
+    root = folder / "train" if (folder / "train").is_dir() else folder
+    files = tuple(sorted(walk(root)))
+    if not files:
+        raise UserError(
+            f"{root}: no image in it; looked for {', '.join(EXTENSIONS)} in all folders below"
+        )
+    # A train folder whose every image lies in a class folder can be checked by its labels.
+    tops = sorted({name.split("/")[0] for name in files})
+    labelled = root != folder and len(tops) > 1 and all("/" in name for name in files)
+    index = {top: label for label, top in enumerate(tops)}
+    return ImageList(
+        f"{folder.resolve().name}/pretrain",
+        root,
+        files,
+        tuple(index[name.split("/")[0]] for name in files) if labelled else None,
+        tuple(tops) if labelled else (),
+    )
+
+
+def labelled_folder(
+    folder: Path,
+    split: str,
+    *,
+    name: str | None = None,
+    mean: Channels = IMAGENET_MEAN,
+    std: Channels = IMAGENET_STD,
+) -> ImageList:
+    """One split, "train" or "test", of class folders; both must have the same classes."""
+    layout = f"{folder}/train/<class>/... and {folder}/test/<class>/... (or val/)"
+    splits = {"train": folder / "train", "test": folder / "test"}
+    if not splits["test"].is_dir():
+        splits["test"] = folder / "val"
+    of_split: dict[str, list[str]] = {}
+    classes: dict[str, set[str]] = {}
+    for one, root in splits.items():
+        if not root.is_dir():
+            raise UserError(f"{root}: missing; evaluation needs labels, laid out as {layout}")
+        files = sorted(walk(root))
+        loose = [f for f in files if "/" not in f]
+        if loose:
+            raise UserError(f"{root / loose[0]}: lies in no class folder; expected {layout}")
+        if not files:
+            raise UserError(f"{root}: no image in it; expected {layout}")
+        of_split[one], classes[one] = files, {f.split("/")[0] for f in files}
+    for one, other in (("train", "test"), ("test", "train")):
+        missing = sorted(classes[one] - classes[other])
+        if missing:
+            raise UserError(
+                f"{splits[other] / missing[0]}: no image of this class, but {splits[one]} has some; "
+                "add images or remove the class from both"
+            )
+    names = tuple(sorted(classes["train"]))
+    index = {each: label for label, each in enumerate(names)}
+    files = of_split[split]
+    return ImageList(
+        f"{name or folder.resolve().name}/{split}",
+        splits[split],
+        tuple(files),
+        tuple(index[f.split("/")[0]] for f in files),
+        names,
+        mean,
+        std,
+    )
+
+
+def walk(root: Path) -> Iterator[str]:
+    """Images below root, as paths with slashes; hidden ones left out, links to folders not followed."""
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a text file that are not blank. Raises UserError."""
+    try:
+        return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"{path}: {what} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: {what} is not text; unpack it again") from None

@@ -1,0 +1,77 @@
+"""What a list of images is: where they lie and what their labels are; nothing is decoded here."""
+
+import zipfile
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, Channels
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images that lie as raw pixels in a few files, as CIFAR's and STL-10's do."""
+
+    paths: tuple[Path, ...]
+    parts: tuple[NDArray[np.uint8], ...] = field(compare=False, repr=False)
+    """One a path: uint8 [N, H, W, 3], memory-mapped where the file allows it."""
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3], RGB. Raises IndexError."""
+        for part in self.parts:
+            if index < len(part):
+                picture: NDArray[np.uint8] = part[index]
+                return picture
+            index -= len(part)
+        raise IndexError(index)
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The images of one split, before anything is decoded."""
+
+    name: str
+    """"sample/train", "tiny-imagenet/test", "photos/pretrain" """
+    root: Path
+    """A folder, or the sample's zip file."""
+    files: tuple[str, ...]
+    """Paths below root (or members of the zip), with slashes, sorted; of arrays "file:number"."""
+    labels: tuple[int, ...] | None
+    """Indices into `classes`, one a file; None where there are none."""
+    classes: tuple[str, ...]
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
+    """For normalisation, of pixels in [0, 1]."""
+    arrays: Arrays | None = None
+    """The images themselves, as long as `files`, where they are no image files."""
+
+    @property
+    def containers(self) -> tuple[Path, ...]:
+        """The files that hold all the images; none where each image is a file of its own."""
+        if self.arrays is not None:
+            return self.arrays.paths
+        return (self.root,) if self.root.suffix == ".zip" else ()
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image file; an image of an array as PPM, pixels behind one line of text.
+
+        Raises OSError.
+        """
+        if self.arrays is not None:
+            pixels = self.arrays[index]
+            height, width = pixels.shape[:2]
+            return f"P6 {width} {height} 255\n".encode() + pixels.tobytes()
+        if self.root.suffix == ".zip":
+            return open_zip(self.root).read(self.files[index])
+        return (self.root / self.files[index]).read_bytes()
+
+
+@lru_cache(maxsize=4)
+def open_zip(path: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
