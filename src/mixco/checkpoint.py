@@ -104,12 +104,7 @@ def load_encoder(
     )
     _fill(backbone, content, description, path)
     if size is not None and size != description.size:
-        try:
-            feature_dim(backbone, size)
-        except Exception:  # whatever a model raises for images that it cannot take
-            raise UserError(
-                f"--size {size}: this {description.arch} takes only images of {description.size} px"
-            ) from None
+        feature_dim(backbone, size)  # refuses what it cannot take
         description = dataclasses.replace(description, size=size)
     return LoadedEncoder(backbone.eval(), description, path, len(content))
 

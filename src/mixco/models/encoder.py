@@ -82,6 +82,12 @@ def build_backbone(arch: str, size: int, stem: Stem = "auto", seed: int = 0) -> 
                 continue
         if backbone is None:
             raise UserError(f"--arch {arch}: timm cannot build it without a classifier")
+        patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))[0]
+        if size % patch:
+            raise UserError(
+                f"--size {size}: patches of {patch} pixels of {arch} do not fill it, the rest would go "
+                f"unseen; give --size {size // patch * patch} or {(size // patch + 1) * patch}"
+            )
         replaceable = isinstance(backbone, timm.models.ResNet) and isinstance(
             backbone.conv1, nn.Conv2d
         )
@@ -107,11 +113,28 @@ def feature_dim(backbone: nn.Module, size: int) -> int:
     """The number of features that the backbone gives for an image of `size` pixels.
 
     Asked by a pass, not by timm's num_features: in some families (MobileNetV3) the two differ.
+    Raises UserError when the backbone cannot take images of this size.
     """
     training = backbone.training
-    features = cast(Tensor, backbone.eval()(torch.zeros(1, 3, size, size)))
-    backbone.train(training)
+    try:
+        features = cast(Tensor, backbone.eval()(torch.zeros(1, 3, size, size)))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--size {size}: the model cannot take such images ({reason})") from None
+    finally:
+        backbone.train(training)
     return features.shape[1]
+
+
+def drops_at_random(model: nn.Module) -> bool:
+    """Does it hold dropout or stochastic depth with a rate above zero? timm's have one of these names.
+
+    A yes too many (a pooling's power is also called p) does no harm.
+    """
+    rates = (
+        getattr(m, n, 0) for m in model.modules() for n in ("p", "prob", "drop_prob", "drop_rate")
+    )
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
 
 def build_head(features: int, dim: int, head: Head, seed: int = 0) -> nn.Module:
