@@ -139,9 +139,10 @@ def recognise(weights: Mapping[str, Tensor], where: str) -> Foreign:
     # A ResNet's classifier, or the projection head that MoCo puts in its place.
     heads = [k for k in backbone if k.startswith(("fc.", "linear."))] if is_resnet(backbone) else []
     left_out: dict[str, list[str]] = {}
-    side = prefix.partition("_")[0] + "_"  # "teacher_": its head is no second encoder's
     for key in [*(prefix + k for k in heads), *outside]:
-        own = key.removeprefix(prefix).removeprefix(side)
+        own = key.removeprefix(prefix)
+        if prefix.startswith("teacher_"):  # its head is no second encoder's
+            own = own.removeprefix("teacher_")
         group = next(name for name, pattern in GROUPS if re.search(pattern, own))
         left_out.setdefault(group, []).append(key)
     inside = {key: value for key, value in backbone.items() if key not in heads}
