@@ -24,7 +24,9 @@ MAY_IMPORT = {
     "results": {"errors", "files"},
     "files": set(),
     "pictures": {"files"},
-    "checkpoint": {"errors", "files", "models"},
+    "harmless": {"errors"},
+    "foreign": {"errors", "models"},
+    "checkpoint": {"errors", "files", "models", "data", "harmless", "foreign"},
     "evaluation": {
         *("errors", "config", "data", "models", "checkpoint"),
         *("hardware", "progress", "results", "pictures"),

@@ -1,6 +1,8 @@
 """Encoders come back whole or not at all."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -98,11 +100,11 @@ def test_what_is_no_encoder_is_told(saved: Path, tmp_path: Path) -> None:
 
     foreign = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(1)}, foreign)
-    with pytest.raises(UserError, match="without mixco's description"):
+    with pytest.raises(UserError, match="of no layout known here"):
         load_encoder(foreign)
 
     torch.save({"state_dict": {}}, tmp_path / "moco.pth.tar")
-    with pytest.raises(UserError, match="not a checkpoint of mixco"):
+    with pytest.raises(UserError, match="no weights in it"):
         load_encoder(tmp_path / "moco.pth.tar")
 
     (tmp_path / "text.pt").write_text("hello")
@@ -116,7 +118,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "exploded",)  # type: ignore[return-value]
 
     torch.save({"method": Bomb(), "encoder": {}}, tmp_path / "bomb.pt")
-    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+    with pytest.raises(UserError, match="it holds more than weights"):
         load_encoder(tmp_path / "bomb.pt")
     assert not (tmp_path / "exploded").exists()
 
@@ -134,3 +136,25 @@ def test_an_interrupted_save_keeps_the_old_file(
         save_encoder(saved, build_backbone("resnet18", 64, seed=8), DESCRIPTION)
     assert saved.read_bytes() == before
     assert [p.name for p in saved.parent.iterdir()] == ["encoder.safetensors"]
+
+
+def snippets(begins: str) -> list[str]:
+    """The blocks of Python in docs/checkpoints.md that begin so."""
+    page = Path(__file__).parent.parent / "docs" / "checkpoints.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    return [block for block in blocks if block.startswith(begins)]
+
+
+@pytest.mark.parametrize(("number", "size"), [(0, 128), (1, 128), (2, 64)])
+def test_the_pages_lines_load_our_encoder_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, size: int
+) -> None:
+    description = dataclasses.replace(DESCRIPTION, size=size)
+    save_encoder(tmp_path / "encoder.safetensors", build_backbone("resnet18", size), description)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, torch.nn.Module] = {}
+    exec(snippets("import ")[number], {}, names)
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    ours = load_encoder(tmp_path / "encoder.safetensors").backbone
+    with torch.no_grad():
+        torch.testing.assert_close(names["model"].eval()(images), ours(images))

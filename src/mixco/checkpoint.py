@@ -16,9 +16,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mixco import foreign
+from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mixco.errors import UserError
 from mixco.files import replacing
-from mixco.models.encoder import build_backbone
+from mixco.harmless import load_harmless
+from mixco.models.encoder import (
+    Stem,
+    build_backbone,
+    classifier_layers,
+    feature_dim,
+    usual_size,
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,9 @@ class LoadedEncoder:
     description: EncoderDescription
     path: Path
     matched: int
-    """Number of tensors in the file, all of which the backbone took."""
+    """Number of the backbone's tensors, all of which came from the file."""
+    report: tuple[str, ...] = ()
+    """Of another project's file: what was left out of it, and what was assumed; lines of text."""
 
 
 def save_encoder(path: Path, backbone: nn.Module, description: EncoderDescription) -> None:
@@ -60,32 +71,83 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, temporary)
 
 
-def load_encoder(path: Path) -> LoadedEncoder:
-    """Build the backbone that a file describes and load its weights, all of them.
+def load_encoder(
+    path: Path, *, arch: str | None = None, stem: Stem | None = None, size: int | None = None
+) -> LoadedEncoder:
+    """Build the backbone that a file holds and load its weights, all of them.
 
-    path: an encoder.safetensors, a checkpoint of a run (checkpoints/*.pt), or a run folder.
+    path: an encoder.safetensors, a checkpoint of a run (checkpoints/*.pt), a run folder, or another
+        project's checkpoint (see foreign.py); never more than weights are read from it.
+    arch, stem: of another project's encoder; needed where its weights do not tell.
+    size: side in pixels of the images that it will see, if not what the file says.
 
-    Raises UserError when the file is missing, damaged, of another kind, or when any weight is
-    missing, left over or of another shape. There is no way to get random weights from here.
+    Raises UserError when the file is missing, damaged or of an unknown layout, and when any weight of
+    the backbone is missing, left over or of another shape. There is no way to get random weights
+    from here.
     """
     if path.is_dir():
         path = path / "encoder.safetensors"
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; expected a run's encoder or checkpoint")
-    try:
-        weights, description = (
-            _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    content, description = _read(path)
+    if description is None:
+        return _load_foreign(path, content, arch, stem, size)
+    if arch is not None or stem is not None:
+        raise UserError(
+            f"{path}: it says itself that it is {description.arch} with stem {description.stem}; "
+            "leave out --arch and --stem"
         )
-    except UserError:
-        raise
-    except Exception as error:  # torch.load and safetensors raise many kinds on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
     backbone = build_backbone(
         description.arch,
         description.size,
         description.stem,  # type: ignore[arg-type]
     )
+    _fill(backbone, content, description, path)
+    if size is not None and size != description.size:
+        feature_dim(backbone, size)  # refuses what it cannot take
+        description = dataclasses.replace(description, size=size)
+    return LoadedEncoder(backbone.eval(), description, path, len(content))
+
+
+def _load_foreign(
+    path: Path, content: Any, arch: str | None, stem: Stem | None, size: int | None
+) -> LoadedEncoder:
+    weights, beside = foreign.find_weights(content, str(path))
+    found = foreign.recognise(weights, str(path))
+    name = arch or foreign.resnet_name(found.backbone)
+    if name is None:
+        raise UserError(f"{path}: {foreign.unknown_arch(found)}; give --arch, timm's name of it")
+    assumed = ""
+    if stem is None:
+        is_resnet = foreign.is_resnet(found.backbone)
+        stem, assumed = foreign.resnet_stem(found, str(path)) if is_resnet else ("standard", "")
+    size = size or (usual_size(name) if stem == "standard" else 32)
+    backbone = build_backbone(name, size, stem)
+    found = foreign.without_classifier(found, classifier_layers(backbone), backbone.state_dict())
+    description = EncoderDescription(
+        arch=name,
+        stem=stem,
+        size=size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        training=f"trained elsewhere, keys of {found.kind}",
+    )
+    _fill(backbone, found.backbone, description, path)
+    norm = f"images of {size} px, normalised with ImageNet's mean and standard deviation"
+    report = (
+        *foreign.report(found, beside),
+        f"assumed: {norm}" + (f"; {assumed}" if assumed else ""),
+    )
+    return LoadedEncoder(backbone.eval(), description, path, len(found.backbone), report)
+
+
+def _fill(
+    backbone: nn.Module,
+    weights: Mapping[str, Tensor],
+    description: EncoderDescription,
+    path: Path,
+) -> None:
+    """Load the weights. Raises UserError unless they are exactly those of the backbone."""
     expected = backbone.state_dict()
     wrong = [
         *(f"{key} is missing" for key in expected.keys() - weights.keys()),
@@ -98,40 +160,41 @@ def load_encoder(path: Path) -> LoadedEncoder:
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        position = any(text.startswith("pos_embed is [") for text in wrong)
         raise UserError(
             f"{path}: the weights do not fit {description.arch} with stem {description.stem}: "
             f"{'; '.join(sorted(wrong)[:3])}{more}"
+            + (f"; another --size than {description.size}?" if position else "")
         )
     backbone.load_state_dict(dict(weights))
-    return LoadedEncoder(backbone.eval(), description, path, len(weights))
 
 
-def _read_safetensors(path: Path) -> tuple[Mapping[str, Tensor], EncoderDescription]:
+def _read(path: Path) -> tuple[Any, EncoderDescription | None]:
+    """Our own backbone's weights and description; or whatever another file holds, and None."""
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if "mixco" not in metadata:
-                raise UserError(
-                    f"{path}: a safetensors file without mixco's description of the encoder; "
-                    "expected the encoder.safetensors of a run"
-                )
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            description = _describe(json.loads(metadata["mixco"])) if "mixco" in metadata else None
+            return content, description
+        content = load_harmless(path)
+        if not (isinstance(content, dict) and {"method", "encoder"} <= content.keys()):
+            return content, None
+        prefix = "encoder.backbone."
+        weights = {
+            key.removeprefix(prefix): value
+            for key, value in content["method"].items()
+            if key.startswith(prefix)
+        }
+        return weights, _describe(content["encoder"])
+    except UserError:
+        raise
     except SafetensorError as error:
         raise UserError(f"{path}: damaged or not a safetensors file ({error})") from None
-    return weights, _describe(json.loads(metadata["mixco"]))
-
-
-def _read_checkpoint(path: Path) -> tuple[Mapping[str, Tensor], EncoderDescription]:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or not {"method", "encoder"} <= state.keys():
-        raise UserError(f"{path}: not a checkpoint of mixco (no method or encoder in it)")
-    prefix = "encoder.backbone."
-    weights = {
-        key.removeprefix(prefix): value
-        for key, value in state["method"].items()
-        if key.startswith(prefix)
-    }
-    return weights, _describe(state["encoder"])
+    except Exception as error:  # torch.load raises many kinds on damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
 
 
 def _describe(values: dict[str, Any]) -> EncoderDescription:

@@ -131,7 +131,11 @@ class EvaluationConfig:
     run: Path | None = None
     """A run folder: its encoder, its data, and where results.json is written."""
     checkpoint: Path | None = None
-    """An encoder.safetensors or a checkpoint, instead of a run."""
+    """An encoder.safetensors or a checkpoint, also of another project, instead of a run."""
+    arch: str | None = None
+    """timm's name of another project's encoder; default: a ResNet is known by its weights."""
+    stem: Literal["standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"] | None = None
+    """First layers of another project's ResNet; default: by the first convolution."""
     data: str | None = None
     """A name as in `mixco pretrain`, or a folder with train/<class>/ and test/<class>/; default: the
     run's."""
@@ -140,7 +144,7 @@ class EvaluationConfig:
     download: bool = False
     """Download a named data set into --data-path first, unless it is there."""
     size: int | None = None
-    """Side in pixels of what the encoder sees; default: what it was pretrained at."""
+    """Side in pixels of what the encoder sees; default: what it was pretrained at, or 224, or 32."""
     cache: Path = Path("~/.cache/mixco")
     """Where packed images are kept."""
     device: Device = "auto"

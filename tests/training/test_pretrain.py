@@ -133,7 +133,7 @@ def test_without_labels_there_is_no_knn(photos: Path, tmp_path: Path) -> None:
     assert not any("knn" in record for record in read_metrics(run))
 
 
-def test_unreadable_images_are_listed_in_the_run(photos: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_listed_in_the_run(tmp_path: Path) -> None:
     folder = unpack_sample(tmp_path / "photos", train=101, test=1, classes=1)
     next((folder / "train").rglob("*.jpg")).write_bytes(b"<html>")
     run = pretrain(config(folder / "train", tmp_path / "run", optimisation={"epochs": 1}))

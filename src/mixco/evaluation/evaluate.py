@@ -56,24 +56,25 @@ def compute_features(config: EvaluationConfig) -> Features:
     if (config.run is None) == (config.checkpoint is None):
         raise UserError("give either --run RUN_DIR or --checkpoint FILE")
     data, data_path = config.data, config.data_path
+    given = config.run or config.checkpoint
+    assert given is not None
+    encoder = load_encoder(given, arch=config.arch, stem=config.stem, size=config.size)
     if config.run is not None:
-        encoder = load_encoder(config.run)
         trained_on = read_json(config.run / "config.json")["data"]
         data_path = data_path or (Path(p) if (p := trained_on["data_path"]) and not data else None)
         data = data or trained_on["data"]
-    else:
-        assert config.checkpoint is not None
-        encoder = load_encoder(config.checkpoint)
     if data is None:
         raise UserError("--checkpoint needs --data, the labelled images to evaluate on")
     description = encoder.description
-    size = config.size or description.size
+    size = description.size
     device = pick_device(config.device)
     dtype = pick_dtype(device, config.precision)
     say(
         f"{encoder.path}: {description.training}; all {encoder.matched} weights matched "
         f"{description.arch}"
     )
+    for line in encoder.report:
+        say(line)
 
     def view(images: Tensor, extents: Tensor) -> Tensor:
         return evaluation_view(images, extents, size, description.mean, description.std, dtype)

@@ -1,7 +1,7 @@
 """The encoder f: a timm backbone, with a stem that fits the images, and a projection head."""
 
 import difflib
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -9,8 +9,17 @@ from torch import Tensor, nn
 
 from mixco.errors import UserError
 
-Stem = Literal["auto", "standard", "conv3s1", "conv3s2"]
+Stem = Literal["auto", "standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"]
 Head = Literal["linear", "mlp"]
+
+# Stride and padding of the 3x3 convolution, and whether an activation follows. Two are others', to
+# load their weights: solo-learn's padding for CIFAR, and lightly's small ResNets in an nn.Sequential.
+SMALL_STEMS = {
+    "conv3s1": (1, 1, True),
+    "conv3s2": (2, 1, True),
+    "conv3s1p2": (1, 2, True),
+    "conv3s1linear": (1, 1, False),
+}
 
 
 def choose_stem(size: int) -> Stem:
@@ -25,11 +34,30 @@ def choose_stem(size: int) -> Stem:
 
 def _replace_stem(backbone: nn.Module, stem: Stem) -> None:
     first = cast(nn.Conv2d, backbone.conv1)
-    stride = 1 if stem == "conv3s1" else 2
-    conv = nn.Conv2d(first.in_channels, first.out_channels, 3, stride, 1, bias=False)
+    stride, padding, activation = SMALL_STEMS[stem]
+    conv = nn.Conv2d(first.in_channels, first.out_channels, 3, stride, padding, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     backbone.conv1 = conv
     backbone.maxpool = nn.Identity()
+    if not activation:
+        backbone.act1 = nn.Identity()
+
+
+def _refuse_unknown(arch: str) -> None:
+    if arch not in timm.list_models():
+        near = difflib.get_close_matches(arch, timm.list_models(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "timm.list_models() in Python prints all."
+        raise UserError(f"--arch {arch}: timm has no model of this name; {hint}")
+
+
+def usual_size(arch: str) -> int:
+    """Side of the images that the model was made for, 224 where timm does not say.
+
+    Raises UserError for an unknown arch.
+    """
+    _refuse_unknown(arch)
+    config = timm.models.get_pretrained_cfg(arch, allow_unregistered=True)
+    return int(config.input_size[-1]) if config else 224
 
 
 def build_backbone(arch: str, size: int, stem: Stem = "auto", seed: int = 0) -> nn.Module:
@@ -40,10 +68,7 @@ def build_backbone(arch: str, size: int, stem: Stem = "auto", seed: int = 0) -> 
 
     Raises UserError for an unknown arch, or a stem that the arch cannot have.
     """
-    if arch not in timm.list_models():
-        near = difflib.get_close_matches(arch, timm.list_models(), n=1)
-        hint = f"did you mean {near[0]}?" if near else "timm.list_models() in Python prints all."
-        raise UserError(f"--arch {arch}: timm has no model of this name; {hint}")
+    _refuse_unknown(arch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # Which arguments a model takes depends on its family: an image size for transformers;
@@ -57,6 +82,12 @@ def build_backbone(arch: str, size: int, stem: Stem = "auto", seed: int = 0) -> 
                 continue
         if backbone is None:
             raise UserError(f"--arch {arch}: timm cannot build it without a classifier")
+        patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))[0]
+        if size % patch:
+            raise UserError(
+                f"--size {size}: patches of {patch} pixels of {arch} do not fill it, the rest would go "
+                f"unseen; give --size {size // patch * patch} or {(size // patch + 1) * patch}"
+            )
         replaceable = isinstance(backbone, timm.models.ResNet) and isinstance(
             backbone.conv1, nn.Conv2d
         )
@@ -71,16 +102,39 @@ def build_backbone(arch: str, size: int, stem: Stem = "auto", seed: int = 0) -> 
     return backbone
 
 
+def classifier_layers(backbone: nn.Module) -> tuple[str, ...]:
+    """Names of the layers that timm's model with a classifier has beyond this one, or refills."""
+    named = cast(dict[str, Any], backbone.pretrained_cfg).get("classifier") or ()
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
 @torch.no_grad()
 def feature_dim(backbone: nn.Module, size: int) -> int:
     """The number of features that the backbone gives for an image of `size` pixels.
 
     Asked by a pass, not by timm's num_features: in some families (MobileNetV3) the two differ.
+    Raises UserError when the backbone cannot take images of this size.
     """
     training = backbone.training
-    features = cast(Tensor, backbone.eval()(torch.zeros(1, 3, size, size)))
-    backbone.train(training)
+    try:
+        features = cast(Tensor, backbone.eval()(torch.zeros(1, 3, size, size)))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--size {size}: the model cannot take such images ({reason})") from None
+    finally:
+        backbone.train(training)
     return features.shape[1]
+
+
+def drops_at_random(model: nn.Module) -> bool:
+    """Does it hold dropout or stochastic depth with a rate above zero? timm's have one of these names.
+
+    A yes too many (a pooling's power is also called p) does no harm.
+    """
+    rates = (
+        getattr(m, n, 0) for m in model.modules() for n in ("p", "prob", "drop_prob", "drop_rate")
+    )
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
 
 def build_head(features: int, dim: int, head: Head, seed: int = 0) -> nn.Module:

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mixco.errors import UserError
 
 
 def _split_batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
@@ -54,23 +57,35 @@ class SplitBatchNormAct2d(BatchNormAct2d):
         return cast(Tensor, self.act(self.drop(_split_batch_norm(self, x))))
 
 
+SPLIT = {nn.BatchNorm2d: SplitBatchNorm2d, BatchNormAct2d: SplitBatchNormAct2d}
+
+
 def split_batch_norms(model: nn.Module, splits: int) -> nn.Module:
     """Let every batch norm of the model normalise `splits` contiguous parts of a batch apart.
 
     Keys and values of the state dict stay as they are. splits = 1 changes nothing. Works in place
-    and returns the model. Raises ValueError for splits < 1.
+    and returns the model.
+
+    Raises ValueError for splits < 1, and UserError for a norm over the batch that cannot be split: it
+    would leak. One that is neither a batch norm of torch's nor keeps running statistics is not seen.
     """
     if splits < 1:
         raise ValueError(f"splits must be at least 1, got {splits}")
     if splits == 1:
         return model
-    for module in model.modules():
-        # Changing the class keeps parameters, buffers and their names, which rebuilding would not.
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SplitBatchNorm2d
-        elif type(module) is BatchNormAct2d:
-            module.__class__ = SplitBatchNormAct2d
-        else:
+    for name, module in model.named_modules():
+        tracks = any(getattr(module, f"running_{k}", None) is not None for k in ("mean", "var"))
+        if not (isinstance(module, _BatchNorm) or tracks):
             continue
+        known = type(module) in {*SPLIT, *SPLIT.values()}
+        # Without running statistics or a momentum it has nothing to keep them by.
+        if not known or not tracks or module.momentum is None:
+            raise UserError(
+                f"{name} is a {type(module).__name__}, whose statistics cannot be split into virtual "
+                "devices, and MoCo on one device would leak through them; take another --arch or "
+                "--method simclr (--bn-splits 1 accepts the leak)"
+            )
+        # Changing the class keeps parameters, buffers and their names, which rebuilding would not.
+        module.__class__ = SPLIT.get(type(module), type(module))
         setattr(module, "splits", splits)  # noqa: B010
     return model

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from mixco.hardware import describe, pick_device, pick_dtype
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.mixing import MIXERS
-from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
+from mixco.models.encoder import Encoder, build_backbone, build_head, drops_at_random, feature_dim
 from mixco.pictures import draw_curves, draw_views
 from mixco.progress import Stopwatch, counting, downloading, say, training
 from mixco.results import (
@@ -32,7 +33,7 @@ from mixco.results import (
     versions,
     write_json,
 )
-from mixco.seeding import generator_for
+from mixco.seeding import generator_for, global_draws
 from mixco.training.schedules import learning_rate
 
 # The loss is looked at this often for not being finite: on a GPU each look waits for the device.
@@ -84,6 +85,7 @@ def pretrain(config: PretrainConfig) -> Path:
         AUGMENTATIONS[method_config.augmentation](data.size, mean=source.mean, std=source.std),
         method_config.jitter,
     )
+    drops = drops_at_random(method)  # to be seeded at each step: they take no generator
     optimizer = build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
     encoder = EncoderDescription(
         arch=config.model.arch,
@@ -149,7 +151,11 @@ def pretrain(config: PretrainConfig) -> Path:
                 )
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                dropout = generator_for(run.seed, "dropout", step=step) if drops else None
+                with (
+                    torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+                    global_draws(dropout, device) if dropout else nullcontext(),
+                ):
                     losses = method(view_q, view_k, generator_for(run.seed, "method", step=step))
                 losses["loss"].backward()
                 for key, value in losses.items():

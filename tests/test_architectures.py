@@ -1,0 +1,170 @@
+"""Every family of encoders through the whole: pretraining, checkpoint, loading, evaluation."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from sample_images import unpack_sample
+from timm.layers.evo_norm import EvoNorm2dB0
+from torch import Tensor, nn
+
+from mixco.checkpoint import EncoderDescription, load_encoder, save_encoder
+from mixco.config import (
+    DataConfig,
+    EvaluationConfig,
+    KNNConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimisationConfig,
+    PretrainConfig,
+    RunConfig,
+)
+from mixco.errors import UserError
+from mixco.evaluation.evaluate import evaluate_knn
+from mixco.models.encoder import build_backbone, drops_at_random
+from mixco.models.split_batchnorm import SPLIT, split_batch_norms
+from mixco.training.pretrain import build_method, pretrain
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight training images of two classes, four to test on."""
+    return unpack_sample(tmp_path_factory.mktemp("photos"), train=4, test=2, classes=2)
+
+
+def config(photos: Path, out: Path, arch: str, size: int, **method: object) -> PretrainConfig:
+    stem = method.pop("stem", "auto")
+    seed = method.pop("seed", 0)
+    settings = {"method": "moco", "queue": 8, "bn_splits": 2, "momentum": 0.9, **method}
+    return PretrainConfig(
+        data=DataConfig(data=str(photos), size=size, cache=photos / "cache"),
+        model=ModelConfig(arch=arch, stem=stem, dim=16),  # type: ignore[arg-type]
+        method=MethodConfig(**settings),  # type: ignore[arg-type]
+        optimisation=OptimisationConfig(epochs=1, batch_size=4),
+        run=RunConfig(out=out, seed=seed, device="cpu", knn_every=0),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "stem"),
+    [
+        ("resnet18", 32, "conv3s1"),
+        ("resnet18", 48, "standard"),
+        ("resnet34", 32, "conv3s2"),
+        ("resnet50", 32, "conv3s1"),
+        ("resnet50", 48, "standard"),
+        ("vit_tiny_patch16_224", 48, "standard"),
+        ("convnext_atto", 32, "standard"),
+        ("mobilenetv3_small_050", 64, "standard"),
+        ("test_vit_relpos", 32, "standard"),
+    ],
+)
+def test_an_encoder_goes_the_whole_way(
+    photos: Path, tmp_path: Path, arch: str, size: int, stem: str
+) -> None:
+    run = pretrain(config(photos, tmp_path / "run", arch, size, stem=stem))
+
+    loaded = load_encoder(run).backbone
+    of_checkpoint = load_encoder(run / "checkpoints" / "last.pt").backbone
+    untrained = build_backbone(arch, size, stem).state_dict()  # type: ignore[arg-type]
+    for (key, value), other in zip(
+        loaded.state_dict().items(), of_checkpoint.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), key
+    changed = [k for k, v in loaded.named_parameters() if not torch.equal(v, untrained[k])]
+    assert len(changed) == len(list(loaded.parameters())), "training reached every weight"
+
+    result = evaluate_knn(KNNConfig(EvaluationConfig(run=run, cache=photos / "cache")))
+    assert 0 <= result["top1"] <= 100
+    assert result["weights_matched"] == len(untrained)
+
+
+def test_simclr_takes_other_families_too(photos: Path, tmp_path: Path) -> None:
+    run = pretrain(config(photos, tmp_path / "run", "convnext_atto", 32, method="simclr"))
+    assert load_encoder(run).description.arch == "convnext_atto"
+
+
+def test_a_run_with_dropout_is_one_run(photos: Path, tmp_path: Path) -> None:
+    """Dropout draws from torch's global generator, which the run must neither trust nor move."""
+    weights = []
+    for number, seed in enumerate([0, 0, 1]):
+        settings = config(photos, tmp_path / str(number), "test_vit_relpos", 32, seed=seed)
+        assert drops_at_random(build_method(settings))
+        torch.manual_seed(number)
+        state = torch.get_rng_state()
+        weights.append((pretrain(settings) / "encoder.safetensors").read_bytes())
+        assert torch.equal(torch.get_rng_state(), state)
+    body = [w[-100_000:] for w in weights]
+    assert body[0] == body[1]
+    assert body[0] != body[2]
+
+
+def test_dropout_is_found_where_it_is() -> None:
+    assert not drops_at_random(build_backbone("resnet18", 32))
+    assert drops_at_random(timm.create_model("convnext_atto", drop_path_rate=0.1))
+    assert drops_at_random(timm.create_model("vit_tiny_patch16_224", attn_drop_rate=0.1))
+    assert drops_at_random(timm.create_model("mobilenetv3_small_050", drop_rate=0.1))
+
+
+class NormByHand(nn.Module):
+    """Batch norm by the function, as some models call it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(3))
+        self.register_buffer("running_var", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, training=True)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.SyncBatchNorm(3),
+        nn.BatchNorm1d(3),
+        nn.BatchNorm2d(3, track_running_stats=False),
+        nn.BatchNorm2d(3, momentum=None),
+        EvoNorm2dB0(3),
+        NormByHand(),
+    ],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_a_norm_that_cannot_be_split_is_refused(norm: nn.Module) -> None:
+    """It would let MoCo cheat, and nothing would show it but features that are worth nothing."""
+    encoder = nn.Sequential(nn.Conv2d(3, 3, 1), norm)
+    with pytest.raises(UserError, match=f"1 is a {type(norm).__name__}, whose statistics cannot"):
+        split_batch_norms(encoder, 2)
+    assert split_batch_norms(encoder, 1)[1] is norm, "asked for, the leak is accepted"
+
+
+def test_an_encoder_with_such_a_norm_leaves_no_run_behind(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"BatchNorm1d.*another --arch or --method simclr"):
+        pretrain(config(photos, tmp_path / "run", "levit_128s", 32))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenetv3_small_050"])
+def test_splitting_twice_is_splitting_once(arch: str) -> None:
+    backbone = split_batch_norms(split_batch_norms(build_backbone(arch, 32), 4), 2)
+    splits = [m.splits for m in backbone.modules() if type(m) in SPLIT.values()]
+    assert splits
+    assert set(splits) == {2}
+
+
+def test_patches_must_fill_the_image() -> None:
+    with pytest.raises(UserError, match=r"--size 40: patches of 16 .* give --size 32 or 48"):
+        build_backbone("vit_tiny_patch16_224", 40)
+
+
+@pytest.mark.parametrize("arch", ["test_vit_relpos", "resnet18"])
+def test_a_size_that_the_model_cannot_take_is_told(tmp_path: Path, arch: str) -> None:
+    path = tmp_path / "encoder.safetensors"
+    description = EncoderDescription(arch, "auto", 32, (0.5,) * 3, (0.5,) * 3, "random weights")
+    save_encoder(path, build_backbone(arch, 32), description)
+    if arch == "resnet18":
+        assert load_encoder(path, size=48).description.size == 48
+        return
+    with pytest.raises(UserError, match="--size 48: the model cannot take such images"):
+        load_encoder(path, size=48)
