@@ -66,7 +66,7 @@ class MethodConfig:
     momentum: float | None = None
     """Of MoCo's key encoder; default 0.99, and 0.999 for runs of over 50,000 steps."""
     bn_splits: int | None = None
-    """MoCo's virtual devices on one device; default: as many as leave each 16 images, at most 8."""
+    """MoCo's virtual devices on one device; default: as many as leave each 16 images, 2 to 8."""
     augmentation: Literal["auto", "moco-v1", "moco-v2", "simclr"] = "auto"
     """How views are made; auto: moco-v2 for moco, simclr for simclr."""
     jitter: float = 1.0
@@ -317,7 +317,8 @@ def resolve(config: PretrainConfig, images: int) -> PretrainConfig:
     moco = method.method == "moco"
     steps = images // batch * optimisation.epochs
     sgd_lr = (0.06 if moco else 0.3) * batch / 256
-    splits = max(s for s in (1, 2, 4, 8) if s == 1 or batch // s >= 16)
+    # Small parts have noisy statistics; but one part alone would leak (models/split_batchnorm.py).
+    splits = max((s for s in (4, 8) if batch // s >= 16), default=min(2, batch // 2))
     filled: dict[str, Any] = {
         "queue": method.queue or min(65536, 1 << max(0, (images // 4).bit_length() - 1)),
         "momentum": (0.99 if steps <= 50_000 else 0.999)
