@@ -160,7 +160,8 @@ def pretrain(config: PretrainConfig) -> Path:
                 losses["loss"].backward()
                 for key, value in losses.items():
                     sums[key] = sums.get(key, 0.0) + value.detach()
-                if step % STEPS_BETWEEN_LOOKS.get(device.type, 20) == 0 or step == steps - 1:
+                epoch_ends = (step + 1) % steps_per_epoch == 0  # before it is saved
+                if step % STEPS_BETWEEN_LOOKS.get(device.type, 20) == 0 or epoch_ends:
                     stop_unless_finite(sums["loss"], step, rate, config, folder)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
