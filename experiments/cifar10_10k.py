@@ -1,7 +1,7 @@
 """MoCo and SimCLR, with and without MixCo, on 10,000 training images of CIFAR-10; three seeds.
 
     mixco download cifar10 --data-path DATA
-    python experiments/cifar10_10k.py --data-path DATA [--epochs 10] [--seeds 0 1 2] [--out runs/cifar10-10k]
+    python experiments/cifar10_10k.py --data-path DATA [--epochs 10] [--seeds 0 1 2] [--out DIR]
 
 The first 1,000 training images of each class are pretrained on without labels; kNN and the linear
 probe then know the labels of the same 10,000 and are tested on the whole test split. Stopped and
