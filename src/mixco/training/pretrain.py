@@ -361,7 +361,7 @@ def show_what_it_saw(
     count = min(8, len(packed.images))
     index = torch.linspace(0, len(packed.images) - 1, count).long()
     originals = packed.images[index]
-    generator = generator_for(config.run.seed, "picture")
+    generator = generator_for(config.run.seed, "what it saw")
     view_q, view_k = views.two_views(
         originals, packed.extents[index], augmentation, generator, torch.float32
     )
