@@ -5,8 +5,8 @@
 Ours is the real thing: `pretrain` on the built-in sample, its own images/s of the second epoch (the
 first warms up), with views, losses, optimiser, momentum update and logging. Bare is forward and
 backward of the same encoder (for MoCo also the forward of the key encoder) over resident random
-tensors, with the same dtype, memory format and number of image passes, whole-batch norms, no optimiser. The two
-run in turn; a ratio is of neighbours in time.
+tensors, with the same dtype, memory format and number of image passes, but with plain batch norm and
+without an optimiser. The two run in turn; a ratio is of neighbours in time.
 """
 
 import argparse
