@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "mixing": set(),
     "losses": set(),
     "seeding": set(),
+    "schedules": set(),
     "models": {"errors"},
     "data": {"errors", "files"},
     "methods": {"mixing", "losses", "models"},
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "files", "models"},
     "evaluation": {
         *("errors", "config", "data", "models", "checkpoint"),
-        *("hardware", "progress", "results", "pictures"),
+        *("files", "hardware", "progress", "results", "pictures", "schedules", "seeding"),
     },
 }
 # The entry rooms put the others together; they may import everything but each other upwards.
