@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         load_recipe,
     )
     from mixco.errors import UserError
-    from mixco.evaluation.evaluate import evaluate_knn, evaluate_linear, finetune
+    from mixco.evaluation.evaluate import evaluate_knn, evaluate_linear
+    from mixco.evaluation.trained import finetune
     from mixco.losses import soft_infonce
     from mixco.methods.moco import MoCo
     from mixco.methods.simclr import SimCLR
@@ -48,7 +49,8 @@ _HOMES = {
         "load_recipe",
     ),
     "mixco.errors": ("UserError",),
-    "mixco.evaluation.evaluate": ("evaluate_knn", "evaluate_linear", "finetune"),
+    "mixco.evaluation.evaluate": ("evaluate_knn", "evaluate_linear"),
+    "mixco.evaluation.trained": ("finetune",),
     "mixco.losses": ("soft_infonce",),
     "mixco.methods.moco": ("MoCo",),
     "mixco.methods.simclr": ("SimCLR",),
