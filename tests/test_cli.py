@@ -47,9 +47,10 @@ PROMISED = [
 def test_the_spellings_that_were_promised() -> None:
     text = run("pretrain", "--help").stdout
     assert all(f"{option} " in text for option in PROMISED)
-    for verb in ("linear", "knn"):
+    for verb in ("linear", "knn", "finetune"):
         text = run(verb, "--help").stdout
-        assert all(f"{o} " in text for o in ("--run", "--checkpoint", "--data", "--data-path"))
+        options = ("--run", "--checkpoint", "--data", "--data-path", "--labels", "--out")
+        assert all(f"{o} " in text for o in options)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,12 @@ def test_the_spellings_that_were_promised() -> None:
         (["pretrain", "--device", "cuda", "--out", "x"], "this machine has none"),
         (["knn", "--run", "nowhere"], "there is no such file"),
         (["linear", "--checkpoint", "nothing.pt", "--data", "sample"], "there is no such file"),
+        (["finetune", "--run", "nowhere"], "there is no such file"),
+        (["finetune", "--checkpoint", "x.pt", "--data", "sample"], "give --out, the folder"),
+        (["finetune", "--run", "nowhere", "--head-lr", "0"], "--head-lr 0.0: above 0"),
+        (["linear", "--lr", "3"], "--lr, --batch-size, --weight-decay, --milestones, --supervised"),
+        (["linear", "--protocol", "paper", "--milestones", "60"], "--milestones 60.0: shares of"),
+        (["linear", "--protocol", "paper", "--batch-size", "0"], "--batch-size 0: at least 1"),
         (["knn"], "give either --run RUN_DIR or --checkpoint FILE"),
     ],
 )

@@ -10,11 +10,13 @@ def test_the_public_names() -> None:
     configs = {
         *("PretrainConfig", "DataConfig", "ModelConfig", "MethodConfig", "OptimisationConfig"),
         *("RunConfig", "EvaluationConfig", "LinearConfig", "KNNConfig"),
+        *("ClassifierConfig", "FinetuneConfig"),
     }
-    verbs = {"pretrain", "evaluate_linear", "evaluate_knn", "load_encoder", "load_recipe"}
+    verbs = {"pretrain", "evaluate_linear", "evaluate_knn", "finetune"}
+    loaders = {"load_encoder", "load_recipe"}
     method = {"MoCo", "SimCLR", "Mixed", "mix_halves", "mixco", "soft_infonce"}
     results = {"EncoderDescription", "LoadedEncoder", "UserError"}
-    assert set(mixco.__all__) == configs | verbs | method | results
+    assert set(mixco.__all__) == configs | verbs | loaders | method | results
     for name in mixco.__all__:
         assert getattr(mixco, name).__module__.startswith("mixco."), name
 

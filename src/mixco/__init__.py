@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixco.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
     from mixco.config import (
+        ClassifierConfig,
         DataConfig,
         EvaluationConfig,
+        FinetuneConfig,
         KNNConfig,
         LinearConfig,
         MethodConfig,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     )
     from mixco.errors import UserError
     from mixco.evaluation.evaluate import evaluate_knn, evaluate_linear
+    from mixco.evaluation.trained import finetune
     from mixco.losses import soft_infonce
     from mixco.methods.moco import MoCo
     from mixco.methods.simclr import SimCLR
@@ -32,8 +35,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "mixco.checkpoint": ("EncoderDescription", "LoadedEncoder", "load_encoder"),
     "mixco.config": (
+        "ClassifierConfig",
         "DataConfig",
         "EvaluationConfig",
+        "FinetuneConfig",
         "KNNConfig",
         "LinearConfig",
         "MethodConfig",
@@ -45,6 +50,7 @@ _HOMES = {
     ),
     "mixco.errors": ("UserError",),
     "mixco.evaluation.evaluate": ("evaluate_knn", "evaluate_linear"),
+    "mixco.evaluation.trained": ("finetune",),
     "mixco.losses": ("soft_infonce",),
     "mixco.methods.moco": ("MoCo",),
     "mixco.methods.simclr": ("SimCLR",),
@@ -54,9 +60,11 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ClassifierConfig",
     "DataConfig",
     "EncoderDescription",
     "EvaluationConfig",
+    "FinetuneConfig",
     "KNNConfig",
     "LinearConfig",
     "LoadedEncoder",
@@ -71,6 +79,7 @@ __all__ = [
     "UserError",
     "evaluate_knn",
     "evaluate_linear",
+    "finetune",
     "load_encoder",
     "load_recipe",
     "mix_halves",

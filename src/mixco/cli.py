@@ -9,6 +9,7 @@ import tyro
 from mixco.config import (
     DemoConfig,
     DownloadConfig,
+    FinetuneConfig,
     KNNConfig,
     LinearConfig,
     PretrainConfig,
@@ -27,8 +28,9 @@ Pretrain an image encoder without labels, with or without mixed images, and see 
 
   demo       the main job on the built-in sample: pretrain, evaluate, compare, draw
   pretrain   train an encoder on your images
-  linear     linear probe of a run's frozen encoder
+  linear     a linear classifier on a run's frozen encoder, fast or as published
   knn        nearest-neighbour classification with a run's frozen encoder
+  finetune   train the whole network with labels, starting from a run's encoder
   download   get a data set by its name
 
 `mixco VERB --help` tells a verb's options. Recipes: {recipes}.
@@ -68,7 +70,8 @@ def linear(arguments: list[str]) -> None:
     config = parse(LinearConfig, "linear", arguments, LinearConfig())
     from mixco.evaluation.evaluate import evaluate_linear
 
-    _print_accuracy("linear probe", evaluate_linear(config))
+    what = "linear probe" if config.protocol == "fast" else "linear classifier, as published"
+    _print_accuracy("supervised" if config.supervised else what, evaluate_linear(config))
 
 
 def knn(arguments: list[str]) -> None:
@@ -76,6 +79,13 @@ def knn(arguments: list[str]) -> None:
     from mixco.evaluation.evaluate import evaluate_knn
 
     _print_accuracy("kNN", evaluate_knn(config))
+
+
+def finetune(arguments: list[str]) -> None:
+    config = parse(FinetuneConfig, "finetune", arguments, FinetuneConfig())
+    from mixco.evaluation.trained import finetune as run
+
+    _print_accuracy("fine-tuned", run(config))
 
 
 def download(arguments: list[str]) -> None:
@@ -92,6 +102,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "pretrain": pretrain,
     "linear": linear,
     "knn": knn,
+    "finetune": finetune,
     "download": download,
 }
 
@@ -134,3 +145,8 @@ def _print_accuracy(what: str, result: dict[str, Any]) -> None:
         f"({result['test_images']:,} images of {result['data']}, "
         f"{result['train_images']:,} labelled; {result['training']})"
     )
+    if "best_epoch" in result:
+        print(
+            f"  the last of {result['epochs']} epochs; the best on the test split, which is no result: "
+            f"{result['best_top1']:.2f} % after epoch {result['best_epoch']}"
+        )

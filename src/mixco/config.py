@@ -143,8 +143,12 @@ class EvaluationConfig:
     """The folder that a named data set lies in; default: the run's."""
     download: bool = False
     """Download a named data set into --data-path first, unless it is there."""
+    labels: str | None = None
+    """1% or 10% of the train split's labels, or a file that lists images; default: all."""
     size: int | None = None
     """Side in pixels of what the encoder sees; default: what it was pretrained at, or 224, or 32."""
+    out: Path | None = None
+    """The folder that results.json and classifiers go to; default: the run's."""
     cache: Path = Path("~/.cache/mixco")
     """Where packed images are kept."""
     device: Device = "auto"
@@ -153,12 +157,50 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class ClassifierConfig:
+    """How a classifier is trained on augmented images: linear --protocol paper, finetune."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """SGD has momentum 0.9."""
+    lr: float | None = None
+    """Peak rate; default: of a linear classifier from the scale of the features (published: 30 on
+    ImageNet, 3 on Tiny-ImageNet), else 0.1 x batch / 256 from scratch, 0.02 in finetune, where it is
+    the backbone's."""
+    batch_size: int = 256
+    weight_decay: float | None = None
+    """Default: 0 for linear and finetune, 5e-4 for --supervised."""
+
+
+@dataclass(frozen=True)
 class LinearConfig:
-    """`mixco linear`: a linear probe on frozen features, its settings chosen on held-out images."""
+    """`mixco linear`: a linear classifier on the frozen encoder."""
 
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    protocol: Literal["fast", "paper"] = "fast"
+    """fast: a probe on features, its settings chosen on held-out images. paper: as published, SGD
+    on augmented images; of the options here and under classifier, fast knows --epochs alone."""
     epochs: int = 100
-    """Passes over the features."""
+    """Passes over the images, or over their features."""
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    milestones: tuple[float, ...] = (0.6, 0.8)
+    """Shares of all steps at which the rate is divided by ten."""
+    supervised: bool = False
+    """The baseline: the same network from scratch, all of it trained with the labels."""
+    evaluate: bool = False
+    """Test the classifier that was saved, without training."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """`mixco finetune`: train the whole network with labels, starting from the encoder."""
+
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    epochs: int = 30
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    head_lr: float | None = None
+    """Peak rate of the classifier on top; default: from the scale of the features."""
+    evaluate: bool = False
+    """Test the network that was saved, without training."""
 
 
 @dataclass(frozen=True)
@@ -276,6 +318,37 @@ def to_dict(config: Any) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
+
+
+def check_classifier(config: LinearConfig | FinetuneConfig) -> None:
+    """Raises UserError for settings that make no sense, or that the fast protocol does not have."""
+    training = config.classifier
+    checks = [
+        (config.epochs >= 1, f"--epochs {config.epochs}: at least 1"),
+        (training.batch_size >= 1, f"--batch-size {training.batch_size}: at least 1"),
+        (training.lr is None or training.lr > 0, f"--lr {training.lr}: above 0"),
+        ((training.weight_decay or 0) >= 0, f"--weight-decay {training.weight_decay}: at least 0"),
+    ]
+    if isinstance(config, FinetuneConfig):
+        rate = config.head_lr
+        checks += [(rate is None or rate > 0, f"--head-lr {rate}: above 0")]
+    else:
+        shares = config.milestones
+        plain = LinearConfig(config.evaluation, epochs=config.epochs)
+        checks += [
+            (
+                all(0 < share < 1 for share in shares),
+                f"--milestones {' '.join(map(str, shares))}: shares of the run, above 0 and below 1",
+            ),
+            (
+                config.protocol == "paper" or config == plain,
+                "the fast probe chooses its settings itself; --optimizer, --lr, --batch-size, "
+                "--weight-decay, --milestones, --supervised and --evaluate need --protocol paper",
+            ),
+        ]
+    for right, message in checks:
+        if not right:
+            raise UserError(message)
 
 
 def resolve(config: PretrainConfig, images: int) -> PretrainConfig:

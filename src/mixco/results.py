@@ -7,7 +7,8 @@ tensorboard/         the same for TensorBoard
 checkpoints/         last.pt
 encoder.safetensors  the backbone, in timm's (for ResNets also torchvision's) keys
 unreadable.txt       the images that were left out, and why; only when there are any
-results.json         {"pretrain": {...}, "knn": {...}, "linear": {...}}
+results.json         {"pretrain": {...}, "knn": {...}, "linear": {...}, ...}; keys: docs/evaluation.md
+*.safetensors        classifiers that were trained on it: classifier, supervised, finetune
 *.png                pictures
 """
 

@@ -1,6 +1,7 @@
 """What a list of images is: where they lie and what their labels are; nothing is decoded here."""
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,10 @@ class Arrays:
                 return picture
             index -= len(part)
         raise IndexError(index)
+
+    def take(self, indices: Sequence[int]) -> "Arrays":
+        """Some of the images, copied. Raises IndexError."""
+        return Arrays(self.paths, (np.stack([self[i] for i in indices]),))
 
 
 @dataclass(frozen=True)

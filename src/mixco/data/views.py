@@ -72,6 +72,13 @@ def simclr(size: int, *, mean: Channels, std: Channels) -> Augmentation:
     return Augmentation(size, jitter=(0.8, 0.8, 0.8, 0.2), mean=mean, std=std)
 
 
+def crop_and_flip(size: int, *, mean: Channels, std: Channels) -> Augmentation:
+    """Of linear evaluation and fine-tuning (He et al. 2020): a crop of 8 to 100 % of the area, flip."""
+    return Augmentation(
+        size, scale=(0.08, 1.0), jitter_probability=0.0, grey=0.0, blur=0.0, mean=mean, std=std
+    )
+
+
 def weaken_jitter(augmentation: Augmentation, strength: float) -> Augmentation:
     """The same with brightness, contrast, saturation and hue of `strength` times theirs."""
     brightness, contrast, saturation, hue = (strength * s for s in augmentation.jitter)

@@ -1,4 +1,4 @@
-"""The two evaluations of a frozen encoder, as commands: load, compute features, score, write."""
+"""The evaluations of a frozen encoder, as commands: load, compute features, score, write."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,102 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixco.checkpoint import LoadedEncoder, load_encoder
-from mixco.config import EvaluationConfig, KNNConfig, LinearConfig
-from mixco.data.download import download
-from mixco.data.packing import PackedImages, pack
-from mixco.data.sources import list_images
-from mixco.data.views import evaluation_view
-from mixco.errors import UserError
-from mixco.evaluation.features import extract_features
-from mixco.evaluation.knn import knn_scores, neighbours, topk_accuracy
+from mixco.config import EvaluationConfig, KNNConfig, LinearConfig, check_classifier
+from mixco.evaluation.knn import knn_scores, neighbours
 from mixco.evaluation.linear import fit_linear_probe
-from mixco.hardware import pick_device, pick_dtype
+from mixco.evaluation.task import Task, accuracies, labels_of, load_task
+from mixco.evaluation.trained import evaluate_as_published
 from mixco.pictures import draw_neighbours
-from mixco.progress import counting, downloading, say
-from mixco.results import add_result, read_json
 
 
 @dataclass(frozen=True)
 class Features:
     """Features of the labelled train and test split, and where they came from."""
 
-    encoder: LoadedEncoder
-    train: PackedImages
-    test: PackedImages
+    task: Task
     train_features: Tensor
     """float32 [N, D]"""
     test_features: Tensor
     """float32 [M, D]"""
 
-    def describe(self) -> dict[str, Any]:
-        """What every result says of itself."""
-        return {
-            "checkpoint": self.encoder.path.name,
-            "training": self.encoder.description.training,
-            "weights_matched": self.encoder.matched,
-            "data": self.test.source.name,
-            "train_images": len(self.train.images),
-            "test_images": len(self.test.images),
-        }
-
 
 def compute_features(config: EvaluationConfig) -> Features:
-    """Load the encoder, find the labelled images, compute their features once.
-
-    Raises UserError for a missing or mismatching checkpoint: random features are never evaluated.
-    """
-    if (config.run is None) == (config.checkpoint is None):
-        raise UserError("give either --run RUN_DIR or --checkpoint FILE")
-    data, data_path = config.data, config.data_path
-    given = config.run or config.checkpoint
-    assert given is not None
-    encoder = load_encoder(given, arch=config.arch, stem=config.stem, size=config.size)
-    if config.run is not None:
-        trained_on = read_json(config.run / "config.json")["data"]
-        data_path = data_path or (Path(p) if (p := trained_on["data_path"]) and not data else None)
-        data = data or trained_on["data"]
-    if data is None:
-        raise UserError("--checkpoint needs --data, the labelled images to evaluate on")
-    description = encoder.description
-    size = description.size
-    device = pick_device(config.device)
-    dtype = pick_dtype(device, config.precision)
-    say(
-        f"{encoder.path}: {description.training}; all {encoder.matched} weights matched "
-        f"{description.arch}"
-    )
-    for line in encoder.report:
-        say(line)
-
-    def view(images: Tensor, extents: Tensor) -> Tensor:
-        return evaluation_view(images, extents, size, description.mean, description.std, dtype)
-
-    if config.download:
-        with downloading(data) as on_progress:
-            download(data, data_path, tell=say, on_progress=on_progress)
-
-    def of_split(split: str) -> tuple[PackedImages, Tensor]:
-        source = list_images(data, data_path, split)
-        with counting(f"packing {source.name}") as on_progress:
-            packed = pack(
-                source, size=size, cache=config.cache.expanduser(), on_progress=on_progress
-            )
-        with counting(f"features of {source.name}") as on_progress:
-            features = extract_features(
-                encoder.backbone,
-                packed.images,
-                view,
-                packed.extents,
-                device=device,
-                dtype=dtype,
-                on_progress=on_progress,
-            )
-        return packed, features
-
-    train, train_features = of_split("train")
-    test, test_features = of_split("test")
-    return Features(encoder, train, test, train_features, test_features)
+    """The task's features, computed once for all evaluations that need them."""
+    task = load_task(config)
+    return Features(task, task.features(task.train), task.features(task.test))
 
 
 def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[str, Any]:
@@ -113,70 +40,78 @@ def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[st
     features: those of an evaluation before, so that they are not computed twice.
     """
     f = features or compute_features(config.evaluation)
-    train_labels, test_labels = _labels(f.train), _labels(f.test)
+    train_labels, test_labels = labels_of(f.task.train), labels_of(f.task.test)
     scores = knn_scores(
         f.train_features,
         train_labels,
         f.test_features,
-        classes=len(f.train.classes),
+        classes=len(f.task.train.classes),
         k=config.k,
         temperature=config.temperature,
     )
+    top1, top5 = accuracies(scores, test_labels)
     result = {
-        "top1": round(topk_accuracy(scores, test_labels, 1), 2),
-        "top5": round(topk_accuracy(scores, test_labels, 5), 2),
+        "top1": round(top1, 2),
+        "top5": round(top5, 2),
         "k": min(config.k, len(train_labels)),
         "temperature": config.temperature,
-        **f.describe(),
+        **f.task.describe(),
     }
-    if config.evaluation.run is not None:
-        add_result(config.evaluation.run, "knn", result)
-        show_neighbours(config.evaluation.run / "neighbours.png", f)
+    f.task.write("knn", result)
+    if f.task.folder is not None:
+        show_neighbours(f.task.folder / f"neighbours{f.task.suffix}.png", f)
     return result
 
 
 def evaluate_linear(config: LinearConfig, features: Features | None = None) -> dict[str, Any]:
-    """A linear probe on the train split, its settings chosen on a held-out part of it; tested once.
+    """A linear classifier on the frozen encoder by either protocol; or the supervised baseline.
 
     Written into the run's results.json, when there is a run. top1 and top5 in percent.
+    features: for the fast protocol, those of an evaluation before.
     """
+    check_classifier(config)
+    if config.protocol == "paper":
+        return evaluate_as_published(config)
     f = features or compute_features(config.evaluation)
     probe = fit_linear_probe(
         f.train_features,
-        _labels(f.train),
-        classes=len(f.train.classes),
+        labels_of(f.task.train),
+        classes=len(f.task.train.classes),
         seed=config.evaluation.seed,
         epochs=config.epochs,
     )
-    scores = probe.scores(f.test_features)
+    top1, top5 = accuracies(probe.scores(f.test_features), labels_of(f.task.test))
     result = {
-        "top1": round(topk_accuracy(scores, _labels(f.test), 1), 2),
-        "top5": round(topk_accuracy(scores, _labels(f.test), 5), 2),
+        "top1": round(top1, 2),
+        "top5": round(top5, 2),
         "learning_rate": probe.learning_rate,
         "weight_decay": probe.weight_decay,
         "selection": "held-out part of the train split",
         "epochs": config.epochs,
-        **f.describe(),
+        "seed": config.evaluation.seed,
+        **f.task.describe(),
     }
-    if config.evaluation.run is not None:
-        add_result(config.evaluation.run, "linear", result)
+    f.task.write("linear", result)
     return result
 
 
 def show_neighbours(path: Path, f: Features, count: int = 8, k: int = 8) -> None:
     """The picture of the nearest train images of some test images, one a class first."""
-    test_labels, train_labels = _labels(f.test), _labels(f.train)
-    first = [int((test_labels == c).nonzero()[0]) for c in range(min(count, len(f.test.classes)))]
+    test_labels, train_labels = labels_of(f.task.test), labels_of(f.task.train)
+    first = [
+        int((test_labels == c).nonzero()[0]) for c in range(min(count, len(f.task.test.classes)))
+    ]
     chosen = torch.tensor(first)
     similarities, index = neighbours(f.train_features, f.test_features[chosen], k)
     draw_neighbours(
         path,
-        f.test.images[chosen],
-        f.train.images[index],
+        f.task.test.images[chosen],
+        f.task.train.images[index],
         similarities,
         train_labels[index] == test_labels[chosen][:, None],
-        [f.test.classes[int(c)] for c in test_labels[chosen]],
-        f"{f.encoder.description.training}: the nearest training images of {len(chosen)} test images",
+        [f.task.test.classes[int(c)] for c in test_labels[chosen]],
+        f"{f.task.encoder.description.training}: the nearest training images of {len(chosen)} "
+        "test images",
     )
 
 
@@ -187,8 +122,3 @@ def both(config: EvaluationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         evaluate_knn(KNNConfig(config), features),
         evaluate_linear(dataclasses.replace(LinearConfig(), evaluation=config), features),
     )
-
-
-def _labels(packed: PackedImages) -> Tensor:
-    assert packed.labels is not None  # train and test splits are labelled
-    return packed.labels

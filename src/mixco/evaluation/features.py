@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mixco.errors import UserError
 
 
-@torch.inference_mode()
+@torch.no_grad()  # under inference_mode, .to() would leave weights that can never be trained again
 def extract_features(
     backbone: nn.Module,
     images: Tensor,
@@ -49,4 +49,4 @@ def extract_features(
             f"the features of {len(wrong)} images are not finite (the first is image "
             f"{int(wrong[0])}); the encoder is broken or overflows: try --precision float32"
         )
-    return result.clone()  # an ordinary tensor: gradients may be asked of what is computed from it
+    return result

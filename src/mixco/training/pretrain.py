@@ -33,8 +33,8 @@ from mixco.results import (
     versions,
     write_json,
 )
+from mixco.schedules import learning_rate
 from mixco.seeding import generator_for, global_draws
-from mixco.training.schedules import learning_rate
 
 # The loss is looked at this often for not being finite: on a GPU each look waits for the device.
 STEPS_BETWEEN_LOOKS = {"cpu": 1}

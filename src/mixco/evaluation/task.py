@@ -1,0 +1,179 @@
+"""What is evaluated: an encoder, and the labelled images that it is asked about."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixco.checkpoint import LoadedEncoder, load_encoder
+from mixco.config import EvaluationConfig
+from mixco.data.download import download
+from mixco.data.packing import PackedImages, pack
+from mixco.data.sources import list_images
+from mixco.data.subsets import subset_name, with_labels
+from mixco.data.views import evaluation_view
+from mixco.errors import UserError
+from mixco.evaluation.features import extract_features
+from mixco.evaluation.knn import topk_accuracy
+from mixco.hardware import pick_device, pick_dtype
+from mixco.progress import counting, downloading, say
+from mixco.results import add_result, read_json
+
+
+@dataclass(frozen=True)
+class Task:
+    """An encoder, the labelled images that it is asked about, and where the answers go."""
+
+    encoder: LoadedEncoder
+    train: PackedImages
+    test: PackedImages
+    labels: str | None
+    """Which subset of the train split this is; None for all of it."""
+    size: int
+    device: torch.device
+    dtype: torch.dtype
+    folder: Path | None
+    """Of results.json; None when nothing is kept."""
+    suffix: str
+    """Of the keys in results.json: "" for the run's own data and all labels, else for example
+    "-10percent", "@photos", "-10percent@photos"."""
+
+    def describe(self) -> dict[str, Any]:
+        """What every result says of itself."""
+        return {
+            "checkpoint": self.encoder.path.name,
+            "training": self.encoder.description.training,
+            "weights_matched": self.encoder.matched,
+            "data": self.test.source.name,
+            "labels": self.labels or "all",
+            "size": self.size,
+            "train_images": len(self.train.images),
+            "test_images": len(self.test.images),
+        }
+
+    def outputs(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        extents: Tensor,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """What a network gives for the test views of packed images: float32 [N, D] on the CPU."""
+        description = self.encoder.description
+
+        def view(images: Tensor, extents: Tensor) -> Tensor:
+            return evaluation_view(
+                images, extents, self.size, description.mean, description.std, self.dtype
+            )
+
+        return extract_features(
+            network,
+            images,
+            view,
+            extents,
+            device=self.device,
+            dtype=self.dtype,
+            on_progress=on_progress,
+        )
+
+    def features(self, packed: PackedImages) -> Tensor:
+        """Of the encoder: float32 [N, D]."""
+        with counting(f"features of {packed.source.name}") as on_progress:
+            return self.outputs(self.encoder.backbone, packed.images, packed.extents, on_progress)
+
+    def head_rate(self, optimizer: str, count: int = 1024) -> float:
+        """A learning rate for a linear layer on the encoder's features, from their scale alone.
+
+        What a rate does depends on the features' squared length, 1000 for one encoder and 1 for
+        another; the 30 and 3 of the published recipes fit theirs. For SGD 30 over the mean squared
+        length, for Adam, whose steps do not grow with the gradient, 1 over the root of it.
+        """
+        count = min(count, len(self.train.images))
+        index = torch.linspace(0, len(self.train.images) - 1, count).long()
+        features = self.outputs(
+            self.encoder.backbone, self.train.images[index], self.train.extents[index]
+        )
+        length = max(features.square().sum(1).mean().item(), 1e-12)
+        return float(f"{30 / length if optimizer == 'sgd' else length**-0.5:.3g}")
+
+    def write(self, kind: str, result: dict[str, Any]) -> None:
+        """Into results.json, where there is a folder."""
+        if self.folder is not None:
+            add_result(self.folder, kind + self.suffix, result)
+
+
+def load_task(config: EvaluationConfig) -> Task:
+    """Load the encoder, find and pack the labelled images.
+
+    Raises UserError for a missing or mismatching checkpoint: random features are never evaluated.
+    """
+    if (config.run is None) == (config.checkpoint is None):
+        raise UserError("give either --run RUN_DIR or --checkpoint FILE")
+    data, data_path = config.data, config.data_path
+    given = config.run or config.checkpoint
+    assert given is not None
+    encoder = load_encoder(given, arch=config.arch, stem=config.stem, size=config.size)
+    own = False
+    if config.run is not None:
+        trained_on = read_json(config.run / "config.json")["data"]
+        data_path = data_path or (Path(p) if (p := trained_on["data_path"]) and not data else None)
+        data = data or trained_on["data"]
+        own = _same_data(data, trained_on["data"])
+    if data is None:
+        raise UserError("--checkpoint needs --data, the labelled images to evaluate on")
+    size = encoder.description.size
+    device = pick_device(config.device)
+    say(
+        f"{encoder.path}: {encoder.description.training}; all {encoder.matched} weights matched "
+        f"{encoder.description.arch}"
+    )
+
+    for line in encoder.report:
+        say(line)
+    if config.download:
+        with downloading(data) as on_progress:
+            download(data, data_path, tell=say, on_progress=on_progress)
+
+    def of_split(split: str) -> PackedImages:
+        source = list_images(data, data_path, split)
+        if split == "train":
+            source = with_labels(source, config.labels)
+        with counting(f"packing {source.name}") as on_progress:
+            return pack(source, size=size, cache=config.cache.expanduser(), on_progress=on_progress)
+
+    train, test = of_split("train"), of_split("test")
+    folder = config.out or config.run
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    suffix = "" if config.labels is None else f"-{subset_name(config.labels)}"
+    if not own:
+        suffix += f"@{test.source.name.split('/')[0]}"
+    return Task(
+        encoder=encoder,
+        train=train,
+        test=test,
+        labels=config.labels,
+        size=size,
+        device=device,
+        dtype=pick_dtype(device, config.precision),
+        folder=folder,
+        suffix=suffix,
+    )
+
+
+def labels_of(packed: PackedImages) -> Tensor:
+    assert packed.labels is not None  # train and test splits are labelled
+    return packed.labels
+
+
+def accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Top-1 and top-5 in percent."""
+    return topk_accuracy(scores, labels, 1), topk_accuracy(scores, labels, 5)
+
+
+def _same_data(first: str, second: str) -> bool:
+    """Is it one data set, by its name or by whatever path of its folder?"""
+    return first == second or Path(first).expanduser().resolve() == Path(second).resolve()

@@ -1,0 +1,31 @@
+"""Run folders for tests of evaluation: as pretraining leaves them, without the pretraining."""
+
+from pathlib import Path
+
+from mixco.checkpoint import EncoderDescription, save_encoder
+from mixco.config import DataConfig, PretrainConfig, to_dict
+from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD
+from mixco.models.encoder import build_backbone
+from mixco.results import new_run_folder, write_json
+
+ARCH = "test_resnet"
+
+
+def random_run(folder: Path, data: str | Path, seed: int = 0) -> Path:
+    """A run whose encoder is timm's smallest ResNet at 32 px, with random weights."""
+    new_run_folder(folder)
+    config = PretrainConfig(data=DataConfig(data=str(data), size=32))
+    write_json(folder / "config.json", to_dict(config))
+    save_encoder(
+        folder / "encoder.safetensors",
+        build_backbone(ARCH, 32, "standard", seed),
+        EncoderDescription(
+            arch=ARCH,
+            stem="standard",
+            size=32,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            training=f"random weights, seed {seed}",
+        ),
+    )
+    return folder
