@@ -107,7 +107,9 @@ def test_the_supervised_baseline_does_not_begin_with_the_encoder(
 
 
 def test_fine_tuning_moves_everything_from_the_encoder_on(place: Path, tmp_path: Path) -> None:
-    config = FinetuneConfig(evaluation(place, tmp_path), epochs=6, classifier=small())
+    config = FinetuneConfig(
+        evaluation(place, tmp_path), epochs=15, classifier=small(lr=0.05), head_lr=0.1
+    )
     result = finetune(config)
     assert result["top1"] > 50
     assert read_json(tmp_path / "results.json") == {"finetune": result}
@@ -151,7 +153,7 @@ def test_a_rate_that_is_too_high_is_told(
 ) -> None:
     evaluate_linear(published(place, tmp_path, epochs=1, classifier=small(lr=1000.0)))
     assert "above that of guessing" in capsys.readouterr().err
-    evaluate_linear(published(place, tmp_path, epochs=15))
+    evaluate_linear(published(place, tmp_path, epochs=1, classifier=small(lr=0.1)))
     assert "above that of guessing" not in capsys.readouterr().err
 
 

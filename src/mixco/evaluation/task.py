@@ -89,7 +89,8 @@ class Task:
 
         What a rate does depends on the features' squared length, 1000 for one encoder and 1 for
         another; the 30 and 3 of the published recipes fit theirs. For SGD 30 over the mean squared
-        length, for Adam, whose steps do not grow with the gradient, 1 over the root of it.
+        length, for Adam, whose steps do not grow with the gradient, 1 over the root of it: the best
+        of a range on held-out images of the sample.
         """
         count = min(count, len(self.train.images))
         index = torch.linspace(0, len(self.train.images) - 1, count).long()

@@ -79,7 +79,8 @@ def _train_and_test(
     """Train a classifier, save it, test it after each epoch; or test the one that was saved.
 
     kind: "linear_paper" (the encoder is frozen), "supervised" (from random weights), "finetune".
-    lr: of the backbone, None where it is frozen. head_lr: None for `Task.head_rate`.
+    lr: of the backbone, None where it is frozen. head_lr: of the layer on top, None for that of
+        `Task.head_rate`, or a tenth of it where the backbone learns too.
     """
     evaluation, training = config.evaluation, config.classifier
     if evaluation.run is None and evaluation.out is None:
@@ -112,7 +113,8 @@ def _train_and_test(
         top1, top5 = test()
         return {"top1": round(top1, 2), "top5": round(top5, 2), **task.describe()}
 
-    rate = head_lr or task.head_rate(training.optimizer)
+    # Where the backbone learns too, a layer that is thrown about would shake it.
+    rate = head_lr or task.head_rate(training.optimizer) * (1.0 if frozen else 0.1)
     say(
         f"{kind}: {encoder.arch} at {task.size} px, {len(task.train.images):,} labelled images, "
         f"{config.epochs} epochs, rate {rate:g}, {describe(task.device)}"
@@ -139,7 +141,7 @@ def _train_and_test(
     )
     save_classifier(path, model, task.train.classes, whole=not frozen)
     chance = math.log(len(task.train.classes))
-    if records[-1].loss > chance:
+    if records[-1].loss > 1.1 * chance:
         say(
             f"warning: the loss ends at {records[-1].loss:.3g}, above that of guessing, {chance:.3g}; "
             "the rate is too high for these features or this network: lower --lr"
