@@ -3,14 +3,14 @@
 import csv
 import difflib
 import io
-import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
+from mixco.data.index import list_files
 from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, Channels
 from mixco.errors import UserError
 
@@ -30,7 +30,7 @@ class ImageList:
     """"sample/train", "tiny-imagenet/test", "photos/pretrain" """
     root: Path
     """A folder, or the sample's zip file."""
-    files: tuple[str, ...]
+    files: Sequence[str]
     """Paths below root (or members of the zip), with slashes, sorted."""
     labels: tuple[int, ...] | None
     """Indices into `classes`, one a file; None where there are none."""
@@ -51,13 +51,16 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def list_images(data: str, data_path: Path | None, split: str) -> ImageList:
+def list_images(
+    data: str, data_path: Path | None, split: str, cache: Path | None = None
+) -> ImageList:
     """The images of a split: "pretrain", "train" or "test".
 
     data: "sample", "tiny-imagenet" (below `data_path`), or a folder.
     "pretrain" is what may be seen without labels: the train split of a named set; of a folder its
     train/, or all of it. Where that split has labels they come along, for checks on held-out images.
     "train" and "test" always have labels.
+    cache: where an index of a folder's files is kept for later runs; None for none.
 
     Raises UserError that names the file, what was expected and what to do.
     """
@@ -71,8 +74,8 @@ def list_images(data: str, data_path: Path | None, split: str) -> ImageList:
         hint = f"did you mean {near[0]}?" if near else f"known sets are {', '.join(NAMED)}"
         raise UserError(f"--data {data}: neither a folder nor a known data set; {hint}")
     if split == "pretrain":
-        return _unlabelled_folder(folder)
-    return _labelled_folder(folder, split)
+        return _unlabelled_folder(folder, cache)
+    return _labelled_folder(folder, split, cache)
 
 
 def _sample(split: str) -> ImageList:
@@ -115,7 +118,7 @@ def _tiny_imagenet(data_path: Path | None, split: str) -> ImageList:
     if split == "train":
         files, labels = [], []
         for label, wnid in enumerate(classes):
-            of_class = sorted(_walk(train / wnid / "images"))
+            of_class = list_files(train / wnid / "images", EXTENSIONS, None)
             if not of_class:
                 raise UserError(f"{train / wnid / 'images'}: no image of this class; unpack again")
             files += [f"train/{wnid}/images/{name}" for name in of_class]
@@ -140,7 +143,7 @@ def _tiny_imagenet_val(
                 f"between them, found {line[:60]!r}; unpack tiny-imagenet-200 again"
             )
         annotated[name] = rest[0]
-    there = set(_walk(root / "val" / "images"))
+    there = set(list_files(root / "val" / "images", EXTENSIONS, None))
     for missing, message in (
         (annotated.keys() - there, "val_annotations.txt names it, but it is missing"),
         (there - annotated.keys(), "val_annotations.txt does not name it"),
@@ -156,26 +159,27 @@ def _tiny_imagenet_val(
     return [f"val/images/{name}" for name in files], [index[annotated[name]] for name in files]
 
 
-def _unlabelled_folder(folder: Path) -> ImageList:
+def _unlabelled_folder(folder: Path, cache: Path | None) -> ImageList:
     root = folder / "train" if (folder / "train").is_dir() else folder
-    files = tuple(sorted(_walk(root)))
+    files = tuple(list_files(root, EXTENSIONS, cache))
     if not files:
         raise UserError(
             f"{root}: no image in it; looked for {', '.join(EXTENSIONS)} in all folders below"
         )
     # A train folder whose every image lies in a class folder can be checked by its labels.
     tops = sorted({name.split("/")[0] for name in files})
+    index = {top: label for label, top in enumerate(tops)}
     labelled = root != folder and len(tops) > 1 and all("/" in name for name in files)
     return ImageList(
         f"{folder.resolve().name}/pretrain",
         root,
         files,
-        tuple(tops.index(name.split("/")[0]) for name in files) if labelled else None,
+        tuple(index[name.split("/")[0]] for name in files) if labelled else None,
         tuple(tops) if labelled else (),
     )
 
 
-def _labelled_folder(folder: Path, split: str) -> ImageList:
+def _labelled_folder(folder: Path, split: str, cache: Path | None) -> ImageList:
     layout = f"{folder}/train/<class>/... and {folder}/test/<class>/... (or val/)"
     splits = {"train": folder / "train", "test": folder / "test"}
     if not splits["test"].is_dir():
@@ -185,7 +189,7 @@ def _labelled_folder(folder: Path, split: str) -> ImageList:
     for name, root in splits.items():
         if not root.is_dir():
             raise UserError(f"{root}: missing; evaluation needs labels, laid out as {layout}")
-        files = sorted(_walk(root))
+        files = list_files(root, EXTENSIONS, cache)
         loose = [f for f in files if "/" not in f]
         if loose:
             raise UserError(f"{root / loose[0]}: lies in no class folder; expected {layout}")
@@ -200,23 +204,15 @@ def _labelled_folder(folder: Path, split: str) -> ImageList:
                 "add images or remove the class from both"
             )
     names = tuple(sorted(classes["train"]))
+    index = {name: label for label, name in enumerate(names)}
     files = of_split[split]
     return ImageList(
         f"{folder.resolve().name}/{split}",
         splits[split],
         tuple(files),
-        tuple(names.index(f.split("/")[0]) for f in files),
+        tuple(index[f.split("/")[0]] for f in files),
         names,
     )
-
-
-def _walk(root: Path) -> Iterator[str]:
-    """Images below root, as paths with slashes; hidden ones left out, links to folders not followed."""
-    for folder, below, names in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield (Path(folder) / name).relative_to(root).as_posix()
 
 
 def _lines(path: Path, what: str) -> list[str]:

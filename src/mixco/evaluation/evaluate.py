@@ -10,14 +10,14 @@ from torch import Tensor
 
 from mixco.checkpoint import LoadedEncoder, load_encoder
 from mixco.config import EvaluationConfig, KNNConfig, LinearConfig
-from mixco.data.packing import PackedImages, pack
+from mixco.data.loading import Images, canvases, open_images
 from mixco.data.sources import list_images
-from mixco.data.views import evaluation_view
+from mixco.data.streaming import StreamedImages
 from mixco.errors import UserError
-from mixco.evaluation.features import extract_features
+from mixco.evaluation.features import features_of
 from mixco.evaluation.knn import knn_scores, neighbours, topk_accuracy
 from mixco.evaluation.linear import fit_linear_probe
-from mixco.hardware import pick_device, pick_dtype
+from mixco.hardware import memory_bytes, pick_device, pick_dtype, processors
 from mixco.pictures import draw_neighbours
 from mixco.progress import counting, say
 from mixco.results import add_result, read_json
@@ -28,8 +28,8 @@ class Features:
     """Features of the labelled train and test split, and where they came from."""
 
     encoder: LoadedEncoder
-    train: PackedImages
-    test: PackedImages
+    train: Images
+    test: Images
     train_features: Tensor
     """float32 [N, D]"""
     test_features: Tensor
@@ -42,8 +42,8 @@ class Features:
             "training": self.encoder.description.training,
             "weights_matched": self.encoder.matched,
             "data": self.test.source.name,
-            "train_images": len(self.train.images),
-            "test_images": len(self.test.images),
+            "train_images": len(self.train),
+            "test_images": len(self.test),
         }
 
 
@@ -74,26 +74,35 @@ def compute_features(config: EvaluationConfig) -> Features:
         f"{description.arch}"
     )
 
-    def view(images: Tensor, extents: Tensor) -> Tensor:
-        return evaluation_view(images, extents, size, description.mean, description.std, dtype)
-
-    def of_split(split: str) -> tuple[PackedImages, Tensor]:
-        source = list_images(data, data_path, split)
+    def of_split(split: str) -> tuple[Images, Tensor]:
+        cache = config.cache.expanduser()
+        source = list_images(data, data_path, split, cache)
         with counting(f"packing {source.name}") as on_progress:
-            packed = pack(
-                source, size=size, cache=config.cache.expanduser(), on_progress=on_progress
-            )
-        with counting(f"features of {source.name}") as on_progress:
-            features = extract_features(
-                encoder.backbone,
-                packed.images,
-                view,
-                packed.extents,
-                device=device,
-                dtype=dtype,
+            images = open_images(
+                source,
+                size=size,
+                cache=cache,
+                loading=config.loading,
+                workers=processors() if config.workers is None else config.workers,
+                memory=memory_bytes(),
                 on_progress=on_progress,
             )
-        return packed, features
+        with counting(f"features of {source.name}") as on_progress:
+            features, _ = features_of(
+                encoder.backbone,
+                images,
+                torch.arange(len(images)),
+                size=size,
+                mean=description.mean,
+                std=description.std,
+                device=device,
+                dtype=dtype,
+                on_unreadable=lambda file, reason: say(f"left out: {source.root / file}: {reason}"),
+                on_progress=on_progress,
+            )
+        if isinstance(images, StreamedImages) and images.unreadable:
+            images = images.without_unreadable()
+        return images, features
 
     train, train_features = of_split("train")
     test, test_features = of_split("test")
@@ -163,10 +172,11 @@ def show_neighbours(path: Path, f: Features, count: int = 8, k: int = 8) -> None
     first = [int((test_labels == c).nonzero()[0]) for c in range(min(count, len(f.test.classes)))]
     chosen = torch.tensor(first)
     similarities, index = neighbours(f.train_features, f.test_features[chosen], k)
+    side = 2 * f.encoder.description.size
     draw_neighbours(
         path,
-        f.test.images[chosen],
-        f.train.images[index],
+        canvases(f.test, chosen, side)[0],
+        torch.stack([canvases(f.train, row, side)[0] for row in index]),
         similarities,
         train_labels[index] == test_labels[chosen][:, None],
         [f.test.classes[int(c)] for c in test_labels[chosen]],
@@ -183,6 +193,6 @@ def both(config: EvaluationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-def _labels(packed: PackedImages) -> Tensor:
-    assert packed.labels is not None  # train and test splits are labelled
-    return packed.labels
+def _labels(images: Images) -> Tensor:
+    assert images.labels is not None  # train and test splits are labelled
+    return images.labels
