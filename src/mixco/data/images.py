@@ -49,17 +49,20 @@ def decode_crops(
         reducible = isinstance(file, JpegImageFile) and file.mode in ("RGB", "L")
         if not reducible:
             file.load()  # a PNG or TIFF may know its orientation only then
-        turned = file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        width, height = reversed(file.size) if turned else file.size
+        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+        width, height = reversed(file.size) if orientation in (5, 6, 7, 8) else file.size
         boxes = boxes_of(height, width)
         smallest = min(min(h, w) for _, _, h, w in boxes)
         reduction = _reduce(file, smallest // size) if reducible else 1
         picture = _to_rgb(ImageOps.exif_transpose(file))
+        # A reduced file's last pixels may lie half beyond its border; turned, they come first.
+        x_start = picture.width - width / reduction if orientation in (2, 3, 6, 7) else 0.0
+        y_start = picture.height - height / reduction if orientation in (3, 4, 7, 8) else 0.0
         crops = np.empty((len(boxes), 3, size, size), np.uint8)
         for crop, (top, left, h, w) in zip(crops, boxes, strict=True):
-            # At full scale these are whole pixels and the crop is the box.
-            x, y = left / reduction, top / reduction
-            right, bottom = (left + w) / reduction, (top + h) / reduction
+            # At full scale these are whole pixels and the part is the box.
+            x, y = x_start + left / reduction, y_start + top / reduction
+            right, bottom = x + w / reduction, y + h / reduction
             x0, y0 = math.floor(x), math.floor(y)
             part = picture.crop((x0, y0, math.ceil(right), math.ceil(bottom)))
             inside = (x - x0, y - y0, right - x0, bottom - y0)

@@ -44,7 +44,7 @@ class FileNames(Sequence[str]):
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
         self.ends = torch.from_numpy(np.cumsum([len(name) for name in encoded], dtype=np.int64))
         """int64 [N]: where each name ends."""
-        self.text = torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8)
+        self.text = torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8))
         """uint8: UTF-8, one name after the other."""
 
     def __len__(self) -> int:
@@ -261,6 +261,13 @@ def _set_up_worker(_number: int) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_it, daemon=True).start()
+
+    def except_hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        # Nobody is left to miss the batch that a run was fetching when it was interrupted.
+        if not issubclass(kind, (EOFError, ConnectionError)):
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = except_hook
 
 
 def _refuse_little_shared_memory(workers: int, batch_bytes: int) -> None:
