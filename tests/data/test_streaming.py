@@ -1,6 +1,7 @@
 """Streamed batches: those of the packed path, whatever the number of workers and whatever is broken."""
 
 import dataclasses
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -333,6 +334,28 @@ def test_too_little_shared_memory_is_told_beforehand(
     monkeypatch.setattr(streaming.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="lower --workers or --batch-size, or give the container"):
         drawn(opened(photos, "streamed", 2), CROPS)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal there")
+def test_a_worker_that_is_killed_is_told(photos: Path) -> None:
+    images = opened(photos, "streamed", 1)
+    everything = torch.arange(len(images))
+    batches = view_batches(
+        images,
+        plan_of(everything, 100, 20),
+        CROPS,
+        members=everything,
+        batch_size=20,
+        device=CPU,
+        dtype=torch.float32,
+        on_unreadable=no_complaint,
+    )
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"a process that decodes images ended .* lower --workers"):
+        list(batches)
 
 
 def test_file_names_are_a_sequence_that_can_be_sent_to_any_process() -> None:

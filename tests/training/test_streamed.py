@@ -53,6 +53,7 @@ def test_two_streamed_runs_are_equal_bit_for_bit(tmp_path: Path) -> None:
     assert config["data"]["loading"] == "streamed"
 
 
+@pytest.mark.slow
 def test_a_streamed_run_lists_what_it_left_out_and_is_evaluated(tmp_path: Path) -> None:
     photos = unpack_sample(tmp_path / "photos", train=60, test=4, classes=2)
     broken = sorted((photos / "train" / "Forest").iterdir())[7]

@@ -194,7 +194,7 @@ def decode_batches(
         have none. So a batch is the same whichever worker makes it.
 
     Raises UserError when more than 1 % of the files are unreadable, when a hundred one after the other
-    are, and when the shared memory is too small.
+    are, when the shared memory is too small, and when a worker is killed.
     """
     if images.workers:
         _refuse_little_shared_memory(images.workers, most * 3 * size**2)
@@ -210,7 +210,7 @@ def decode_batches(
         pin_memory=pin,
         generator=torch.Generator(),  # else it would draw from the global one
     )
-    for batch in loader:
+    for batch in _told_when_killed(iter(loader)):
         for file, reason in batch.unreadable:
             if file not in images.unreadable:
                 images.unreadable[file] = reason
@@ -223,6 +223,19 @@ def decode_batches(
                 f"{batch.unreadable[-1][1]}); is the disk still there?"
             )
         yield batch
+
+
+def _told_when_killed(batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that decodes images ended ({error}). If the system killed it for its memory, "
+            "lower --workers; if a script of yours called mixco, put its main part under "
+            'if __name__ == "__main__": since workers import the script too'
+        ) from None
 
 
 def _as_it_is(batch: Any) -> Any:

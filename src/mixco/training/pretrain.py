@@ -151,7 +151,7 @@ def pretrain(config: PretrainConfig) -> Path:
     board = SummaryWriter(str(folder / "tensorboard"))
     say(
         f"{name}: {config.model.arch} at {data.size} px, {len(members):,} images "
-        f"{'packed' if packed else f'streamed by {workers} workers'}, "
+        f"{'packed' if packed else f'streamed, {workers} workers'}, "
         f"{optimisation.epochs} epochs of {steps_per_epoch} steps, {describe(device)}, "
         f"{str(dtype).removeprefix('torch.')}"
     )
