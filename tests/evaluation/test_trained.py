@@ -211,7 +211,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_training(
     place: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--out .*file: cannot be made"):
+    with pytest.raises(UserError, match=r"--out .*file: cannot be made"):
         evaluate_linear(published(place, tmp_path / "file"))
 
 
