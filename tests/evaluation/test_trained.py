@@ -13,6 +13,7 @@ from sample_images import unpack_sample
 
 import mixco.cli
 from mixco.config import ClassifierConfig, EvaluationConfig, FinetuneConfig, LinearConfig
+from mixco.errors import UserError
 from mixco.evaluation.classifier import Epoch, fingerprint
 from mixco.evaluation.evaluate import evaluate_linear
 from mixco.evaluation.task import load_task
@@ -204,6 +205,14 @@ def test_results_of_other_data_and_of_fewer_labels_stand_beside_the_runs_own(
         "neighbours@others.png",
     } <= written
     assert "kNN: top-1" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_training(
+    place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out .*file: cannot be made"):
+        evaluate_linear(published(place, tmp_path / "file"))
 
 
 def test_from_the_command_line(

@@ -151,7 +151,10 @@ def load_task(config: EvaluationConfig) -> Task:
     train, test = of_split("train"), of_split("test")
     folder = config.out or config.run
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {folder}: cannot be made ({error.strerror})") from None
     suffix = "" if config.labels is None else f"-{subset_name(config.labels)}"
     if not own:
         suffix += f"@{test.source.name.split('/')[0]}"

@@ -90,7 +90,7 @@ def _train_and_test(
     encoder, frozen = task.encoder.description, kind == "linear_paper"
     backbone = task.encoder.backbone
     if kind == "supervised":
-        backbone = build_backbone(encoder.arch, task.size, encoder.stem, evaluation.seed)  # type: ignore[arg-type]
+        backbone = build_backbone(encoder.arch, encoder.size, encoder.stem, evaluation.seed)  # type: ignore[arg-type]
     model = Classifier(
         backbone, feature_dim(backbone, task.size), len(task.train.classes), evaluation.seed
     )
@@ -150,7 +150,7 @@ def _train_and_test(
         "optimizer": training.optimizer,
         "lr": lr,
         "head_lr": rate,
-        "head_lr_from": "given" if head_lr else "the features' mean squared length",
+        "head_lr_from": "settings" if head_lr else "the features' mean squared length",
         "weight_decay": weight_decay,
         "schedule": schedule,
         "milestones": list(milestones),
