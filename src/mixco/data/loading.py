@@ -54,6 +54,8 @@ def fits_packed(source: ImageList, size: int, cache: Path, memory: int) -> bool:
     A file that does not stay in the memory is read at random places, which is slower than to stream.
     How large the canvases will be is estimated from the headers of some files, spread over the list.
     """
+    if source.arrays is not None:
+        return True  # small images, whose pixels lie in a file already; workers would copy it
     count = len(source.files)
     some = np.linspace(0, count - 1, min(HEADERS, count)).astype(int).tolist()
     side = min(2 * size, max(longest_side(source, i) for i in some))
