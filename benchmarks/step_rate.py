@@ -5,8 +5,9 @@
 Ours is the real thing: `pretrain` on the built-in sample, its own images/s of the second epoch (the
 first warms up), with views, losses, optimiser, momentum update and logging. Bare is forward and
 backward of the same encoder (for MoCo also the forward of the key encoder) over resident random
-tensors, with the same dtype, memory format and number of image passes, but with plain batch norm and
-without an optimiser. The two run in turn; a ratio is of neighbours in time.
+tensors, with the same dtype, memory format and number of image passes, without an optimiser. MoCo's
+is asked twice: as it is, with batch norms split into virtual devices, and with plain ones, which tells
+what splitting costs. All run in turn; a ratio is of neighbours in time.
 """
 
 import argparse
@@ -51,16 +52,16 @@ def ours(config: PretrainConfig) -> float:
     return float(read_metrics(pretrain(config))[-1]["images_per_second"])
 
 
-def bare(config: PretrainConfig, steps: int) -> float:
+def bare(config: PretrainConfig, steps: int, plain_norms: bool = False) -> float:
     """Images of the batch a second, with the image passes of the method and nothing else."""
     config = resolve(config, IMAGES)
     device = pick_device(config.run.device)
     dtype = pick_dtype(device, config.run.precision)
     batch, size = config.optimisation.batch_size, config.data.size
     mixed = config.method.mix != "none"
-    # Plain batch norm: what splitting it costs is ours to answer for.
-    plain = dataclasses.replace(config, method=dataclasses.replace(config.method, bn_splits=1))
-    method = build_method(plain).to(device, memory_format=torch.channels_last).train()
+    if plain_norms:
+        config = dataclasses.replace(config, method=dataclasses.replace(config.method, bn_splits=1))
+    method = build_method(config).to(device, memory_format=torch.channels_last).train()
     moco = config.method.method == "moco"
     passes = (1 if moco else 2) * (3 if mixed else 2) * batch // 2
     random = torch.randn(passes, 3, size, size, device=device)
@@ -97,23 +98,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for method in ("moco", "simclr"):
             for mix in ("none", "mixco"):
-                pairs = []
+                rates = []
                 for number in range(arguments.rounds):
                     config = config_of(
                         method, mix, arguments, Path(folder) / f"{method}-{mix}-{number}"
                     )
                     steps = IMAGES // arguments.batch_size
-                    pairs.append((ours(config), bare(config, steps)))
-                ratios = [a / b for a, b in pairs]
-                row = {
-                    "method": method,
-                    "mix": mix,
-                    "ours_images_per_second": statistics.median(a for a, _ in pairs),
-                    "bare_images_per_second": statistics.median(b for _, b in pairs),
-                    "ratio_median": statistics.median(ratios),
-                    "ratio_min": min(ratios),
-                    "ratio_max": max(ratios),
-                }
+                    turn = [ours(config), bare(config, steps)]
+                    if method == "moco":
+                        turn.append(bare(config, steps, plain_norms=True))
+                    rates.append(turn)
+                row = {"method": method, "mix": mix}
+                names = ("ours", "bare", "bare_plain_norms")
+                for name, values in zip(names, zip(*rates, strict=True), strict=False):
+                    row[f"{name}_images_per_second"] = statistics.median(values)
+                    if name != "ours":
+                        ratios = [
+                            turn[0] / value for turn, value in zip(rates, values, strict=True)
+                        ]
+                        row[f"ratio_to_{name}_median"] = statistics.median(ratios)
+                        row[f"ratio_to_{name}_min"] = min(ratios)
+                        row[f"ratio_to_{name}_max"] = max(ratios)
                 rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
                 print(rows[-1], flush=True)
     if arguments.out:

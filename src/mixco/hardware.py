@@ -1,6 +1,8 @@
-"""Which device, and which number format is fast on it; how much memory and how many processors."""
+"""Which device, and which number format is fast on it; its memory and its processors."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -40,6 +42,23 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """On a CPU, have the C library keep what is freed for the next step, instead of giving it back.
+
+    A step of ResNet-18 with 256 images frees and asks for 1.5 GB in large pieces. Each would be mapped
+    anew and filled with zeros by the system, page by page: an eighth of the time. The process then
+    keeps its peak of memory until it ends. Only with the GNU C library, on Linux; elsewhere nothing is
+    changed.
+    """
+    if device.type != "cpu" or sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # of malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def memory_bytes() -> int:

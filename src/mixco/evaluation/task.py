@@ -17,7 +17,13 @@ from mixco.data.subsets import subset_name, with_labels
 from mixco.errors import UserError
 from mixco.evaluation.features import features_of
 from mixco.evaluation.knn import topk_accuracy
-from mixco.hardware import memory_bytes, pick_device, pick_dtype, processors
+from mixco.hardware import (
+    keep_freed_memory,
+    memory_bytes,
+    pick_device,
+    pick_dtype,
+    processors,
+)
 from mixco.progress import counting, downloading, say
 from mixco.results import add_result, read_json
 
@@ -121,6 +127,7 @@ def load_task(config: EvaluationConfig) -> Task:
         raise UserError("--checkpoint needs --data, the labelled images to evaluate on")
     size = encoder.description.size
     device = pick_device(config.device)
+    keep_freed_memory(device)
     say(
         f"{encoder.path}: {encoder.description.training}; all {encoder.matched} weights matched "
         f"{encoder.description.arch}"

@@ -21,7 +21,14 @@ from mixco.data.sources import list_images
 from mixco.errors import UserError
 from mixco.evaluation.features import features_of
 from mixco.evaluation.knn import knn_scores, topk_accuracy
-from mixco.hardware import describe, memory_bytes, pick_device, pick_dtype, processors
+from mixco.hardware import (
+    describe,
+    keep_freed_memory,
+    memory_bytes,
+    pick_device,
+    pick_dtype,
+    processors,
+)
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.mixing import MIXERS
@@ -51,6 +58,7 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     device = pick_device(config.run.device)
     dtype = pick_dtype(device, config.run.precision)
+    keep_freed_memory(device)
 
     if config.data.download:
         with downloading(config.data.data) as on_progress:
