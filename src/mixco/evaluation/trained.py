@@ -112,7 +112,12 @@ def _train_and_test(
         top1, top5 = test()
         return {"top1": round(top1, 2), "top5": round(top5, 2), **task.describe()}
 
-    rate = head_lr or task.head_rate(training.optimizer)
+    rate, rate_from = head_lr, "given"
+    if rate is None and frozen and training.optimizer == "sgd":
+        rate, rate_from = task.recipe_lr, "the run's recipe"
+    if rate is None:
+        rate = task.head_rate(training.optimizer)
+        rate_from = "the features' mean squared length"
     say(
         f"{kind}: {encoder.arch} at {task.size} px, {len(task.train.images):,} labelled images, "
         f"{config.epochs} epochs, rate {rate:g}, {describe(task.device)}"
@@ -149,7 +154,7 @@ def _train_and_test(
         "optimizer": training.optimizer,
         "lr": lr,
         "head_lr": rate,
-        "head_lr_from": "given" if head_lr else "the features' mean squared length",
+        "head_lr_from": rate_from,
         "weight_decay": weight_decay,
         "schedule": schedule,
         "milestones": list(milestones),
