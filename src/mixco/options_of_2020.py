@@ -87,8 +87,8 @@ def pretrain_options(arguments: list[str], tell: Callable[[str], None]) -> list[
     flag_mix = old.get("--mix") == []  # SimCLR's of 2020; today's has a word behind it
     if not (old.keys() & ONLY_2020 or flag_mix):
         return arguments
-    algorithm = " ".join(old.pop("--algo", [])) or None
-    if algorithm not in (None, "moco", "mixco"):
+    algorithm = " ".join(old.pop("--algo", []))
+    if algorithm not in ("", "moco", "mixco"):
         raise UserError(f"--algo {algorithm}; {nearest(algorithm, ('moco', 'mixco'))}")
     moco = bool(algorithm or old.keys() & ONLY_MOCO)
     simclr = bool(flag_mix or old.keys() & ONLY_SIMCLR or old.get("--method") == ["simclr"])
@@ -128,14 +128,14 @@ def linear_options(arguments: list[str], tell: Callable[[str], None]) -> list[st
     """
     old = _split(arguments)
     new = {"--protocol": ["paper"]}
-    name, checkpoint = old.pop("--exp-name", None), old.pop("--pretrained", None)
+    name, checkpoint = old.pop("--exp-name", []), old.pop("--pretrained", [])
     if checkpoint:
         folder = not checkpoint[0].endswith((".pt", ".pth", ".tar", ".safetensors"))
         new["--run" if folder else "--checkpoint"] = checkpoint
     if name:
         new["--out" if checkpoint else "--run"] = [f"runs/{name[0]}"]
     # A run knows its network, its data and its size; of a checkpoint of 2020 they have to be told.
-    if "--checkpoint" not in new and old.pop("-a", old.pop("--arch", None)):
+    if "--checkpoint" not in new and (old.pop("-a", []) + old.pop("--arch", [])):
         tell("-a, --arch: left out; the run knows its network")
     milestones = _milestones(old, _number(old.get("--epochs"), "100"))
     if milestones is not None:
