@@ -200,7 +200,7 @@ class FinetuneConfig:
     epochs: int = 30
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     head_lr: float | None = None
-    """Peak rate of the classifier on top; default: from the scale of the features."""
+    """Peak rate of the layer on top; default: a tenth of linear's, from the scale of the features."""
     evaluate: bool = False
     """Test the network that was saved, without training."""
 

@@ -165,7 +165,7 @@ def cell(results: list[dict[str, Any]], number: str) -> str:
     """The results of one evaluation of a row's runs; those with different settings stay apart."""
 
     def settings(result: dict[str, Any]) -> list[Any]:
-        given = result.get("head_lr_from") == "given"
+        given = result.get("head_lr_from") == "settings"
         return [*map(result.get, EVALUATED_WITH), result.get("head_lr") if given else None]
 
     apart: list[list[dict[str, Any]]] = []

@@ -19,6 +19,7 @@ from mixco.data.views import (
     Augmentation,
     ViewParameters,
     apply_view,
+    crop_and_flip,
     evaluation_view,
     moco_v1,
     moco_v2,
@@ -242,3 +243,17 @@ def test_a_picture_too_narrow_for_any_try_gets_the_largest_central_crop() -> Non
     box = sample_view(extents, augmentation, torch.Generator().manual_seed(0)).box
     assert box[::2].unique(dim=0).tolist() == [[0, 93, 10, 13]]
     assert box[1::2].unique(dim=0).tolist() == [[93, 0, 13, 10]]
+
+
+def test_the_views_of_linear_evaluation_are_crops_and_flips_alone() -> None:
+    augmentation = crop_and_flip(64, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    extents = torch.full((4000, 2), 64)
+    p = sample_view(extents, augmentation, torch.Generator().manual_seed(0))
+    assert not p.jitter.any()
+    assert not p.grey.any()
+    assert not p.sigma.any()
+    assert p.flip.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    share = p.box[:, 2] * p.box[:, 3] / 64**2
+    assert 0.06 < share.min().item() < 0.1, "torchvision's scale begins at 0.08"
+    assert share.max().item() > 0.95
+    assert worst_difference(sample_images(40), extents[:40], augmentation, seed=5) <= 1e-5 / 0.22

@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from sample_images import unpack_sample
 from torch import Tensor, nn
 
 from mixco.data.packing import PackedImages, pack
+from mixco.data.resident import batches
 from mixco.data.sources import list_images
-from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, crop_and_flip
+from mixco.data.views import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    apply_view,
+    crop_and_flip,
+    sample_view,
+)
 from mixco.errors import UserError
 from mixco.evaluation.classifier import (
     Classifier,
@@ -23,6 +31,7 @@ from mixco.evaluation.classifier import (
     train_classifier,
 )
 from mixco.models.encoder import build_backbone
+from mixco.seeding import generator_for
 
 CPU = torch.device("cpu")
 CLASSES = 3
@@ -91,6 +100,35 @@ def test_a_frozen_encoder_stays_and_the_layer_learns(images: PackedImages) -> No
     assert moved == {"head.weight", "head.bias"}
     assert records[-1].loss < 0.8 * records[0].loss
     assert not model.backbone.training
+
+
+def test_it_is_softmax_regression_with_momentum_on_the_features_of_the_views(
+    images: PackedImages,
+) -> None:
+    """Linear evaluation written out: gradient, heavy ball of 0.9, the rate divided by ten, no decay."""
+    model = network()
+    weight, bias = (value.detach().double() for value in model.head.parameters())
+    augmentation = crop_and_flip(32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    train(model, images, head_lr=0.5, batch_size=len(images.images), epochs=4, milestones=(0.5,))
+
+    assert images.labels is not None
+    speeds = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    for step, rate in enumerate((0.5, 0.5, 0.05, 0.05)):
+        everything = torch.arange(len(images.images))
+        shuffle = generator_for(0, "classifier epoch", step=step + 1)
+        (index,) = batches(everything, len(everything), shuffle)
+        generator = generator_for(0, "classifier views", step=step)
+        parameters = sample_view(images.extents[index], augmentation, generator)
+        with torch.no_grad():
+            x = model.backbone(apply_view(images.images[index], parameters, augmentation)).double()
+        error = (x @ weight.T + bias).softmax(1) - F.one_hot(images.labels[index], CLASSES)
+        for value, speed, slope in zip(
+            (weight, bias), speeds, (error.T @ x / len(x), error.mean(0)), strict=True
+        ):
+            speed.mul_(0.9).add_(slope)
+            value.sub_(rate * speed)
+    torch.testing.assert_close(model.head.weight.double(), weight, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.head.bias.double(), bias, atol=1e-5, rtol=1e-4)
 
 
 class AlwaysTraining(nn.Module):

@@ -13,6 +13,7 @@ from sample_images import unpack_sample
 
 import mixco.cli
 from mixco.config import ClassifierConfig, EvaluationConfig, FinetuneConfig, LinearConfig
+from mixco.errors import UserError
 from mixco.evaluation.classifier import Epoch, fingerprint
 from mixco.evaluation.evaluate import evaluate_linear
 from mixco.evaluation.task import load_task
@@ -107,7 +108,9 @@ def test_the_supervised_baseline_does_not_begin_with_the_encoder(
 
 
 def test_fine_tuning_moves_everything_from_the_encoder_on(place: Path, tmp_path: Path) -> None:
-    config = FinetuneConfig(evaluation(place, tmp_path), epochs=6, classifier=small())
+    config = FinetuneConfig(
+        evaluation(place, tmp_path), epochs=15, classifier=small(lr=0.05), head_lr=0.1
+    )
     result = finetune(config)
     assert result["top1"] > 50
     assert read_json(tmp_path / "results.json") == {"finetune": result}
@@ -151,7 +154,7 @@ def test_a_rate_that_is_too_high_is_told(
 ) -> None:
     evaluate_linear(published(place, tmp_path, epochs=1, classifier=small(lr=1000.0)))
     assert "above that of guessing" in capsys.readouterr().err
-    evaluate_linear(published(place, tmp_path, epochs=15))
+    evaluate_linear(published(place, tmp_path, epochs=1, classifier=small(lr=0.1)))
     assert "above that of guessing" not in capsys.readouterr().err
 
 
@@ -202,6 +205,14 @@ def test_results_of_other_data_and_of_fewer_labels_stand_beside_the_runs_own(
         "neighbours@others.png",
     } <= written
     assert "kNN: top-1" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_training(
+    place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out .*file: cannot be made"):
+        evaluate_linear(published(place, tmp_path / "file"))
 
 
 def test_from_the_command_line(

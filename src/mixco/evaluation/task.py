@@ -91,7 +91,8 @@ class Task:
 
         What a rate does depends on the features' squared length, 1000 for one encoder and 1 for
         another; the 30 and 3 of the published recipes fit theirs. For SGD 30 over the mean squared
-        length, for Adam, whose steps do not grow with the gradient, 1 over the root of it.
+        length, for Adam, whose steps do not grow with the gradient, 1 over the root of it: the best
+        of a range on held-out images of the sample.
         """
         count = min(count, len(self.train.images))
         index = torch.linspace(0, len(self.train.images) - 1, count).long()
@@ -151,7 +152,10 @@ def load_task(config: EvaluationConfig) -> Task:
     train, test = of_split("train"), of_split("test")
     folder = config.out or config.run
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {folder}: cannot be made ({error.strerror})") from None
     suffix = "" if config.labels is None else f"-{subset_name(config.labels)}"
     if not own:
         suffix += f"@{test.source.name.split('/')[0]}"

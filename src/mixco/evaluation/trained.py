@@ -79,7 +79,8 @@ def _train_and_test(
     """Train a classifier, save it, test it after each epoch; or test the one that was saved.
 
     kind: "linear_paper" (the encoder is frozen), "supervised" (from random weights), "finetune".
-    lr: of the backbone, None where it is frozen. head_lr: None for `Task.head_rate`.
+    lr: of the backbone, None where it is frozen. head_lr: of the layer on top, None for that of
+        `Task.head_rate`, or a tenth of it where the backbone learns too.
     """
     evaluation, training = config.evaluation, config.classifier
     if evaluation.run is None and evaluation.out is None:
@@ -89,7 +90,7 @@ def _train_and_test(
     encoder, frozen = task.encoder.description, kind == "linear_paper"
     backbone = task.encoder.backbone
     if kind == "supervised":
-        backbone = build_backbone(encoder.arch, task.size, encoder.stem, evaluation.seed)  # type: ignore[arg-type]
+        backbone = build_backbone(encoder.arch, encoder.size, encoder.stem, evaluation.seed)  # type: ignore[arg-type]
     model = Classifier(
         backbone, feature_dim(backbone, task.size), len(task.train.classes), evaluation.seed
     )
@@ -112,11 +113,12 @@ def _train_and_test(
         top1, top5 = test()
         return {"top1": round(top1, 2), "top5": round(top5, 2), **task.describe()}
 
-    rate, rate_from = head_lr, "given"
+    rate, rate_from = head_lr, "settings"
     if rate is None and frozen and training.optimizer == "sgd":
         rate, rate_from = task.recipe_lr, "the run's recipe"
     if rate is None:
-        rate = task.head_rate(training.optimizer)
+        # Where the backbone learns too, a layer that is thrown about would shake it.
+        rate = task.head_rate(training.optimizer) * (1.0 if frozen else 0.1)
         rate_from = "the features' mean squared length"
     say(
         f"{kind}: {encoder.arch} at {task.size} px, {len(task.train.images):,} labelled images, "
@@ -144,7 +146,7 @@ def _train_and_test(
     )
     save_classifier(path, model, task.train.classes, whole=not frozen)
     chance = math.log(len(task.train.classes))
-    if records[-1].loss > chance:
+    if records[-1].loss > 1.1 * chance:
         say(
             f"warning: the loss ends at {records[-1].loss:.3g}, above that of guessing, {chance:.3g}; "
             "the rate is too high for these features or this network: lower --lr"
