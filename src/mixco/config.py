@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "bfloat16", "float32"]
+Loading = Literal["auto", "packed", "streamed"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,12 @@ class DataConfig:
     size: int = 64
     """Side in pixels of what the encoder sees, 32 to 224."""
     cache: Path = Path("~/.cache/mixco")
-    """Where packed images are kept for later runs."""
+    """Where packed images and the index of a folder's files are kept for later runs."""
+    loading: Loading = "auto"
+    """packed: decoded once, reduced, in one file; streamed: decoded anew each time, from their full
+    size; auto: packed where it fits into half of the memory and half of the free disk."""
+    workers: int | None = None
+    """Processes that decode streamed images; default: one a processor."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,10 @@ class EvaluationConfig:
     """The folder that results.json and classifiers go to; default: the run's."""
     cache: Path = Path("~/.cache/mixco")
     """Where packed images are kept."""
+    loading: Loading = "auto"
+    """packed, streamed (decoded as they are needed), or auto: packed where it fits."""
+    workers: int | None = None
+    """Processes that decode streamed images; default: one a processor."""
     device: Device = "auto"
     precision: Precision = "auto"
     seed: int = 0

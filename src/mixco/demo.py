@@ -113,9 +113,9 @@ def make_room(out: Path) -> None:
 
 def print_table(results: dict[str, Any]) -> None:
     table = Table(title="Test split of the sample: 400 images, 10 classes (chance: 10 %)")
-    table.add_column("encoder")
-    for column in ("kNN top-1", "linear top-1", "linear top-5", "pretraining", "images/s"):
-        table.add_column(column, justify="right")
+    table.add_column("encoder", no_wrap=True)
+    for column in ("kNN top-1", "linear top-1", "top-5", "pretraining", "images/s"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, result in results.items():
         seconds = result["pretrain"].get("seconds")
         rate = result["pretrain"].get("images_per_second")

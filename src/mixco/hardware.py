@@ -1,4 +1,7 @@
-"""Which device, and which number format is fast on it."""
+"""Which device, and which number format is fast on it; how much memory and how many processors."""
+
+import os
+from pathlib import Path
 
 import torch
 
@@ -37,3 +40,24 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def memory_bytes() -> int:
+    """Of this machine, or what its container may use; 8 GiB where the system does not tell."""
+    try:
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return 8 * 2**30
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, v2 and v1
+        try:
+            found.append(int(Path("/sys/fs/cgroup", limit).read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min(found)
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -3,7 +3,8 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+T = TypeVar("T")
 
 console = Console(stderr=True, highlight=False)
 
@@ -49,6 +52,18 @@ class Stopwatch:
     @property
     def waiting_share(self) -> float:
         return self.waited / self.seconds
+
+
+def waited(items: Iterator[T], *watches: Stopwatch) -> Iterator[T]:
+    """The items; what the next one takes to come counts as waiting."""
+    while True:
+        with ExitStack() as stack:
+            for watch in watches:
+                stack.enter_context(watch.waiting())
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
 
 
 def _bar(*columns: ProgressColumn) -> Progress:

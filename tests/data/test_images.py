@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from sample_images import sample_images
+from sample_images import mosaics, sample_images
 
-from mixco.data.images import UnreadableImage, decode
+from mixco.data.images import Box, UnreadableImage, decode, decode_crops
 
 RGB: NDArray[np.uint8] = sample_images(4)[2].permute(1, 2, 0).numpy()
 PICTURE = Image.fromarray(RGB)
@@ -87,9 +87,10 @@ def test_sixteen_bits_are_scaled_not_cut_off(kind: str) -> None:
     assert close(decode(encoded(deep, kind)), np.repeat(GREY[:, :, None], 3, 2), 0)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_obeyed(orientation: int) -> None:
-    wide = PICTURE.crop((0, 0, 64, 40))
+def turned(wide: Image.Image, orientation: int) -> tuple[Image.Image, Image.Exif]:
+    """As a camera stores it that was held in that way."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
     stored = {
         1: wide,
         2: wide.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -100,8 +101,13 @@ def test_exif_orientation_is_obeyed(orientation: int) -> None:
         7: wide.transpose(Image.Transpose.TRANSVERSE),
         8: wide.transpose(Image.Transpose.ROTATE_270),
     }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    return stored, exif
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_obeyed(orientation: int) -> None:
+    wide = PICTURE.crop((0, 0, 64, 40))
+    stored, exif = turned(wide, orientation)
     assert close(decode(encoded(stored, "PNG", exif=exif)), np.asarray(wide), 0)
 
 
@@ -112,6 +118,73 @@ def test_of_an_animation_the_first_frame() -> None:
 
 
 JPEG = encoded(PICTURE, "JPEG")
+
+
+def crop(data: bytes, box: Box, size: int) -> NDArray[np.uint8]:
+    """One crop, [size, size, 3]."""
+    return decode_crops(data, lambda _height, _width: [box], size)[0].transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "WEBP", "MPO"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_crops_are_of_the_picture_as_it_is_seen(kind: str, orientation: int) -> None:
+    """Not reduced: a crop of the target's size is cut out of what decode() gives, pixel by pixel."""
+    stored, exif = turned(PICTURE.crop((0, 0, 64, 40)), orientation)
+    data = encoded(stored, kind, exif=exif)
+    whole = decode(data)
+    told: list[tuple[int, int]] = []
+
+    def boxes_of(height: int, width: int) -> list[Box]:
+        told.append((height, width))
+        return [(3, 5, 32, 32), (8, 32, 32, 32)]
+
+    first, second = decode_crops(data, boxes_of, 32)
+    assert told == [(40, 64)] == [whole.shape[:2]]
+    assert np.array_equal(first.transpose(1, 2, 0), whole[3:35, 5:37])
+    assert np.array_equal(second.transpose(1, 2, 0), whole[8:40, 32:64])
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "RGBA", "LA", "I;16"])
+def test_crops_of_every_mode_are_those_of_the_right_rgb(mode: str) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(GREY.astype(np.uint16) * 257)
+    else:
+        image = PICTURE.quantize(256) if mode == "P" else PICTURE.convert(mode)
+    data = encoded(image, "TIFF" if mode == "CMYK" else "PNG")
+    assert np.array_equal(crop(data, (16, 8, 32, 32), 32), decode(data)[16:48, 8:40])
+
+
+LARGE: NDArray[np.uint8] = mosaics(12).numpy().reshape(3, 4, 3, 128, 128)
+LARGE = LARGE.transpose(0, 3, 1, 4, 2).reshape(384, 512, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_at_reduced_scale_gives_the_same_crops(mode: str, orientation: int) -> None:
+    """The picture is not moved and of the same colours; libjpeg's filter is a little sharper."""
+    stored, exif = turned(Image.fromarray(LARGE[:377, :499]), orientation)
+    data = encoded(stored.convert(mode), "JPEG", quality=92, exif=exif)
+    whole = Image.fromarray(decode(data))
+    for top, left, height, width in [(0, 0, 377, 499), (11, 7, 131, 150), (5, 9, 300, 270)]:
+        part = whole.crop((left, top, left + width, top + height))
+        expected = np.asarray(part.resize((32, 32), Image.Resampling.BILINEAR))
+        found = crop(data, (top, left, height, width), 32)
+        assert close(found, expected, 2.5)
+        moved = np.abs(found[:, 1:].astype(int) - expected[:, :-1]).mean()
+        assert moved > 4 * np.abs(found.astype(int) - expected).mean()
+        # CMYK is left at full scale; the others are not what full scale gives.
+        assert np.array_equal(found, expected) == (mode == "CMYK")
+
+
+def test_a_jpeg_is_not_reduced_below_what_its_smallest_crop_needs() -> None:
+    data = encoded(Image.fromarray(LARGE), "JPEG")
+    whole = decode(data)
+    boxes: list[Box] = [(0, 0, 384, 512), (10, 20, 63, 300)]
+    crops = decode_crops(data, lambda _height, _width: boxes, 32)
+    for found, (top, left, height, width) in zip(crops, boxes, strict=True):
+        part = Image.fromarray(whole[top : top + height, left : left + width])
+        expected = np.asarray(part.resize((32, 32), Image.Resampling.BILINEAR))
+        assert np.array_equal(found.transpose(1, 2, 0), expected)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +200,8 @@ JPEG = encoded(PICTURE, "JPEG")
 def test_unreadable_files_say_why(data: bytes, reason: str) -> None:
     with pytest.raises(UnreadableImage, match=reason):
         decode(data)
+    with pytest.raises(UnreadableImage, match=reason):
+        crop(data, (0, 0, 64, 64), 32)
 
 
 def test_a_decompression_bomb_is_refused() -> None:

@@ -98,7 +98,7 @@ CIFAR100 = Cifar(
 )
 
 
-def list_cifar(cifar: Cifar, root: Path, split: str) -> ImageList:
+def list_cifar(cifar: Cifar, root: Path, split: str, cache: Path | None = None) -> ImageList:
     """The images of "train" or "test" below root: of the binary version if there, else the others.
 
     Raises UserError that names the file, what was expected and what to do.
@@ -112,7 +112,7 @@ def list_cifar(cifar: Cifar, root: Path, split: str) -> ImageList:
             if (place.name == folder and place.is_dir()) or _any(place, cifar, suffix):
                 return _list(cifar, place, split, batches, *load(cifar, place, batches))
     if (root / "train").is_dir():
-        return labelled_folder(root, split, name=cifar.name, mean=cifar.mean, std=cifar.std)
+        return labelled_folder(root, split, cache, name=cifar.name, mean=cifar.mean, std=cifar.std)
     raise UserError(
         f"{root}: no {cifar.name} in it; expected {cifar.binary}, {cifar.python}, or train/<class>/ "
         f"and test/<class>/; get it by: mixco download {cifar.name} --data-path {root}"

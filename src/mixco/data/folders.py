@@ -1,20 +1,22 @@
 """The images of a folder: one's own, with or without classes and splits."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from mixco.data.image_list import ImageList
+from mixco.data.index import list_files
 from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, Channels
 from mixco.errors import UserError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def unlabelled_folder(folder: Path) -> ImageList:
-    """The images of folder/train, or else of all of the folder, for pretraining."""
+def unlabelled_folder(folder: Path, cache: Path | None = None) -> ImageList:
+    """The images of folder/train, or else of all of the folder, for pretraining.
+
+    cache: where an index of the files is kept for later runs; None for none.
+    """
     root = folder / "train" if (folder / "train").is_dir() else folder
-    files = tuple(sorted(walk(root)))
+    files = tuple(walk(root, cache))
     if not files:
         raise UserError(
             f"{root}: no image in it; looked for {', '.join(EXTENSIONS)} in all folders below"
@@ -35,6 +37,7 @@ def unlabelled_folder(folder: Path) -> ImageList:
 def labelled_folder(
     folder: Path,
     split: str,
+    cache: Path | None = None,
     *,
     name: str | None = None,
     mean: Channels = IMAGENET_MEAN,
@@ -50,7 +53,7 @@ def labelled_folder(
     for one, root in splits.items():
         if not root.is_dir():
             raise UserError(f"{root}: missing; evaluation needs labels, laid out as {layout}")
-        files = sorted(walk(root))
+        files = walk(root, cache)
         loose = [f for f in files if "/" not in f]
         if loose:
             raise UserError(f"{root / loose[0]}: lies in no class folder; expected {layout}")
@@ -78,13 +81,9 @@ def labelled_folder(
     )
 
 
-def walk(root: Path) -> Iterator[str]:
-    """Images below root, as paths with slashes; hidden ones left out, links to folders not followed."""
-    for folder, below, names in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield (Path(folder) / name).relative_to(root).as_posix()
+def walk(root: Path, cache: Path | None = None) -> list[str]:
+    """Images below root, as sorted paths with slashes (see `list_files`)."""
+    return list_files(root, EXTENSIONS, cache)
 
 
 def read_lines(path: Path, what: str) -> list[str]:

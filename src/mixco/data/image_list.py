@@ -45,7 +45,7 @@ class ImageList:
     """"sample/train", "tiny-imagenet/test", "photos/pretrain" """
     root: Path
     """A folder, or the sample's zip file."""
-    files: tuple[str, ...]
+    files: Sequence[str]
     """Paths below root (or members of the zip), with slashes, sorted; of arrays "file:number"."""
     labels: tuple[int, ...] | None
     """Indices into `classes`, one a file; None where there are none."""

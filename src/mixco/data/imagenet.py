@@ -25,7 +25,7 @@ ALL_CLASSES = 1000
 KAGGLE = "ILSVRC/Data/CLS-LOC"
 
 
-def list_imagenet(root: Path, split: str) -> ImageList:
+def list_imagenet(root: Path, split: str, cache: Path | None = None) -> ImageList:
     """train/<wnid>/ and either val/<wnid>/ or all of val in one folder, with its list of labels.
 
     Lists of labels: the devkit's, or LOC_val_solution.csv of Kaggle, whose folders are found too.
@@ -37,22 +37,22 @@ def list_imagenet(root: Path, split: str) -> ImageList:
     for folder in (train, val):
         if not folder.is_dir():
             raise UserError(f"{folder}: missing. {HOW_TO_GET_IMAGENET}")
-    flat = sorted(name for name in walk(val) if "/" not in name)
+    flat = [name for name in walk(val, cache) if "/" not in name]
     if not flat:
-        return labelled_folder(images, split, name="imagenet")
+        return labelled_folder(images, split, cache, name="imagenet")
     classes = _class_folders(train)
     if split == "train":
-        return _of_classes("imagenet", images, classes, {wnid: f"train/{wnid}" for wnid in classes})
+        return _of_classes("imagenet", images, classes, "", cache)
     answers = _solution(root, flat) or _ground_truth(root, flat)
     strange = sorted(set(answers.values()) - set(classes))
     if strange and len(classes) == ALL_CLASSES:
         raise UserError(
             f"{train}: has no class {strange[0]}, which val's list of labels names; unpack both again"
         )
-    return _val("imagenet", images, "val", answers, classes, "val's list of labels")
+    return _val("imagenet", images, "val", answers, classes, "val's list of labels", cache)
 
 
-def list_tiny_imagenet(data_path: Path, split: str) -> ImageList:
+def list_tiny_imagenet(data_path: Path, split: str, cache: Path | None = None) -> ImageList:
     """train/<wnid>/images, val/images with val_annotations.txt, wnids.txt.
 
     Raises UserError that names the file, what was expected and what to do.
@@ -69,10 +69,9 @@ def list_tiny_imagenet(data_path: Path, split: str) -> ImageList:
     if strange:
         raise UserError(f"{train / strange[0]}: this class is not in wnids.txt; remove or add it")
     if split == "train":
-        folders = {wnid: f"train/{wnid}/images" for wnid in classes}
-        return _of_classes("tiny-imagenet", root, classes, folders)
+        return _of_classes("tiny-imagenet", root, classes, "images/", cache)
     answers = _tiny_annotations(root, known)
-    return _val("tiny-imagenet", root, "val/images", answers, classes, "val_annotations.txt")
+    return _val("tiny-imagenet", root, "val/images", answers, classes, "val_annotations.txt", cache)
 
 
 def _class_folders(train: Path) -> tuple[str, ...]:
@@ -85,17 +84,21 @@ def _class_folders(train: Path) -> tuple[str, ...]:
 
 
 def _of_classes(
-    name: str, root: Path, classes: tuple[str, ...], folders: dict[str, str]
+    name: str, root: Path, classes: tuple[str, ...], below: str, cache: Path | None
 ) -> ImageList:
-    """The train split: a folder a class."""
+    """The train split: train/<class>/<below>..., listed in one go."""
+    index = {wnid: label for label, wnid in enumerate(classes)}
     files: list[str] = []
     labels: list[int] = []
-    for label, wnid in enumerate(classes):
-        of_class = sorted(walk(root / folders[wnid]))
-        if not of_class:
-            raise UserError(f"{root / folders[wnid]}: no image of this class; unpack again")
-        files += [f"{folders[wnid]}/{file}" for file in of_class]
-        labels += [label] * len(of_class)
+    for file in walk(root / "train", cache):
+        wnid, _, rest = file.partition("/")
+        if wnid in index and rest.startswith(below):
+            files.append(f"train/{file}")
+            labels.append(index[wnid])
+    empty = sorted(set(range(len(classes))) - set(labels))
+    if empty:
+        folder = root / "train" / classes[empty[0]] / below
+        raise UserError(f"{folder}: no image of this class; unpack again")
     return ImageList(f"{name}/train", root, tuple(files), tuple(labels), classes)
 
 
@@ -106,12 +109,13 @@ def _val(
     answers: dict[str, str],
     classes: tuple[str, ...],
     where: str,
+    cache: Path | None,
 ) -> ImageList:
     """The test split: files in one folder, and a list of their classes, which must agree.
 
     answers: file name -> wnid.
     """
-    there = set(walk(root / folder))
+    there = set(walk(root / folder, cache))
     for missing, message in (
         (answers.keys() - there, f"{where} names it, but it is missing"),
         (there - answers.keys(), f"{where} does not name it"),

@@ -1,11 +1,17 @@
 """Image files to right RGB, whatever their mode."""
 
 import io
+import math
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 class UnreadableImage(Exception):
@@ -21,6 +27,62 @@ def decode(data: bytes) -> NDArray[np.uint8]:
 
     Raises UnreadableImage for empty, damaged, truncated or oversized files and for what is no image.
     """
+    with _opened(data) as file:
+        return np.array(_to_rgb(ImageOps.exif_transpose(file)))
+
+
+def decode_crops(
+    data: bytes, boxes_of: Callable[[int, int], Sequence[Box]], size: int
+) -> NDArray[np.uint8]:
+    """Crops of one image file, decoded once: uint8 [n, 3, size, size], by an antialiased resize.
+
+    boxes_of: height and width of the picture -> its n crops, whole pixels within it.
+
+    What `decode` would give is cropped, but a JPEG (not of CMYK) is decoded at an eighth, a quarter or
+    half of its scale where all of its crops still have at least size x size pixels then: libjpeg
+    leaves out the frequencies that the resize would take away. The resize sees nothing beyond the
+    crop's border, as in views.crop_resize.
+
+    Raises UnreadableImage, as `decode` does.
+    """
+    with _opened(data) as file:
+        reducible = isinstance(file, JpegImageFile) and file.mode in ("RGB", "L")
+        if not reducible:
+            file.load()  # a PNG or TIFF may know its orientation only then
+        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+        width, height = reversed(file.size) if orientation in (5, 6, 7, 8) else file.size
+        boxes = boxes_of(height, width)
+        smallest = min(min(h, w) for _, _, h, w in boxes)
+        reduction = _reduce(file, smallest // size) if reducible else 1
+        picture = _to_rgb(ImageOps.exif_transpose(file))
+        # A reduced file's last pixels may lie half beyond its border; turned, they come first.
+        x_start = picture.width - width / reduction if orientation in (2, 3, 6, 7) else 0.0
+        y_start = picture.height - height / reduction if orientation in (3, 4, 7, 8) else 0.0
+        crops = np.empty((len(boxes), 3, size, size), np.uint8)
+        for crop, (top, left, h, w) in zip(crops, boxes, strict=True):
+            # At full scale these are whole pixels and the part is the box.
+            x, y = x_start + left / reduction, y_start + top / reduction
+            right, bottom = x + w / reduction, y + h / reduction
+            x0, y0 = math.floor(x), math.floor(y)
+            part = picture.crop((x0, y0, math.ceil(right), math.ceil(bottom)))
+            inside = (x - x0, y - y0, right - x0, bottom - y0)
+            resized = part.resize((size, size), Image.Resampling.BILINEAR, inside)
+            crop[:] = np.asarray(resized).transpose(2, 0, 1)
+        return crops
+
+
+def _reduce(file: Image.Image, most: int) -> int:
+    """Have an opened JPEG decoded at 1 / (the result): the largest of 8, 4, 2 that `most` allows."""
+    factor = next((f for f in (8, 4, 2) if f <= most), 1)
+    width, height = file.size
+    if factor == 1 or file.draft(None, (width // factor, height // factor)) is None:
+        return 1
+    return factor
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The image in a file's bytes, not yet decoded; whatever is wrong with it is UnreadableImage."""
     if not data:
         raise UnreadableImage("the file is empty")
     try:
@@ -30,8 +92,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as file:
-                image = ImageOps.exif_transpose(file)
-                return np.array(_to_rgb(image))
+                yield file
     except UnidentifiedImageError:
         start = data[:64].lstrip().lower()
         kind = "an HTML page" if start.startswith((b"<!doctype", b"<html")) else "no known format"

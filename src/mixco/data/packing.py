@@ -6,7 +6,7 @@ import mmap
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -45,6 +45,14 @@ class PackedImages:
     path: Path
     """The packed file."""
 
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def readable(self) -> int:
+        """How many can be read: all of these."""
+        return len(self.images)
+
 
 def pack(
     source: ImageList,
@@ -66,8 +74,8 @@ def pack(
     Raises UserError when more than 1 % of the images cannot be read, when a class has none left, and
     when the disk has no room.
     """
-    path = cache / f"{source.name.replace('/', '-')}-{_key(source, size)}.safetensors"
-    if not _is_whole(path):
+    path = packed_path(source, size, cache)
+    if not is_whole(path):
         try:
             cache.mkdir(parents=True, exist_ok=True)
             _write(source, 2 * size, path, workers, on_progress)
@@ -81,12 +89,7 @@ def pack(
     labels = None
     if source.labels is not None:
         labels = torch.tensor([source.labels[i] for i in kept])
-        lost = sorted(set(range(len(source.classes))) - set(labels.tolist()))
-        if lost:
-            raise UserError(
-                f"{source.root}: no readable image left of class {source.classes[lost[0]]}; "
-                "mend or add some, or remove the class"
-            )
+        refuse_lost_classes(source, labels)
     return PackedImages(
         images=_tensor(header, data, "images", torch.uint8),
         extents=_tensor(header, data, "extents", torch.int64),
@@ -97,6 +100,11 @@ def pack(
         source=source,
         path=path,
     )
+
+
+def packed_path(source: ImageList, size: int, cache: Path) -> Path:
+    """Where the packed file of a source in its present state lies, if it was packed."""
+    return cache / f"{source.name.replace('/', '-')}-{_key(source, size)}.safetensors"
 
 
 def _key(source: ImageList, size: int) -> str:
@@ -126,7 +134,7 @@ def _write(
     count = len(source.files)
     # Threads suffice: Pillow lets go of the interpreter while it decodes.
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        sides = list(pool.map(lambda i: _longest_side(source, i), range(count)))
+        sides = list(pool.map(lambda i: longest_side(source, i), range(count)))
         side = min(longest, max(sides))
         if side == 0:
             raise UserError(f"{source.root}: none of its {count} images can be read")
@@ -135,7 +143,8 @@ def _write(
         if room > free:
             raise UserError(
                 f"{path.parent}: packing needs {room / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB "
-                "are free; free the disk, give --cache on another one, or a smaller --size"
+                "are free; free the disk, give --cache on another one, a smaller --size, or --loading "
+                "streamed"
             )
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         rows = temporary.with_suffix(".rows")
@@ -157,7 +166,7 @@ def _write(
                         extents.append((height, width))
                     if on_progress and (index % 100 == 99 or index == count - 1):
                         on_progress(index + 1, count)
-            _refuse_too_many(source, unreadable)
+            refuse_too_many(source, unreadable)
             notes = json.dumps({"kept": kept, "unreadable": unreadable})
             with temporary.open("wb") as file:
                 shape = [len(kept), 3, side, side]
@@ -179,10 +188,10 @@ def _in_order(
     """Decoded images or reasons, in order, with a bounded number in memory."""
     for start in range(0, count, ahead):
         block = range(start, min(start + ahead, count))
-        yield from pool.map(lambda i: _read(source, i, side), block)
+        yield from pool.map(lambda i: read_reduced(source, i, side), block)
 
 
-def _longest_side(source: ImageList, index: int) -> int:
+def longest_side(source: ImageList, index: int) -> int:
     """From the file's header alone; 0 where it cannot be read."""
     if source.arrays is not None:
         return int(max(source.arrays[index].shape[:2]))
@@ -193,7 +202,7 @@ def _longest_side(source: ImageList, index: int) -> int:
         return 0
 
 
-def _read(source: ImageList, index: int, side: int) -> NDArray[np.uint8] | str:
+def read_reduced(source: ImageList, index: int, side: int) -> NDArray[np.uint8] | str:
     """uint8 [H, W, 3] with no side above `side`, or the reason why not."""
     try:
         pixels = decode(source.read(index)) if source.arrays is None else source.arrays[index]
@@ -209,7 +218,18 @@ def _read(source: ImageList, index: int, side: int) -> NDArray[np.uint8] | str:
     return np.asarray(Image.fromarray(pixels).resize(target, Image.Resampling.BILINEAR))
 
 
-def _refuse_too_many(source: ImageList, unreadable: list[tuple[int, str]]) -> None:
+def refuse_lost_classes(source: ImageList, labels: Tensor) -> None:
+    """Raises UserError when none of the readable images has a label of some class."""
+    lost = sorted(set(range(len(source.classes))) - set(labels.tolist()))
+    if lost:
+        raise UserError(
+            f"{source.root}: no readable image left of class {source.classes[lost[0]]}; "
+            "mend or add some, or remove the class"
+        )
+
+
+def refuse_too_many(source: ImageList, unreadable: Sequence[tuple[int, str]]) -> None:
+    """Raises UserError when more than 1 % of the files are unreadable."""
     count = len(source.files)
     if len(unreadable) <= MAX_UNREADABLE * count:
         return
@@ -235,7 +255,7 @@ def _header(shape: list[int], notes: str) -> bytes:
     return struct.pack("<Q", len(content)) + content
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Is there a packed file, of the length that its header says?"""
     try:
         with path.open("rb") as file:

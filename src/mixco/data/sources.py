@@ -21,23 +21,26 @@ SAMPLE_MEAN: Channels = (0.3381, 0.3766, 0.4041)
 SAMPLE_STD: Channels = (0.1966, 0.1322, 0.1139)
 
 # The sets that lie below --data-path; only STL-10's "pretrain" is more than its train.
-BELOW_DATA_PATH: dict[str, Callable[[Path, str], ImageList]] = {
-    "cifar10": lambda root, split: list_cifar(CIFAR10, root, _labelled(split)),
-    "cifar100": lambda root, split: list_cifar(CIFAR100, root, _labelled(split)),
+BELOW_DATA_PATH: dict[str, Callable[[Path, str, Path | None], ImageList]] = {
+    "cifar10": lambda root, split, cache: list_cifar(CIFAR10, root, _labelled(split), cache),
+    "cifar100": lambda root, split, cache: list_cifar(CIFAR100, root, _labelled(split), cache),
     "stl10": list_stl10,
-    "tiny-imagenet": lambda root, split: list_tiny_imagenet(root, _labelled(split)),
-    "imagenet": lambda root, split: list_imagenet(root, _labelled(split)),
+    "tiny-imagenet": lambda root, split, cache: list_tiny_imagenet(root, _labelled(split), cache),
+    "imagenet": lambda root, split, cache: list_imagenet(root, _labelled(split), cache),
 }
 NAMED = ("sample", *BELOW_DATA_PATH)
 
 
-def list_images(data: str, data_path: Path | None, split: str) -> ImageList:
+def list_images(
+    data: str, data_path: Path | None, split: str, cache: Path | None = None
+) -> ImageList:
     """The images of a split: "pretrain", "train" or "test".
 
     data: "sample", another name (below `data_path`), or a folder.
     "pretrain" is what may be seen without labels: the train split of a named set, of STL-10 the
     unlabelled images too; of a folder its train/, or all of it. Where that split has labels they come
     along, for checks on held-out images. "train" and "test" always have labels.
+    cache: where an index of a folder's files is kept for later runs; None for none.
 
     Raises UserError that names the file, what was expected and what to do.
     """
@@ -49,13 +52,15 @@ def list_images(data: str, data_path: Path | None, split: str) -> ImageList:
                 f"--data {data} needs --data-path, the folder that it lies in or is to lie in; "
                 "docs/data.md tells how each set is got and laid out"
             )
-        return BELOW_DATA_PATH[data](data_path.expanduser(), split)
+        return BELOW_DATA_PATH[data](data_path.expanduser(), split, cache)
     folder = Path(data).expanduser()
     if not folder.is_dir():
         near = difflib.get_close_matches(data, NAMED, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known sets are {', '.join(NAMED)}"
         raise UserError(f"--data {data}: neither a folder nor a known data set; {hint}")
-    return unlabelled_folder(folder) if split == "pretrain" else labelled_folder(folder, split)
+    if split == "pretrain":
+        return unlabelled_folder(folder, cache)
+    return labelled_folder(folder, split, cache)
 
 
 def _labelled(split: str) -> str:

@@ -24,14 +24,14 @@ MEAN: Channels = (0.4467, 0.4398, 0.4066)
 STD: Channels = (0.2603, 0.2566, 0.2713)
 
 
-def list_stl10(root: Path, split: str) -> ImageList:
+def list_stl10(root: Path, split: str, cache: Path | None = None) -> ImageList:
     """The images of "train", "test" or "pretrain" (unlabelled and train, without labels).
 
     Raises UserError that names the file, what was expected and what to do.
     """
     place = root / FOLDER if (root / FOLDER).is_dir() else root
     if place.name != FOLDER and not any((place / f"{s}_X.bin").is_file() for s in IMAGES):
-        return _class_folders(root, split)
+        return _class_folders(root, split, cache)
     parts = ("unlabeled", "train") if split == "pretrain" else (split,)
     classes = read_lines(place / "class_names.txt", "the list of classes")
     if len(classes) != CLASSES:
@@ -85,7 +85,7 @@ def _map(path: Path, size: int) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]
     return np.memmap(path, np.uint8, "r")
 
 
-def _class_folders(root: Path, split: str) -> ImageList:
+def _class_folders(root: Path, split: str, cache: Path | None) -> ImageList:
     """train/<class>/, test/<class>/ and, where it is there, unlabeled/."""
     if not (root / "train").is_dir():
         raise UserError(
@@ -93,9 +93,9 @@ def _class_folders(root: Path, split: str) -> ImageList:
             f"get it by: mixco download stl10 --data-path {root}"
         )
     if split != "pretrain":
-        return labelled_folder(root, split, name="stl10", mean=MEAN, std=STD)
-    train = labelled_folder(root, "train", name="stl10", mean=MEAN, std=STD)
-    unlabelled = [f"unlabeled/{name}" for name in sorted(walk(root / "unlabeled"))]
+        return labelled_folder(root, split, cache, name="stl10", mean=MEAN, std=STD)
+    train = labelled_folder(root, "train", cache, name="stl10", mean=MEAN, std=STD)
+    unlabelled = [f"unlabeled/{name}" for name in walk(root / "unlabeled", cache)]
     if not unlabelled:
         return dataclasses.replace(train, name="stl10/pretrain")
     files = (*(f"train/{name}" for name in train.files), *unlabelled)

@@ -4,8 +4,13 @@ Sampling the parameters (`sample_view`) and applying them (`apply_view`) are two
 test can apply the same parameters image by image with torchvision and compare. Sampling happens on
 the CPU, where its few numbers cost nothing; so the host knows every group's size and applying never
 waits for the device.
+
+Either may be cut at the crop, for pictures that are cropped elsewhere, before they come to the device
+(streaming.py): `draw_view` draws all, `place_crops` then finds the crops when the extents are known,
+and `finish_view` does what comes after the crop.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -18,6 +23,7 @@ IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 # ITU-R 601 luma, as torchvision and PIL have it.
 LUMA = (0.2989, 0.587, 0.114)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+CROP_TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,8 @@ class ViewParameters:
     """What happens to each of B images; all tensors [B] or [B, n], on the CPU."""
 
     box: Tensor
-    """int64 [B, 4]: top, left, height, width of the crop, in pixels of the canvas."""
+    """int64 [B, 4]: top, left, height, width of the crop, in pixels of the canvas; [B, 0] before
+    the crops are placed."""
     flip: Tensor
     """bool"""
     jitter: Tensor
@@ -115,7 +122,18 @@ def sample_view(
 
     extents: int64 [B, 2] on the CPU, height and width of the picture on each canvas.
     """
-    a, batch = augmentation, len(extents)
+    crops, parameters = draw_view(len(extents), augmentation, generator)
+    return replace(parameters, box=place_crops(crops, extents, augmentation))
+
+
+def draw_view(
+    batch: int, augmentation: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, ViewParameters]:
+    """The draws of `sample_view` for pictures whose extents are not known yet.
+
+    Returns what `place_crops` wants, float64 [4, B, 10] in [0, 1), and the parameters without boxes.
+    """
+    a = augmentation
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(batch, *shape, generator=generator)
@@ -124,8 +142,9 @@ def sample_view(
     low, high = (1 - strength).clamp(min=0), 1 + strength
     low[HUE], high[HUE] = -strength[HUE], strength[HUE]
     sigma = uniform(*a.blur_sigma) * a.size / 224
-    return ViewParameters(
-        box=_sample_boxes(extents, a.scale, a.ratio, generator),
+    crops = torch.rand(4, batch, CROP_TRIES, generator=generator, dtype=torch.float64)
+    return crops, ViewParameters(
+        box=torch.empty(batch, 0, dtype=torch.int64),
         flip=uniform(0, 1) < a.flip,
         jitter=uniform(0, 1) < a.jitter_probability,
         factors=low + (high - low) * uniform(0, 1, 4),
@@ -135,19 +154,16 @@ def sample_view(
     )
 
 
-def _sample_boxes(
-    extents: Tensor,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    generator: torch.Generator,
-    tries: int = 10,
-) -> Tensor:
-    """RandomResizedCrop's law: ten tries of area and log-ratio, else the largest central crop."""
-    batch = len(extents)
+def place_crops(crops: Tensor, extents: Tensor, augmentation: Augmentation) -> Tensor:
+    """RandomResizedCrop's law: ten tries of area and log-ratio, else the largest central crop.
+
+    crops: float64 [4, B, 10] of `draw_view`; extents: int64 [B, 2], height and width.
+
+    Returns int64 [B, 4]: top, left, height, width.
+    """
+    scale, ratio = augmentation.scale, augmentation.ratio
     height, width = extents.double().unbind(1)
-    area, log_ratio, top, left = torch.rand(
-        4, batch, tries, generator=generator, dtype=torch.float64
-    )
+    area, log_ratio, top, left = crops
     area = (height * width)[:, None] * (scale[0] + (scale[1] - scale[0]) * area)
     bounds = torch.tensor(ratio, dtype=torch.float64).log()
     aspect = (bounds[0] + (bounds[1] - bounds[0]) * log_ratio).exp()
@@ -194,18 +210,44 @@ def apply_view(
     Returns [B, 3, size, size] of `dtype`, channels_last, normalised. Arithmetic is in float32. On
     the CPU small chunks are done one after the other: they stay in the processor's cache.
     """
+
+    def view(part: slice) -> Tensor:
+        p = parameters[part]
+        return _colour(crop_resize(images[part], p.box, p.flip, augmentation.size), p, augmentation)
+
+    return _in_chunks(view, images, dtype)
+
+
+def finish_view(
+    crops: Tensor,
+    parameters: ViewParameters,
+    augmentation: Augmentation,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """`apply_view` after its crop: flip, colours, blur, normalisation.
+
+    crops: uint8 [B, 3, size, size] on any device, cropped and resized but not flipped.
+    """
+
+    def view(part: slice) -> Tensor:
+        p, x = parameters[part], _unit(crops[part])
+        flip = p.flip.to(x.device)[:, None, None, None]
+        return _colour(torch.where(flip, x.flip(3), x), p, augmentation)
+
+    return _in_chunks(view, crops, dtype)
+
+
+def _in_chunks(view: Callable[[slice], Tensor], images: Tensor, dtype: torch.dtype) -> Tensor:
     chunk = len(images) if images.device.type != "cpu" else 64
     views = [
-        _apply(images[i : i + chunk], parameters[i : i + chunk], augmentation)
-        .to(dtype)
-        .contiguous(memory_format=torch.channels_last)
+        view(slice(i, i + chunk)).to(dtype).contiguous(memory_format=torch.channels_last)
         for i in range(0, len(images), chunk)
     ]
     return torch.cat(views)
 
 
-def _apply(images: Tensor, p: ViewParameters, a: Augmentation) -> Tensor:
-    x = crop_resize(images, p.box, p.flip, a.size)
+def _colour(x: Tensor, p: ViewParameters, a: Augmentation) -> Tensor:
+    """All that comes after crop and flip; x: [B, 3, size, size] in [0, 1], changed in place."""
     if a.grey_first:
         x = _greyscale(x, p.grey)
     x = _jitter(x, p)
@@ -229,11 +271,29 @@ def evaluation_view(
     of the shorter side (224 of 256, as published for ImageNet), below it is all of it: small images
     are framed tightly already.
     """
-    side = (extents.amin(1) * (1.0 if size <= 112 else 0.875)).round().long()
-    corner = ((extents - side[:, None]) / 2).round().long()
-    box = torch.cat([corner, side[:, None], side[:, None]], dim=1)
+    box = central_squares(extents, size)
     x = crop_resize(images, box, torch.zeros(len(images), dtype=torch.bool), size)
     return _normalise(x, mean, std).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def central_squares(extents: Tensor, size: int) -> Tensor:
+    """The boxes of `evaluation_view`: int64 [B, 4], top, left, height, width."""
+    side = (extents.amin(1) * (1.0 if size <= 112 else 0.875)).round().long()
+    corner = ((extents - side[:, None]) / 2).round().long()
+    return torch.cat([corner, side[:, None], side[:, None]], dim=1)
+
+
+def finish_evaluation_view(
+    crops: Tensor, mean: Channels, std: Channels, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """`evaluation_view` after its crop; crops: uint8 [B, 3, size, size]."""
+    x = _normalise(_unit(crops), mean, std)
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _unit(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [0, 1]"""
+    return images.to(torch.float32) / 255
 
 
 def _normalise(x: Tensor, mean: Channels, std: Channels) -> Tensor:

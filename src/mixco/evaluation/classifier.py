@@ -9,8 +9,9 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -20,13 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mixco.data.packing import PackedImages
-from mixco.data.resident import batches, gather, make_resident
-from mixco.data.views import Augmentation, apply_view, sample_view
+from mixco.data.loading import Images, Plan, view_batches
+from mixco.data.resident import batches
+from mixco.data.views import Augmentation
 from mixco.errors import UserError
 from mixco.files import replacing
 from mixco.models.encoder import drops_at_random
-from mixco.progress import Stopwatch, say, training
+from mixco.progress import Stopwatch, say, training, waited
 from mixco.schedules import learning_rate
 from mixco.seeding import generator_for, global_draws
 
@@ -66,7 +67,7 @@ class Epoch:
 
 def train_classifier(
     model: Classifier,
-    images: PackedImages,
+    images: Images,
     test: Callable[[], tuple[float, float]],
     *,
     frozen: bool,
@@ -109,26 +110,30 @@ def train_classifier(
         if optimizer == "sgd"
         else torch.optim.Adam(groups, lr=0.0, weight_decay=weight_decay)
     )
-    resident = make_resident(images.images, device)
-    members = torch.arange(len(images.images))
+    members = torch.arange(len(images))
     batch_size = min(batch_size, len(members))
     steps_per_epoch = len(members) // batch_size
     steps = epochs * steps_per_epoch
+    views = view_batches(
+        images,
+        plan(members, batch_size, epochs, seed),
+        augmentation,
+        members=members,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        on_unreadable=lambda file, reason: say(f"warning: {file} cannot be read ({reason})"),
+        count=1,
+    )
     records: list[Epoch] = []
     watch = Stopwatch()
     step = 0
-    with training(name, steps) as on_step:
+    with training(name, steps) as on_step, closing(views):
         for epoch in range(1, epochs + 1):
             watch.reset()
             total = torch.zeros((), device=device)
-            shuffle = generator_for(seed, "classifier epoch", step=epoch)
-            for index in batches(members, batch_size, shuffle):
-                with watch.waiting():
-                    generator = generator_for(seed, "classifier views", step=step)
-                    parameters = sample_view(images.extents[index], augmentation, generator)
-                    batch = gather(resident, index, device)
-                    view = apply_view(batch, parameters, augmentation, dtype)
-                    labels = images.labels[index].to(device)
+            for index, (view,) in waited(islice(views, steps_per_epoch), watch):
+                labels = images.labels[index].to(device)
                 for group in chosen.param_groups:
                     group["lr"] = learning_rate(
                         step,
@@ -172,6 +177,16 @@ def train_classifier(
             "statistic moved, so this is no linear evaluation; nothing was saved"
         )
     return records
+
+
+def plan(members: Tensor, batch_size: int, epochs: int, seed: int) -> Plan:
+    """Of every step the images, int64 [B], and where the draws of their views come from."""
+    step = 0
+    for epoch in range(1, epochs + 1):
+        shuffle = generator_for(seed, "classifier epoch", step=epoch)
+        for index in batches(members, batch_size, shuffle):
+            yield index, generator_for(seed, "classifier views", step=step)
+            step += 1
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixco.config import EvaluationConfig, KNNConfig, LinearConfig, check_classifier
+from mixco.data.loading import canvases
 from mixco.evaluation.knn import knn_scores, neighbours
 from mixco.evaluation.linear import fit_linear_probe
 from mixco.evaluation.task import Task, accuracies, labels_of, load_task
@@ -23,14 +24,27 @@ class Features:
     task: Task
     train_features: Tensor
     """float32 [N, D]"""
+    train_index: Tensor
+    """int64 [N]: which images of task.train."""
     test_features: Tensor
     """float32 [M, D]"""
+    test_index: Tensor
+    """int64 [M]"""
+
+    @property
+    def train_labels(self) -> Tensor:
+        return labels_of(self.task.train)[self.train_index]
+
+    @property
+    def test_labels(self) -> Tensor:
+        return labels_of(self.task.test)[self.test_index]
 
 
 def compute_features(config: EvaluationConfig) -> Features:
     """The task's features, computed once for all evaluations that need them."""
     task = load_task(config)
-    return Features(task, task.features(task.train), task.features(task.test))
+    backbone = task.encoder.backbone
+    return Features(task, *task.outputs(backbone, task.train), *task.outputs(backbone, task.test))
 
 
 def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[str, Any]:
@@ -40,20 +54,19 @@ def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[st
     features: those of an evaluation before, so that they are not computed twice.
     """
     f = features or compute_features(config.evaluation)
-    train_labels, test_labels = labels_of(f.task.train), labels_of(f.task.test)
     scores = knn_scores(
         f.train_features,
-        train_labels,
+        f.train_labels,
         f.test_features,
         classes=len(f.task.train.classes),
         k=config.k,
         temperature=config.temperature,
     )
-    top1, top5 = accuracies(scores, test_labels)
+    top1, top5 = accuracies(scores, f.test_labels)
     result = {
         "top1": round(top1, 2),
         "top5": round(top5, 2),
-        "k": min(config.k, len(train_labels)),
+        "k": min(config.k, len(f.train_labels)),
         "temperature": config.temperature,
         **f.task.describe(),
     }
@@ -75,12 +88,12 @@ def evaluate_linear(config: LinearConfig, features: Features | None = None) -> d
     f = features or compute_features(config.evaluation)
     probe = fit_linear_probe(
         f.train_features,
-        labels_of(f.task.train),
+        f.train_labels,
         classes=len(f.task.train.classes),
         seed=config.evaluation.seed,
         epochs=config.epochs,
     )
-    top1, top5 = accuracies(probe.scores(f.test_features), labels_of(f.task.test))
+    top1, top5 = accuracies(probe.scores(f.test_features), f.test_labels)
     result = {
         "top1": round(top1, 2),
         "top5": round(top5, 2),
@@ -97,7 +110,8 @@ def evaluate_linear(config: LinearConfig, features: Features | None = None) -> d
 
 def show_neighbours(path: Path, f: Features, count: int = 8, k: int = 8) -> None:
     """The picture of the nearest train images of some test images, one a class first."""
-    test_labels, train_labels = labels_of(f.task.test), labels_of(f.task.train)
+    test_labels, train_labels = f.test_labels, f.train_labels
+    side = 2 * f.task.size
     first = [
         int((test_labels == c).nonzero()[0]) for c in range(min(count, len(f.task.test.classes)))
     ]
@@ -105,8 +119,8 @@ def show_neighbours(path: Path, f: Features, count: int = 8, k: int = 8) -> None
     similarities, index = neighbours(f.train_features, f.test_features[chosen], k)
     draw_neighbours(
         path,
-        f.task.test.images[chosen],
-        f.task.train.images[index],
+        canvases(f.task.test, f.test_index[chosen], side)[0],
+        torch.stack([canvases(f.task.train, f.train_index[row], side)[0] for row in index]),
         similarities,
         train_labels[index] == test_labels[chosen][:, None],
         [f.task.test.classes[int(c)] for c in test_labels[chosen]],

@@ -1,31 +1,67 @@
 """Features of a frozen encoder, streamed once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from mixco.data.loading import Images, evaluation_batches
+from mixco.data.views import Channels
 from mixco.errors import UserError
+
+
+def features_of(
+    backbone: nn.Module,
+    images: Images,
+    index: Tensor,
+    *,
+    size: int,
+    mean: Channels,
+    std: Channels,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_unreadable: Callable[[str, str], None],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Features of the images of an index that can be read, by what evaluation sees of them.
+
+    index: int64 [N]. Of packed images all can be read; of streamed ones on_unreadable(file, reason) is
+    called for those that cannot.
+
+    Returns float32 [n, D] and the index int64 [n] of their images. Raises UserError as
+    `extract_features` and `decode_batches` do.
+    """
+    seen: list[Tensor] = []
+
+    def batches() -> Iterator[Tensor]:
+        for part, batch in evaluation_batches(
+            images,
+            index,
+            size=size,
+            mean=mean,
+            std=std,
+            device=device,
+            dtype=dtype,
+            on_unreadable=on_unreadable,
+        ):
+            seen.append(part)
+            yield batch
+            if on_progress:
+                on_progress(sum(map(len, seen)), len(index))
+
+    features = extract_features(backbone, batches(), device=device, dtype=dtype)
+    return features, torch.cat(seen)
 
 
 @torch.no_grad()  # under inference_mode, .to() would leave weights that can never be trained again
 def extract_features(
-    backbone: nn.Module,
-    images: Tensor,
-    view: Callable[[Tensor, Tensor], Tensor],
-    extents: Tensor,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    batch_size: int = 512,
-    on_progress: Callable[[int, int], None] | None = None,
+    backbone: nn.Module, views: Iterable[Tensor], *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Features of all images, in order: float32 [N, D] on the CPU.
+    """Features of all views, in order: float32 [N, D] on the CPU.
 
     backbone: [B, 3, S, S] -> [B, D]; in evaluation mode here, then put back as it was: its batch norms
         use and keep their running statistics.
-    images: uint8 [N, 3, H, W]; extents: int64 [N, 2]; view: both of a batch -> [B, 3, S, S].
-    dtype: of autocast; float32 for none.
+    views: batches [B, 3, S, S] on the device. dtype: of autocast; float32 for none.
 
     Raises UserError when a feature is not finite.
     """
@@ -33,13 +69,9 @@ def extract_features(
     backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = []
     try:
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size].to(device)
-            seen = view(batch, extents[start : start + batch_size])
+        for batch in views:
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                features.append(backbone(seen).float().cpu())
-            if on_progress:
-                on_progress(min(start + batch_size, len(images)), len(images))
+                features.append(backbone(batch).float().cpu())
     finally:
         backbone.train(training)
     result = torch.cat(features)

@@ -1,6 +1,5 @@
 """What is evaluated: an encoder, and the labelled images that it is asked about."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ from torch import Tensor, nn
 from mixco.checkpoint import LoadedEncoder, load_encoder
 from mixco.config import EvaluationConfig
 from mixco.data.download import download
-from mixco.data.packing import PackedImages, pack
+from mixco.data.loading import Images, open_images
+from mixco.data.packing import refuse_lost_classes
 from mixco.data.sources import list_images
 from mixco.data.subsets import subset_name, with_labels
-from mixco.data.views import evaluation_view
 from mixco.errors import UserError
-from mixco.evaluation.features import extract_features
+from mixco.evaluation.features import features_of
 from mixco.evaluation.knn import topk_accuracy
-from mixco.hardware import pick_device, pick_dtype
+from mixco.hardware import memory_bytes, pick_device, pick_dtype, processors
 from mixco.progress import counting, downloading, say
 from mixco.results import add_result, read_json
 
@@ -28,8 +27,8 @@ class Task:
     """An encoder, the labelled images that it is asked about, and where the answers go."""
 
     encoder: LoadedEncoder
-    train: PackedImages
-    test: PackedImages
+    train: Images
+    test: Images
     labels: str | None
     """Which subset of the train split this is; None for all of it."""
     size: int
@@ -52,39 +51,36 @@ class Task:
             "data": self.test.source.name,
             "labels": self.labels or "all",
             "size": self.size,
-            "train_images": len(self.train.images),
-            "test_images": len(self.test.images),
+            "train_images": self.train.readable,
+            "test_images": self.test.readable,
         }
 
     def outputs(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        extents: Tensor,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        """What a network gives for the test views of packed images: float32 [N, D] on the CPU."""
+        self, network: nn.Module, images: Images, index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What a network gives for the test views of images: float32 [n, D] on the CPU.
+
+        index: int64, of some of them; None for all.
+
+        Returns also the indices [n] of those that can be read, all but for some streamed ones.
+        """
         description = self.encoder.description
-
-        def view(images: Tensor, extents: Tensor) -> Tensor:
-            return evaluation_view(
-                images, extents, self.size, description.mean, description.std, self.dtype
+        with counting(f"features of {images.source.name}") as on_progress:
+            outputs, seen = features_of(
+                network,
+                images,
+                torch.arange(len(images)) if index is None else index,
+                size=self.size,
+                mean=description.mean,
+                std=description.std,
+                device=self.device,
+                dtype=self.dtype,
+                on_unreadable=tell_unreadable,
+                on_progress=on_progress,
             )
-
-        return extract_features(
-            network,
-            images,
-            view,
-            extents,
-            device=self.device,
-            dtype=self.dtype,
-            on_progress=on_progress,
-        )
-
-    def features(self, packed: PackedImages) -> Tensor:
-        """Of the encoder: float32 [N, D]."""
-        with counting(f"features of {packed.source.name}") as on_progress:
-            return self.outputs(self.encoder.backbone, packed.images, packed.extents, on_progress)
+        if index is None:
+            refuse_lost_classes(images.source, labels_of(images)[seen])
+        return outputs, seen
 
     def head_rate(self, optimizer: str, count: int = 1024) -> float:
         """A learning rate for a linear layer on the encoder's features, from their scale alone.
@@ -94,11 +90,9 @@ class Task:
         length, for Adam, whose steps do not grow with the gradient, 1 over the root of it: the best
         of a range on held-out images of the sample.
         """
-        count = min(count, len(self.train.images))
-        index = torch.linspace(0, len(self.train.images) - 1, count).long()
-        features = self.outputs(
-            self.encoder.backbone, self.train.images[index], self.train.extents[index]
-        )
+        count = min(count, len(self.train))
+        index = torch.linspace(0, len(self.train) - 1, count).long()
+        features, _ = self.outputs(self.encoder.backbone, self.train, index)
         length = max(features.square().sum(1).mean().item(), 1e-12)
         return float(f"{30 / length if optimizer == 'sgd' else length**-0.5:.3g}")
 
@@ -142,12 +136,21 @@ def load_task(config: EvaluationConfig) -> Task:
         with downloading(data) as on_progress:
             download(data, data_path, tell=say, on_progress=on_progress)
 
-    def of_split(split: str) -> PackedImages:
-        source = list_images(data, data_path, split)
+    def of_split(split: str) -> Images:
+        cache = config.cache.expanduser()
+        source = list_images(data, data_path, split, cache)
         if split == "train":
             source = with_labels(source, config.labels)
         with counting(f"packing {source.name}") as on_progress:
-            return pack(source, size=size, cache=config.cache.expanduser(), on_progress=on_progress)
+            return open_images(
+                source,
+                size=size,
+                cache=cache,
+                loading=config.loading,
+                workers=processors() if config.workers is None else config.workers,
+                memory=memory_bytes(),
+                on_progress=on_progress,
+            )
 
     train, test = of_split("train"), of_split("test")
     folder = config.out or config.run
@@ -173,9 +176,13 @@ def load_task(config: EvaluationConfig) -> Task:
     )
 
 
-def labels_of(packed: PackedImages) -> Tensor:
-    assert packed.labels is not None  # train and test splits are labelled
-    return packed.labels
+def labels_of(images: Images) -> Tensor:
+    assert images.labels is not None  # train and test splits are labelled
+    return images.labels
+
+
+def tell_unreadable(file: str, reason: str) -> None:
+    say(f"warning: {file} cannot be read ({reason}); left out")
 
 
 def accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float]:

@@ -96,16 +96,15 @@ def _train_and_test(
     )
     stem = "classifier" if frozen else kind
     path = task.folder / f"{stem}{task.suffix}.safetensors"
-    test_labels = labels_of(task.test)
     # Of a frozen encoder the test features stay the same: they are computed once.
-    frozen_features = task.features(task.test) if frozen else None
+    frozen_features = task.outputs(backbone, task.test) if frozen else None
 
     @torch.no_grad()
     def test() -> tuple[float, float]:
-        if frozen_features is None:
-            outputs = task.outputs(model, task.test.images, task.test.extents)
-            return accuracies(outputs, test_labels)
-        return accuracies(model.classify(frozen_features.to(task.device)).cpu(), test_labels)
+        outputs, index = frozen_features or task.outputs(model, task.test)
+        if frozen:
+            outputs = model.classify(outputs.to(task.device)).cpu()
+        return accuracies(outputs, labels_of(task.test)[index])
 
     if config.evaluate:
         load_classifier(path, model, task.test.classes)
@@ -121,7 +120,7 @@ def _train_and_test(
         rate = task.head_rate(training.optimizer) * (1.0 if frozen else 0.1)
         rate_from = "the features' mean squared length"
     say(
-        f"{kind}: {encoder.arch} at {task.size} px, {len(task.train.images):,} labelled images, "
+        f"{kind}: {encoder.arch} at {task.size} px, {len(task.train):,} labelled images, "
         f"{config.epochs} epochs, rate {rate:g}, {describe(task.device)}"
     )
     started = time.perf_counter()
@@ -160,7 +159,7 @@ def _train_and_test(
         "weight_decay": weight_decay,
         "schedule": schedule,
         "milestones": list(milestones),
-        "batch_size": min(training.batch_size, len(task.train.images)),
+        "batch_size": min(training.batch_size, len(task.train)),
         "epochs": config.epochs,
         "seed": evaluation.seed,
         "seconds": round(time.perf_counter() - started, 1),

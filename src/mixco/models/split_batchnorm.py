@@ -36,9 +36,18 @@ def _split_batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
             momentum=momentum,
             eps=norm.eps,
         )
-        for part in x.tensor_split(splits)
+        for part in x.split_with_sizes(_sizes(x.shape[0], splits))
     ]
     return torch.cat(parts)
+
+
+def _sizes(batch: int, splits: int) -> list[int]:
+    """Of the parts, as equal as they can be, the larger ones first.
+
+    For split_with_sizes, whose gradient is one concatenation; tensor_split's fills and adds a whole
+    batch a part, which cost MoCo's step 40 % of its time.
+    """
+    return [batch // splits + (part < batch % splits) for part in range(splits)]
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,19 +14,20 @@ from mixco.checkpoint import EncoderDescription, save_checkpoint, save_encoder
 from mixco.config import PretrainConfig, resolve, to_dict
 from mixco.data import views
 from mixco.data.download import download
-from mixco.data.packing import PackedImages, pack
-from mixco.data.resident import batches, gather, make_resident
+from mixco.data.loading import Images, canvases, open_images, view_batches
+from mixco.data.packing import PackedImages
+from mixco.data.resident import batches
 from mixco.data.sources import list_images
 from mixco.errors import UserError
-from mixco.evaluation.features import extract_features
+from mixco.evaluation.features import features_of
 from mixco.evaluation.knn import knn_scores, topk_accuracy
-from mixco.hardware import describe, pick_device, pick_dtype
+from mixco.hardware import describe, memory_bytes, pick_device, pick_dtype, processors
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.mixing import MIXERS
 from mixco.models.encoder import Encoder, build_backbone, build_head, drops_at_random, feature_dim
 from mixco.pictures import draw_curves, draw_views
-from mixco.progress import Stopwatch, counting, downloading, say, training
+from mixco.progress import Stopwatch, counting, downloading, say, training, waited
 from mixco.results import (
     add_result,
     append_metrics,
@@ -53,18 +56,25 @@ def pretrain(config: PretrainConfig) -> Path:
         with downloading(config.data.data) as on_progress:
             download(config.data.data, config.data.data_path, tell=say, on_progress=on_progress)
 
-    # The images, packed once; labels are only for the kNN check.
-    source = list_images(config.data.data, config.data.data_path, "pretrain")
+    # The images, packed once or streamed; labels are only for the kNN check.
+    cache = config.data.cache.expanduser()
+    source = list_images(config.data.data, config.data.data_path, "pretrain", cache)
+    workers = processors() if config.data.workers is None else config.data.workers
     with counting(f"packing {source.name}") as on_progress:
-        packed = pack(
+        images = open_images(
             source,
             size=config.data.size,
-            cache=config.data.cache.expanduser(),
+            cache=cache,
+            loading=config.data.loading,
+            workers=workers,
+            memory=memory_bytes(),
             on_progress=on_progress,
         )
-    bank, held_out = split_holdout(packed, config.run.holdout, config.run.seed)
-    members = bank if config.run.exclude_holdout else torch.arange(len(packed.images))
-    config = resolve(config, len(members))
+    packed = isinstance(images, PackedImages)
+    bank, held_out = split_holdout(images, config.run.holdout, config.run.seed)
+    members = bank if config.run.exclude_holdout else torch.arange(len(images))
+    loading = dataclasses.replace(config.data, loading="packed" if packed else "streamed")
+    config = resolve(dataclasses.replace(config, data=loading), len(members))
     data, method_config, optimisation, run = (
         config.data,
         config.method,
@@ -80,7 +90,7 @@ def pretrain(config: PretrainConfig) -> Path:
     folder = new_run_folder(run.out)
     write_json(folder / "config.json", to_dict(config))
     write_json(folder / "versions.json", versions(describe(device)))
-    report_data(packed, members, method_config.queue, folder)
+    report_data(images, members, method_config.queue, folder)
     augmentation = views.weaken_jitter(
         AUGMENTATIONS[method_config.augmentation](data.size, mean=source.mean, std=source.std),
         method_config.jitter,
@@ -95,7 +105,6 @@ def pretrain(config: PretrainConfig) -> Path:
         std=source.std,
         training=f"{name} on {source.name}, {optimisation.epochs} epochs, seed {run.seed}",
     )
-    images = make_resident(packed.images, device)
     steps_per_epoch = len(members) // optimisation.batch_size
     steps = steps_per_epoch * optimisation.epochs
 
@@ -109,16 +118,40 @@ def pretrain(config: PretrainConfig) -> Path:
         }
         save_checkpoint(folder / "checkpoints" / "last.pt", state)
 
+    def on_unreadable(file: str, reason: str) -> None:
+        with (folder / "unreadable.txt").open("a", encoding="utf-8", errors="surrogateescape") as f:
+            f.write(f"{file}\t{reason}\n")
+        say(f"warning: {source.root / file} cannot be read ({reason}); left out")
+
     def check_knn() -> float:
         return knn_check(
-            method.encoder.backbone, packed, bank, held_out, encoder, device=device, dtype=dtype
+            method.encoder.backbone,
+            images,
+            bank,
+            held_out,
+            encoder,
+            device=device,
+            dtype=dtype,
+            on_unreadable=on_unreadable,
         )
+
+    views_of_run = view_batches(
+        images,
+        plan(members, optimisation.batch_size, optimisation.epochs, run.seed),
+        augmentation,
+        members=members,
+        batch_size=optimisation.batch_size,
+        device=device,
+        dtype=dtype,
+        on_unreadable=on_unreadable,
+    )
 
     from torch.utils.tensorboard import SummaryWriter  # half a second, only needed here
 
     board = SummaryWriter(str(folder / "tensorboard"))
     say(
-        f"{name}: {config.model.arch} at {data.size} px, {len(members):,} images, "
+        f"{name}: {config.model.arch} at {data.size} px, {len(members):,} images "
+        f"{'packed' if packed else f'streamed, {workers} workers'}, "
         f"{optimisation.epochs} epochs of {steps_per_epoch} steps, {describe(device)}, "
         f"{str(dtype).removeprefix('torch.')}"
     )
@@ -127,20 +160,12 @@ def pretrain(config: PretrainConfig) -> Path:
     total, epoch_watch = Stopwatch(), Stopwatch()
     step = 0
     method.train()
-    with training(name, steps) as on_step:
+    with training(name, steps) as on_step, closing(views_of_run):
         for epoch in range(1, optimisation.epochs + 1):
             epoch_watch.reset()
             sums: dict[str, Tensor] = {}
-            shuffle = generator_for(run.seed, "epoch", step=epoch)
-            for index in batches(members, optimisation.batch_size, shuffle):
-                with epoch_watch.waiting(), total.waiting():
-                    view_q, view_k = views.two_views(
-                        gather(images, index, device),
-                        packed.extents[index],
-                        augmentation,
-                        generator_for(run.seed, "views", step=step),
-                        dtype,
-                    )
+            of_epoch = islice(views_of_run, steps_per_epoch)
+            for _, (view_q, view_k) in waited(of_epoch, epoch_watch, total):
                 rate = learning_rate(
                     step,
                     steps=steps,
@@ -166,8 +191,8 @@ def pretrain(config: PretrainConfig) -> Path:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 step += 1
-                epoch_watch.images += len(index)
-                total.images += len(index)
+                epoch_watch.images += len(view_q)
+                total.images += len(view_q)
                 on_step(f"epoch {epoch}/{optimisation.epochs}", epoch_watch)
 
             record = {
@@ -190,7 +215,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
     save_encoder(folder / "encoder.safetensors", method.encoder.backbone, encoder)
     metrics = read_metrics(folder)
-    show_what_it_saw(folder / "views.png", packed, augmentation, config)
+    show_what_it_saw(folder / "views.png", images, augmentation, config)
     draw_curves(folder / "curves.png", {name: metrics})
     add_result(
         folder,
@@ -248,6 +273,17 @@ def build_method(config: PretrainConfig) -> MoCo | SimCLR:
     )
 
 
+def plan(
+    members: Tensor, batch_size: int, epochs: int, seed: int
+) -> Iterator[tuple[Tensor, torch.Generator]]:
+    """Of every step of a run: the images, int64 [B], and where the draws of their views come from."""
+    step = 0
+    for epoch in range(1, epochs + 1):
+        for index in batches(members, batch_size, generator_for(seed, "epoch", step=epoch)):
+            yield index, generator_for(seed, "views", step=step)
+            step += 1
+
+
 def build_optimizer(method: nn.Module, name: str, weight_decay: float) -> torch.optim.Optimizer:
     """SGD with momentum 0.9 and decay on all parameters, as published, or AdamW.
 
@@ -267,19 +303,19 @@ def build_optimizer(method: nn.Module, name: str, weight_decay: float) -> torch.
     return torch.optim.AdamW(groups, lr=0.0, fused=fused)
 
 
-def split_holdout(packed: PackedImages, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_holdout(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the training images into (bank, held out) for the kNN check, class by class.
 
     Without labels nothing is held out. The draw depends on the seed alone, so that the runs of a
     comparison with one seed hold out the same images.
     """
-    everything = torch.arange(len(packed.images))
-    if packed.labels is None:
+    everything = torch.arange(len(images))
+    if images.labels is None:
         return everything, everything[:0]
     generator = generator_for(seed, "holdout")
     mask = torch.zeros(len(everything), dtype=torch.bool)
-    for label in torch.unique(packed.labels):
-        members = everything[packed.labels == label]
+    for label in torch.unique(images.labels):
+        members = everything[images.labels == label]
         chosen = torch.randperm(len(members), generator=generator)[: int(len(members) * share)]
         mask[members[chosen]] = True
     return everything[~mask], everything[mask]
@@ -287,35 +323,41 @@ def split_holdout(packed: PackedImages, share: float, seed: int) -> tuple[Tensor
 
 def knn_check(
     backbone: nn.Module,
-    packed: PackedImages,
+    images: Images,
     bank: Tensor,
     held_out: Tensor,
     encoder: EncoderDescription,
     *,
     device: torch.device,
     dtype: torch.dtype,
+    on_unreadable: Callable[[str, str], None],
 ) -> float:
-    """kNN top-1 in percent of the held-out training images among the other training images."""
-    assert packed.labels is not None
+    """kNN top-1 in percent of the held-out training images among the other training images.
 
-    def view(images: Tensor, extents: Tensor) -> Tensor:
-        return views.evaluation_view(
-            images, extents, encoder.size, encoder.mean, encoder.std, dtype
-        )
-
-    index = torch.cat([bank, held_out])
-    features = extract_features(
-        backbone, packed.images[index], view, packed.extents[index], device=device, dtype=dtype
+    Streamed images that cannot be read are left out.
+    """
+    assert images.labels is not None
+    features, index = features_of(
+        backbone,
+        images,
+        torch.cat([bank, held_out]),
+        size=encoder.size,
+        mean=encoder.mean,
+        std=encoder.std,
+        device=device,
+        dtype=dtype,
+        on_unreadable=on_unreadable,
     )
-    labels = packed.labels[index]
+    labels = images.labels[index]
+    asked = torch.isin(index, held_out)
     scores = knn_scores(
-        features[: len(bank)],
-        labels[: len(bank)],
-        features[len(bank) :],
-        classes=len(packed.classes),
+        features[~asked],
+        labels[~asked],
+        features[asked],
+        classes=len(images.classes),
         k=20,
     )
-    return round(topk_accuracy(scores, labels[len(bank) :], 1), 2)
+    return round(topk_accuracy(scores, labels[asked], 1), 2)
 
 
 def stop_unless_finite(
@@ -332,10 +374,10 @@ def stop_unless_finite(
     )
 
 
-def report_data(packed: PackedImages, members: Tensor, queue: int | None, folder: Path) -> None:
+def report_data(images: Images, members: Tensor, queue: int | None, folder: Path) -> None:
     """List what was left out, and warn of a queue that meets its own images."""
-    if packed.unreadable:
-        lines = [f"{file}\t{reason}\n" for file, reason in packed.unreadable]
+    if isinstance(images, PackedImages) and images.unreadable:
+        lines = [f"{file}\t{reason}\n" for file, reason in images.unreadable]
         (folder / "unreadable.txt").write_text("".join(lines), "utf-8")
         say(f"{len(lines)} unreadable images left out, listed in {folder / 'unreadable.txt'}")
     if queue is not None and queue > len(members) // 2:
@@ -357,16 +399,14 @@ def say_epoch(record: dict[str, float], epochs: int) -> None:
 
 
 def show_what_it_saw(
-    path: Path, packed: PackedImages, augmentation: views.Augmentation, config: PretrainConfig
+    path: Path, images: Images, augmentation: views.Augmentation, config: PretrainConfig
 ) -> None:
     """The picture of the views and mixtures of eight images, drawn as in training."""
-    count = min(8, len(packed.images))
-    index = torch.linspace(0, len(packed.images) - 1, count).long()
-    originals = packed.images[index]
-    generator = generator_for(config.run.seed, "picture")
-    view_q, view_k = views.two_views(
-        originals, packed.extents[index], augmentation, generator, torch.float32
-    )
+    count = min(8, len(images))
+    index = torch.linspace(0, len(images) - 1, count).long()
+    originals, extents = canvases(images, index, 2 * config.data.size)
+    generator = generator_for(config.run.seed, "what it saw")
+    view_q, view_k = views.two_views(originals, extents, augmentation, generator, torch.float32)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augmentation.mean, augmentation.std))
 
     def visible(view: Tensor) -> Tensor:

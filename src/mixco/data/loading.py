@@ -1,0 +1,210 @@
+"""Where packed and streamed images meet: which it is to be, and the batches of either."""
+
+import shutil
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixco.data import views
+from mixco.data.image_list import ImageList
+from mixco.data.packing import PackedImages, is_whole, longest_side, pack, packed_path, read_reduced
+from mixco.data.resident import gather, make_resident
+from mixco.data.streaming import Batch, Request, StreamedImages, decode_batches, stream
+from mixco.errors import UserError
+
+Images = PackedImages | StreamedImages
+
+HEADERS = 256  # files that are opened to see how large the images are
+FEATURE_BATCH = 512
+
+
+def open_images(
+    source: ImageList,
+    *,
+    size: int,
+    cache: Path,
+    loading: Literal["auto", "packed", "streamed"],
+    workers: int,
+    memory: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Images:
+    """The images of a list: packed (see `pack`), or streamed by `workers` processes.
+
+    "auto" packs when the packed file fits (`fits_packed`) into `memory`, in bytes.
+
+    Raises UserError as `pack` does.
+    """
+    if workers < 0:
+        raise UserError(f"--workers {workers}: 0 or more")
+    if loading == "auto":
+        loading = "packed" if fits_packed(source, size, cache, memory) else "streamed"
+    if loading == "streamed":
+        return stream(source, workers)
+    return pack(source, size=size, cache=cache, workers=workers, on_progress=on_progress)
+
+
+def fits_packed(source: ImageList, size: int, cache: Path, memory: int) -> bool:
+    """Does the packed file take at most half of the memory, and packing at most half the free disk?
+
+    A file that does not stay in the memory is read at random places, which is slower than to stream.
+    How large the canvases will be is estimated from the headers of some files, spread over the list.
+    """
+    if source.arrays is not None:
+        return True  # small images, whose pixels lie in a file already; workers would copy it
+    count = len(source.files)
+    some = np.linspace(0, count - 1, min(HEADERS, count)).astype(int).tolist()
+    side = min(2 * size, max(longest_side(source, i) for i in some))
+    needed = count * 3 * side * side
+    if needed > memory // 2:
+        return False
+    there = next(p for p in (cache, *cache.absolute().parents) if p.is_dir())
+    # Packing writes the pixels twice before the first copy goes.
+    return 2 * needed <= shutil.disk_usage(there).free // 2 or is_whole(
+        packed_path(source, size, cache)
+    )
+
+
+Plan = Iterable[tuple[Tensor, torch.Generator]]
+"""Of each batch the indices of its images, int64 [B], and the generator of its draws."""
+
+Seen = tuple[Tensor, list[Tensor]]
+"""The indices of a batch's images, int64 [B], and its views."""
+
+
+def view_batches(
+    images: Images,
+    plan: Plan,
+    augmentation: views.Augmentation,
+    *,
+    members: Tensor,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_unreadable: Callable[[str, str], None],
+    count: int = 2,
+) -> Generator[Seen, None, None]:
+    """`count` views of each batch of a plan, [B, 3, size, size] of `dtype` on the device.
+
+    Yields the indices of the images, int64 [B] on the CPU, and their views (see `apply_view`).
+    Streamed, the plan is followed a few batches ahead. The same draws make the same crops packed and
+    streamed.
+    members: int64, sorted: all images that the plan may name; batch_size: the most of them at once.
+    on_unreadable(file, reason) is called once for each file that cannot be read; the next of the
+        members takes its place.
+
+    Closing the generator ends its worker processes. It raises UserError as `decode_batches` does.
+    """
+    if isinstance(images, PackedImages):
+        canvases = make_resident(images.images, device)
+        return _packed_views(canvases, images.extents, plan, augmentation, device, dtype, count)
+    parameters: deque[list[views.ViewParameters]] = deque()
+
+    def requests() -> Iterator[Request]:
+        for index, generator in plan:
+            drawn = [views.draw_view(len(index), augmentation, generator) for _ in range(count)]
+            parameters.append([rest for _, rest in drawn])
+            yield Request(index.numpy(), torch.stack([crops for crops, _ in drawn], dim=2).numpy())
+
+    decoded = decode_batches(
+        images,
+        requests(),
+        size=augmentation.size,
+        most=count * batch_size,
+        on_unreadable=on_unreadable,
+        augmentation=augmentation,
+        members=members,
+        pin=device.type == "cuda",
+    )
+    return _streamed_views(decoded, parameters, augmentation, device, dtype)
+
+
+def _packed_views(
+    canvases: Tensor,
+    extents: Tensor,
+    plan: Plan,
+    augmentation: views.Augmentation,
+    device: torch.device,
+    dtype: torch.dtype,
+    count: int,
+) -> Generator[Seen, None, None]:
+    for index, generator in plan:
+        batch = gather(canvases, index, device)
+        drawn = [views.sample_view(extents[index], augmentation, generator) for _ in range(count)]
+        yield index, [views.apply_view(batch, p, augmentation, dtype) for p in drawn]
+
+
+def _streamed_views(
+    decoded: Iterator[Batch],
+    parameters: deque[list[views.ViewParameters]],
+    augmentation: views.Augmentation,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Generator[Seen, None, None]:
+    for batch in decoded:
+        crops = batch.crops.to(device, non_blocking=True)
+        yield (
+            batch.files,
+            [
+                views.finish_view(crop, rest, augmentation, dtype)
+                for crop, rest in zip(crops, parameters.popleft(), strict=True)
+            ],
+        )
+
+
+def evaluation_batches(
+    images: Images,
+    index: Tensor,
+    *,
+    size: int,
+    mean: views.Channels,
+    std: views.Channels,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_unreadable: Callable[[str, str], None],
+    batch_size: int = FEATURE_BATCH,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What evaluation sees (`evaluation_view`), in order, of those images that can be read.
+
+    index: int64 [N]. Yields parts of it and [b, 3, size, size] of `dtype` on the device.
+    """
+    parts = torch.split(index, batch_size)
+    if isinstance(images, PackedImages):
+        for part in parts:
+            batch = gather(images.images, part, device)
+            yield part, views.evaluation_view(batch, images.extents[part], size, mean, std, dtype)
+        return
+    decoded = decode_batches(
+        images,
+        (Request(part.numpy(), None) for part in parts),
+        size=size,
+        most=batch_size,
+        on_unreadable=on_unreadable,
+        pin=device.type == "cuda",
+    )
+    for part, read in zip(parts, decoded, strict=True):
+        readable = read.readable
+        seen = read.crops[0].to(device, non_blocking=True)[readable.to(device)]
+        yield part[readable], views.finish_evaluation_view(seen, mean, std, dtype)
+
+
+def canvases(images: Images, index: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """A few images for pictures: uint8 [n, 3, S, S] and extents [n, 2], as packing has them.
+
+    side: the canvases' of streamed images; those that cannot be read are black.
+    """
+    if isinstance(images, PackedImages):
+        return images.images[index], images.extents[index]
+    pictures = torch.zeros(len(index), 3, side, side, dtype=torch.uint8)
+    extents = torch.full((len(index), 2), side)
+    for place, i in enumerate(index.tolist()):
+        found = read_reduced(images.source, i, side)
+        if not isinstance(found, str):
+            height, width = found.shape[:2]
+            pictures[place, :, :height, :width] = torch.tensor(found).permute(2, 0, 1)
+            extents[place] = torch.tensor([height, width])
+    return pictures, extents

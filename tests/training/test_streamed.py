@@ -1,0 +1,77 @@
+"""Pretraining and evaluating with streamed images, as commands do it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sample_images import unpack_sample
+
+from mixco.config import (
+    DataConfig,
+    EvaluationConfig,
+    KNNConfig,
+    MethodConfig,
+    OptimisationConfig,
+    PretrainConfig,
+    RunConfig,
+)
+from mixco.evaluation.evaluate import evaluate_knn
+from mixco.training.pretrain import pretrain
+
+
+def streamed(photos: Path, out: Path, workers: int, **run: object) -> PretrainConfig:
+    return PretrainConfig(
+        data=DataConfig(
+            data=str(photos),
+            size=32,
+            cache=out.parent / "cache",
+            loading="streamed",
+            workers=workers,
+        ),
+        method=MethodConfig(method="moco"),
+        optimisation=OptimisationConfig(epochs=1, batch_size=20),
+        run=RunConfig(out=out, device="cpu", precision="float32", holdout=0.2, **run),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.slow
+def test_two_streamed_runs_are_equal_bit_for_bit(tmp_path: Path) -> None:
+    """With two workers twice; so they are with none."""
+    photos = unpack_sample(tmp_path / "photos", train=20, test=2, classes=2)
+    runs = [
+        pretrain(streamed(photos, tmp_path / f"run-{number}", workers))
+        for number, workers in enumerate((2, 2, 0))
+    ]
+    first, *others = (load_file(run / "encoder.safetensors") for run in runs)
+    for other in others:
+        assert all(torch.equal(first[key], other[key]) for key in first)
+    records = [json.loads((run / "metrics.jsonl").read_text()) for run in runs]
+    assert records[0]["knn"] == records[1]["knn"] == records[2]["knn"]
+    config = json.loads((runs[0] / "config.json").read_text())
+    assert config["data"]["loading"] == "streamed"
+
+
+@pytest.mark.slow
+def test_a_streamed_run_lists_what_it_left_out_and_is_evaluated(tmp_path: Path) -> None:
+    photos = unpack_sample(tmp_path / "photos", train=60, test=4, classes=2)
+    broken = sorted((photos / "train" / "Forest").iterdir())[7]
+    broken.write_text("<html>")
+    out = pretrain(streamed(photos, tmp_path / "run", 0, knn_every=1))
+    assert (
+        out / "unreadable.txt"
+    ).read_text() == f"Forest/{broken.name}\tnot an image (an HTML page)\n"
+    assert (out / "views.png").stat().st_size > 10_000
+
+    evaluation = EvaluationConfig(
+        run=out, cache=tmp_path / "cache", loading="streamed", workers=0, device="cpu"
+    )
+    result = evaluate_knn(KNNConfig(evaluation))
+    assert (result["train_images"], result["test_images"]) == (119, 8)
+    assert (out / "neighbours.png").stat().st_size > 10_000
+    packed = EvaluationConfig(run=out, cache=tmp_path / "cache", loading="packed", device="cpu")
+    other = evaluate_knn(KNNConfig(packed))
+    assert {k: other[k] for k in ("train_images", "test_images", "top5")} == {
+        k: result[k] for k in ("train_images", "test_images", "top5")
+    }
