@@ -5,8 +5,8 @@
 #   EXP_NAME      what the run is called
 #   RUNS          where run folders go (runs)
 #   RESULTS       the file that the results are added to (results/results.json)
-#   SEED DEVICE PRECISION CACHE              of all commands
-#   EPOCHS SIZE BATCH_SIZE                   of pretraining, to shorten it for a trial
+#   SEED DEVICE PRECISION CACHE LOADING WORKERS    of all commands
+#   EPOCHS SIZE BATCH_SIZE                     of pretraining, to shorten it for a trial
 #   LINEAR_EPOCHS LINEAR_LR LINEAR_BATCH_SIZE  of the linear evaluation
 #   MIXCO         the command (mixco)
 # Arguments of the script go to `mixco pretrain`.
@@ -38,6 +38,8 @@ begin() {
     option --device "${DEVICE:-}"
     option --precision "${PRECISION:-}"
     option --cache "${CACHE:-}"
+    option --loading "${LOADING:-}"
+    option --workers "${WORKERS:-}"
 }
 
 # run_recipe NAME [options of mixco pretrain]; knn_options may hold those of mixco knn

@@ -94,7 +94,7 @@ def test_a_line_of_today_stays_as_it_is() -> None:
         ("--algo mocco", "did you mean moco"),
         ("--algo moco --momentum 0.8", "SGD's is 0.9"),
         ("resnet18 --algo moco", "resnet18: expected an option"),
-        ("--algo moco -j 3 4", "one word too many"),
+        ("--algo moco -p 3 4", "one word too many"),
     ],
 )
 def test_what_cannot_be_translated_is_said(line: str, message: str) -> None:

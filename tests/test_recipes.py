@@ -45,6 +45,7 @@ IMAGENET = {
     "epochs": 200,
     "lr": 0.03,
     "linear_lr": 30.0,
+    "bn_splits": 8,
 }
 PLAIN = {"mix": "none"}
 PUBLISHED = {

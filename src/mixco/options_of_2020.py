@@ -18,6 +18,8 @@ SAME = {
     "--learning-rate": "--lr",
     "--wd": "--weight-decay",
     "-e": "--evaluate",
+    "-j": "--workers",
+    "--num-workers": "--workers",
 }
 PRETRAINING = {
     "--moco-k": "--queue",
@@ -37,8 +39,6 @@ LEFT_OUT: dict[str, tuple[int | None, str]] = {
     "--rank": (1, ONE_DEVICE),
     "--dist-url": (1, ONE_DEVICE),
     "--dist-backend": (1, ONE_DEVICE),
-    "-j": (1, "images are decoded once and augmented on the device"),
-    "--num-workers": (1, "images are decoded once and augmented on the device"),
     "-p": (1, "a bar and a line an epoch tell how far it is"),
     "--print-freq": (1, "a bar and a line an epoch tell how far it is"),
     "--log_every_n_steps": (1, "a bar and a line an epoch tell how far it is"),

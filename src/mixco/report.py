@@ -18,7 +18,7 @@ SHOWN = ("method", "data", "arch", "size", "epochs")
 # What of it is shown is taken from the results, where it says what was really there.
 IGNORED = {
     *("recipe", "data.data", "data.data_path", "data.download", "data.cache", "data.size"),
-    *("data.loading", "data.workers", "model.arch", "optimisation.epochs", "run.out", "run.seed"),
+    *("data.workers", "model.arch", "optimisation.epochs", "run.out", "run.seed"),
     *("run.device", "run.knn_every", "run.checkpoint_every", "run.linear_lr"),
 }
 
