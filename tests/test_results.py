@@ -1,12 +1,17 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+import mixco.results
 from mixco.errors import UserError
 from mixco.results import (
     add_result,
     append_metrics,
+    collect,
     new_run_folder,
     read_json,
     read_metrics,
@@ -63,3 +68,82 @@ def test_versions_name_the_libraries_and_the_hardware() -> None:
     named = versions("cpu, 2 threads")
     assert {"python", "torch", "timm", "mixco", "platform"} <= named.keys()
     assert named["hardware"] == "cpu, 2 threads"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from mixco.results import add_result, collect
+folder, name = Path(sys.argv[1]), sys.argv[2]
+run = folder / name
+run.mkdir()
+print("ready", flush=True)
+sys.stdin.readline()  # all start at once
+for i in range(10):
+    add_result(folder, f"{name}-{i}", {"top1": i})
+    add_result(run, f"kind-{i}", {"top1": i})
+    collect(run, folder / "sub" / "all.json", name)
+"""
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    """In 2020 every process read, changed and wrote results.json without a lock."""
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, tmp_path, f"run{k}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(4)
+    ]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.communicate("go\n")
+        assert writer.returncode == 0
+    numbers = range(10)
+    assert read_json(tmp_path / "results.json") == {
+        f"run{k}-{i}": {"top1": i} for k in range(4) for i in numbers
+    }
+    assert read_json(tmp_path / "sub" / "all.json") == {
+        f"run{k}": {f"kind-{i}": {"top1": i} for i in numbers} for k in range(4)
+    }
+
+
+def test_a_collection_takes_a_run_as_it_is_now(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"recipe": None})
+    add_result(tmp_path, "pretrain", {"loss": 1.0})
+    add_result(tmp_path, "old", {"top1": 1.0})
+    collect(tmp_path, tmp_path / "all.json", "a")
+    (tmp_path / "results.json").unlink()
+    add_result(tmp_path, "pretrain", {"loss": 2.0})
+    collect(tmp_path, tmp_path / "all.json", "b")
+    collect(tmp_path, tmp_path / "all.json", "a")  # another run of this name: nothing old stays
+    entry = {"config": {"recipe": None}, "pretrain": {"loss": 2.0}}
+    assert read_json(tmp_path / "all.json") == {"a": entry, "b": entry}
+
+
+def test_what_is_no_file_of_results_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    for content, message in (("[]", "not a file of results"), ("{", "is damaged")):
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            add_result(tmp_path, "knn", {})
+        assert path.read_text() == content
+    with pytest.raises(UserError, match="is this a run folder"):
+        collect(tmp_path / "nowhere", tmp_path / "all.json", "x")
+    assert not (tmp_path / "all.json").exists()
+
+
+def test_a_lock_that_is_held_is_waited_for_and_then_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixco.results, "LONGEST_WAIT", 0.2)
+    with (
+        FileLock(tmp_path / ".results.json.lock"),
+        pytest.raises(UserError, match=r"another process has held \.results\.json\.lock"),
+    ):
+        add_result(tmp_path, "knn", {"top1": 1.0})
+    add_result(tmp_path, "knn", {"top1": 1.0})
+    assert read_json(tmp_path / "results.json") == {"knn": {"top1": 1.0}}

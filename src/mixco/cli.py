@@ -1,6 +1,7 @@
 """The command line: a verb, its options, one call. Libraries that load slowly load in the verbs."""
 
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from mixco.config import (
     KNNConfig,
     LinearConfig,
     PretrainConfig,
+    ReportConfig,
     load_recipe,
     nearest,
     recipe_names,
@@ -31,9 +33,10 @@ Pretrain an image encoder without labels, with or without mixed images, and see 
   linear     a linear classifier on a run's frozen encoder, fast or as published
   knn        nearest-neighbour classification with a run's frozen encoder
   finetune   train the whole network with labels, starting from a run's encoder
+  report     the results of several runs in one table, or collected in one file
   download   get a data set by its name
 
-`mixco VERB --help` tells a verb's options. Recipes: {recipes}.
+`mixco VERB --help` tells a verb's options.
 """
 
 
@@ -88,6 +91,24 @@ def finetune(arguments: list[str]) -> None:
     _print_accuracy("fine-tuned", run(config))
 
 
+def report(arguments: list[str]) -> None:
+    config = parse(ReportConfig, "report", arguments, ReportConfig(tyro.MISSING))
+    from mixco.report import table
+    from mixco.results import collect
+
+    if not config.runs:
+        raise UserError("report: give run folders, or results.json files that hold several runs")
+    if not config.table and config.collect is None:
+        raise UserError("report: say what to make of them: --table, --collect FILE, or both")
+    if config.name is not None and (config.collect is None or len(config.runs) != 1):
+        raise UserError("--name is what --collect calls a single run; leave it out")
+    if config.collect is not None:
+        for run in config.runs:
+            collect(run, config.collect, config.name or run.resolve().name)
+    if config.table:
+        print(table(config.runs))
+
+
 def download(arguments: list[str]) -> None:
     config = parse(DownloadConfig, "download", arguments, DownloadConfig(tyro.MISSING))
     from mixco.data.download import download as run
@@ -103,6 +124,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "linear": linear,
     "knn": knn,
     "finetune": finetune,
+    "report": report,
     "download": download,
 }
 
@@ -113,7 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
     verb, *rest = arguments or ["--help"]
     try:
         if verb in ("--help", "-h"):
-            print(USAGE.format(recipes=", ".join(recipe_names())), end="")
+            recipes = textwrap.fill(f"Recipes: {', '.join(recipe_names())}.", 100)
+            print(f"{USAGE}{recipes}")
         elif verb == "--version":
             from importlib.metadata import version
 

@@ -115,6 +115,8 @@ class RunConfig:
     """Leave the held-out images out of pretraining too: for choosing settings."""
     checkpoint_every: int = 10
     """Epochs between two checkpoints."""
+    linear_lr: float | None = None
+    """Kept for `mixco linear --protocol paper` on this run: its rate where it is given none."""
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,9 @@ class ClassifierConfig:
     optimizer: Literal["sgd", "adam"] = "sgd"
     """SGD has momentum 0.9."""
     lr: float | None = None
-    """Peak rate; default: of a linear classifier from the scale of the features (published: 30 on
-    ImageNet, 3 on Tiny-ImageNet), else 0.1 x batch / 256 from scratch, 0.02 in finetune, where it is
-    the backbone's."""
+    """Peak rate; default: of a linear classifier the recipe's of the run (published: 30 on ImageNet, 3
+    on Tiny-ImageNet), or from the scale of the features; else 0.1 x batch / 256 from scratch, 0.02 in
+    finetune, where it is the backbone's."""
     batch_size: int = 256
     weight_decay: float | None = None
     """Default: 0 for linear and finetune, 5e-4 for --supervised."""
@@ -232,6 +234,20 @@ class DownloadConfig:
     """cifar10, cifar100, stl10 or tiny-imagenet; of sample and imagenet it tells how they are got."""
     data_path: Path | None = None
     """The folder that it is to lie in."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """`mixco report`: put the results of runs together."""
+
+    runs: tuple[Path, ...]
+    """Run folders, or results.json files that hold several runs."""
+    table: bool = False
+    """Print a Markdown table: a row a setting, mean and spread where runs differ by their seed alone."""
+    collect: Path | None = None
+    """A results.json of many runs, to which these are added; several processes may do so at once."""
+    name: str | None = None
+    """What a single run is called in that file; default: its folder's name."""
 
 
 @dataclass(frozen=True)
@@ -392,6 +408,7 @@ def resolve(config: PretrainConfig, images: int) -> PretrainConfig:
             f"--momentum {method.momentum}: from 0 up to below 1",
         ),
         (0 < run.holdout < 1, f"--holdout {run.holdout}: above 0 and below 1"),
+        (run.linear_lr is None or run.linear_lr > 0, f"--linear-lr {run.linear_lr}: above 0"),
     ]
     for right, message in checks:
         if not right:

@@ -95,7 +95,8 @@ def random_encoder(config: DemoConfig, folder: Path) -> Path:
             training=f"random weights, seed {config.seed}",
         ),
     )
-    add_result(folder, "pretrain", {"method": "random", "epochs": 0, "seed": config.seed})
+    untrained = {"method": "random", "data": source.name, "arch": model.arch, "size": size}
+    add_result(folder, "pretrain", {**untrained, "epochs": 0, "seed": config.seed})
     return folder
 
 

@@ -7,21 +7,28 @@ tensorboard/         the same for TensorBoard
 checkpoints/         last.pt
 encoder.safetensors  the backbone, in timm's (for ResNets also torchvision's) keys
 unreadable.txt       the images that were left out, and why; only when there are any
-results.json         {"pretrain": {...}, "knn": {...}, "linear": {...}, ...}; keys: docs/evaluation.md
+results.json         {"pretrain": {...}, "knn": {...}, "linear": {...}, ...}; see docs/results.md
 *.safetensors        classifiers that were trained on it: classifier, supervised, finetune
 *.png                pictures
+
+The results of many runs may be collected in one file: {name: {"config": {...}, "pretrain": {...}, ...}}.
 """
 
 import json
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from mixco.errors import UserError
 from mixco.files import replacing
 
 LIBRARIES = ("mixco", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+LONGEST_WAIT = 60  # seconds for a file of results; writing one takes milliseconds
 
 
 def new_run_folder(path: Path) -> Path:
@@ -56,11 +63,58 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged: {error}; restore it or run again") from None
 
 
+@contextmanager
+def changing_json(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields what a JSON file holds, {} where there is none, and writes it back as it is left.
+
+    One process at a time: others wait, so that none loses what another has written. Readers need not
+    wait, for the file is replaced as a whole. The lock is the system's, on a file beside it; it ends
+    with the process that holds it.
+
+    Raises UserError when the file is damaged or cannot be written, or when another process holds it
+    for longer than a minute. On any error the old file stays.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, timeout=LONGEST_WAIT):
+            content = read_json(path) if path.exists() else {}
+            if not isinstance(content, dict):
+                raise UserError(f"{path}: not a file of results; give another one")
+            yield content
+            write_json(path, content)
+    except Timeout:
+        raise UserError(
+            f"{path}: another process has held {lock.name} for over {LONGEST_WAIT} s; end it, or "
+            "give another file"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
 def add_result(run: Path, kind: str, values: dict[str, Any]) -> None:
     """Set results.json's entry of one kind ("pretrain", "knn", "linear"); keep the others."""
-    path = run / "results.json"
-    results = read_json(path) if path.exists() else {}
-    write_json(path, {**results, kind: values})
+    with changing_json(run / "results.json") as results:
+        results[kind] = values
+
+
+def run_results(run: Path) -> dict[str, Any]:
+    """{"config": config.json, and the entries of results.json}, as a collection has them.
+
+    Raises UserError when there are no results. An evaluation with --out has no config.
+    """
+    config = run / "config.json"
+    settings = {"config": read_json(config)} if config.exists() else {}
+    return {**settings, **read_json(run / "results.json")}
+
+
+def collect(run: Path, collection: Path, name: str) -> None:
+    """Set a collection's entry of one run to the run's results as they are; keep those of the others.
+
+    The run is read while the collection is held: of two processes, the later one knows the more.
+    """
+    with changing_json(collection) as results:
+        results[name] = run_results(run)
 
 
 def append_metrics(run: Path, record: dict[str, Any]) -> None:

@@ -42,6 +42,8 @@ class Task:
     dtype: torch.dtype
     folder: Path | None
     """Of results.json; None when nothing is kept."""
+    recipe_lr: float | None
+    """The rate that the run's recipe has for linear evaluation as published; None where it has none."""
     suffix: str
     """Of the keys in results.json: "" for the run's own data and all labels, else for example
     "-10percent", "@photos", "-10percent@photos"."""
@@ -117,9 +119,11 @@ def load_task(config: EvaluationConfig) -> Task:
     given = config.run or config.checkpoint
     assert given is not None
     encoder = load_encoder(given, arch=config.arch, stem=config.stem, size=config.size)
-    own = False
+    own, recipe_lr = False, None
     if config.run is not None:
-        trained_on = read_json(config.run / "config.json")["data"]
+        pretraining = read_json(config.run / "config.json")
+        trained_on = pretraining["data"]
+        recipe_lr = pretraining["run"].get("linear_lr")
         data_path = data_path or (Path(p) if (p := trained_on["data_path"]) and not data else None)
         data = data or trained_on["data"]
         own = _same_data(data, trained_on["data"])
@@ -174,6 +178,7 @@ def load_task(config: EvaluationConfig) -> Task:
         device=device,
         dtype=pick_dtype(device, config.precision),
         folder=folder,
+        recipe_lr=recipe_lr,
         suffix=suffix,
     )
 

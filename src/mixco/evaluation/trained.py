@@ -112,8 +112,13 @@ def _train_and_test(
         top1, top5 = test()
         return {"top1": round(top1, 2), "top5": round(top5, 2), **task.describe()}
 
-    # Where the backbone learns too, a layer that is thrown about would shake it.
-    rate = head_lr or task.head_rate(training.optimizer) * (1.0 if frozen else 0.1)
+    rate, rate_from = head_lr, "settings"
+    if rate is None and frozen and training.optimizer == "sgd":
+        rate, rate_from = task.recipe_lr, "the run's recipe"
+    if rate is None:
+        # Where the backbone learns too, a layer that is thrown about would shake it.
+        rate = task.head_rate(training.optimizer) * (1.0 if frozen else 0.1)
+        rate_from = "the features' mean squared length"
     say(
         f"{kind}: {encoder.arch} at {task.size} px, {len(task.train):,} labelled images, "
         f"{config.epochs} epochs, rate {rate:g}, {describe(task.device)}"
@@ -150,7 +155,7 @@ def _train_and_test(
         "optimizer": training.optimizer,
         "lr": lr,
         "head_lr": rate,
-        "head_lr_from": "settings" if head_lr else "the features' mean squared length",
+        "head_lr_from": rate_from,
         "weight_decay": weight_decay,
         "schedule": schedule,
         "milestones": list(milestones),

@@ -232,6 +232,8 @@ def pretrain(config: PretrainConfig) -> Path:
             "method": name,
             "data": source.name,
             "images": len(members),
+            "arch": config.model.arch,
+            "size": data.size,
             "epochs": optimisation.epochs,
             "loss": metrics[-1]["loss"],
             "images_per_second": round(total.rate, 1),

@@ -1,0 +1,186 @@
+"""The results of several runs side by side: one row a setting, mean and spread over its seeds.
+
+Reads run folders and collections (see results.py); needs neither torch nor the images.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from mixco.errors import UserError
+from mixco.results import read_json, run_results
+
+# What a row shows of its setting; the rest is told only where two rows would look alike.
+SHOWN = ("method", "data", "arch", "size", "epochs")
+
+# Of a config: what says where a run lies and how it is watched, and has no part in what is learned.
+# What of it is shown is taken from the results, where it says what was really there.
+IGNORED = {
+    *("recipe", "data.data", "data.data_path", "data.download", "data.cache", "data.size"),
+    *("data.workers", "model.arch", "optimisation.epochs", "run.out", "run.seed"),
+    *("run.device", "run.knn_every", "run.checkpoint_every", "run.linear_lr"),
+}
+
+# Of an evaluation: what was set beforehand, not what came out or was chosen by the data.
+EVALUATED_WITH = (
+    *("k", "temperature", "epochs", "optimizer", "schedule", "milestones", "batch_size", "lr"),
+    *("labels", "size", "train_images", "test_images"),
+)
+
+# The entry of results.json, what it is called, and which of its numbers are shown.
+COLUMNS = {
+    "knn": ("kNN", ("top1",)),
+    "linear": ("linear", ("top1", "top5")),
+    "linear_paper": ("linear as published", ("top1", "top5")),
+}
+NUMBERS = {"top1": "top-1", "top5": "top-5"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one setting."""
+
+    shown: tuple[str, ...]
+    settings: dict[str, Any]
+    """All that was set, by dotted names, but for what is shown and what is ignored."""
+    runs: list[dict[str, Any]]
+    """As `run_results` gives them."""
+
+
+def table(paths: tuple[Path, ...]) -> str:
+    """Markdown with a row a setting, in the order in which they come.
+
+    paths: run folders, or files or folders of collections. A run that is given twice counts once.
+
+    A cell is a percentage; of several runs `mean +- standard deviation (number of runs)`, the
+    deviation being the sample's (n - 1). Columns that no run has are left out.
+
+    Raises UserError when there is nothing to show.
+    """
+    rows = group([run for path in paths for run in load(path)])
+    if not rows:
+        raise UserError(f"{', '.join(map(str, paths))}: there are no results yet")
+    kinds = [k for row in rows for run in row.runs for k in run if k not in ("config", "pretrain")]
+    columns = [
+        *((kind, number) for kind, (_, numbers) in COLUMNS.items() for number in numbers),
+        *((kind, "top1") for kind in dict.fromkeys(kinds) if kind not in COLUMNS),
+    ]
+    columns = [(kind, number) for kind, number in columns if kind in kinds]
+    differences = [difference(row, rows) for row in rows]
+    told = any(differences)
+    head = [
+        *SHOWN,
+        *(["otherwise"] if told else []),
+        *(f"{COLUMNS.get(kind, (kind,))[0]} {NUMBERS[number]}" for kind, number in columns),
+    ]
+    lines = [head, ["---"] * len(head)]
+    for row, own in zip(rows, differences, strict=True):
+        cells = [
+            cell([run[kind] for run in row.runs if n in run.get(kind, {})], n)
+            for kind, n in columns
+        ]
+        lines.append([*row.shown, *([own] if told else []), *cells])
+    notes = ["", "In percent; of several seeds `mean +- standard deviation (seeds)`."]
+    if any(" / " in text for line in lines[2:] for text in line[len(SHOWN) + told :]):
+        notes.append("A / parts evaluations with different settings.")
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *notes])
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The runs of a run folder (one) or of a collection (any number), as `run_results` gives them.
+
+    Raises UserError when there is no results.json or it is neither.
+    """
+    results = run_results(path) if path.is_dir() else read_json(path)
+    if not isinstance(results, dict) or not all(isinstance(v, dict) for v in results.values()):
+        raise UserError(f"{path}: not a file of results")
+    # A run's entries hold numbers and texts; those of a collection are runs, which hold entries.
+    entries = {key: entry for key, entry in results.items() if key != "config"}
+    nested = [all(isinstance(v, dict) for v in entry.values()) for entry in entries.values()]
+    if all(nested):
+        return list(entries.values())
+    if any(nested):
+        raise UserError(f"{path}: neither the results of a run nor of several")
+    return [results]
+
+
+def group(runs: list[dict[str, Any]]) -> list[Row]:
+    """Runs that differ by nothing but their seed, together; the same run twice counts once."""
+    rows: list[Row] = []
+    for run in runs:
+        pretraining = run.get("pretrain", {})
+        if not pretraining and not (run.keys() - {"config"}):
+            continue
+        settings = {
+            name: value
+            for name, value in flat(run.get("config", {})).items()
+            if name not in IGNORED
+        }
+        settings["images"] = pretraining.get("images")
+        shown = tuple(str(value) for value in describe(run))
+        for row in rows:
+            if (row.shown, row.settings) == (shown, settings):
+                if run not in row.runs:
+                    row.runs.append(run)
+                break
+        else:
+            rows.append(Row(shown, settings, [run]))
+    return rows
+
+
+def describe(run: dict[str, Any]) -> tuple[Any, ...]:
+    """What is SHOWN of a run, from what it wrote of itself, or else from its config."""
+    config = flat(run.get("config", {}))
+    pretraining = {
+        "arch": config.get("model.arch", ""),
+        "size": config.get("data.size", ""),
+        **run.get("pretrain", {}),
+    }
+    if "method" not in pretraining:  # an evaluation of another project's encoder
+        texts = [entry.get("training", "") for kind, entry in run.items() if kind != "config"]
+        pretraining["method"] = texts[0]
+    data = str(pretraining.get("data", "")).removesuffix("/pretrain").removesuffix("/train")
+    return tuple(data if key == "data" else pretraining.get(key, "") for key in SHOWN)
+
+
+def flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """{"method": {"mix": "none"}} -> {"method.mix": "none"}"""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+        values.update(inner)
+    return values
+
+
+def difference(row: Row, rows: list[Row]) -> str:
+    """What a row has otherwise than those that look like it: "temperature 0.1, queue 4096"."""
+    alike = [other.settings for other in rows if other.shown == row.shown]
+    names = dict.fromkeys(name for settings in alike for name in settings)
+    differing = [n for n in names if any(s.get(n) != row.settings.get(n) for s in alike)]
+    return ", ".join(f"{name.split('.')[-1]} {row.settings.get(name)}" for name in differing)
+
+
+def cell(results: list[dict[str, Any]], number: str) -> str:
+    """The results of one evaluation of a row's runs; those with different settings stay apart."""
+
+    def settings(result: dict[str, Any]) -> list[Any]:
+        given = result.get("head_lr_from") == "settings"
+        return [*map(result.get, EVALUATED_WITH), result.get("head_lr") if given else None]
+
+    apart: list[list[dict[str, Any]]] = []
+    for result in results:
+        for together in apart:
+            if settings(together[0]) == settings(result):
+                together.append(result)
+                break
+        else:
+            apart.append([result])
+    return " / ".join(spread([result[number] for result in together]) for together in apart)
+
+
+def spread(values: list[float]) -> str:
+    """ "62.1 +- 0.8 (3)", of one value "62.1"."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{mean(values):.1f} +- {stdev(values):.1f} ({len(values)})"

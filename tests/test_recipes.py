@@ -1,0 +1,169 @@
+"""The recipes of 2020 are the published settings; the others are as their comments say."""
+
+import re
+from importlib import resources
+
+import pytest
+
+from mixco.config import LinearConfig, PretrainConfig, load_recipe, recipe_names, resolve
+
+# Kim et al. 2020 and the code published with it, word for word.
+TINY = {
+    "data": "tiny-imagenet",
+    "arch": "resnet18",
+    "batch_size": 128,
+    "epochs": 100,
+    "size": 224,
+    "stem": "standard",
+    "dim": 128,
+    "head": "mlp",
+    "optimizer": "sgd",
+    "schedule": "cosine",
+    "linear_lr": 3.0,
+}
+MOCO = {
+    "method": "moco",
+    "temperature": 0.2,
+    "queue": 65536,
+    "momentum": 0.999,
+    "weight_decay": 1e-4,
+    "warmup": 0.0,
+    "augmentation": "moco-v2",
+}
+SIMCLR = {
+    "method": "simclr",
+    "temperature": 0.5,
+    "lr": 0.15,
+    "weight_decay": 1e-6,
+    "warmup": 0.1,
+    "augmentation": "simclr",
+}
+IMAGENET = {
+    "data": "imagenet",
+    "arch": "resnet50",
+    "batch_size": 256,
+    "epochs": 200,
+    "lr": 0.03,
+    "linear_lr": 30.0,
+    "bn_splits": 8,
+}
+PLAIN = {"mix": "none"}
+PUBLISHED = {
+    "exp_moco_res18_tinyimg": {**TINY, **MOCO, **PLAIN, "lr": 0.015},
+    "exp_mix_res18_tinyimg": {**TINY, **MOCO, "lr": 0.015, "mix": "mixco", "mix_temperature": 0.05},
+    "exp_moco_res50_imagenet": {**TINY, **MOCO, **PLAIN, **IMAGENET},
+    "exp_mix_res50_imagenet": {
+        **TINY,
+        **MOCO,
+        **IMAGENET,
+        "mix": "mixco",
+        "mix_temperature": 1.0,
+    },
+    "resnet18_batch128_gpu2": {**TINY, **SIMCLR, **PLAIN},
+    "resnet18_batch128_gpu2_mix": {**TINY, **SIMCLR, "mix": "mixco", "mix_temperature": 0.5},
+}
+CIFAR_DEMONSTRATION = {
+    "arch": "resnet18",
+    "stem": "conv3s1",
+    "size": 32,
+    "batch_size": 512,
+    "epochs": 200,
+    "optimizer": "sgd",
+    "lr": 0.06,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "warmup": 0.0,
+    "method": "moco",
+    "temperature": 0.1,
+    "queue": 4096,
+    "momentum": 0.99,
+    "bn_splits": 8,
+    "head": "linear",
+    "dim": 128,
+    "mix_weight": 1.0,
+}
+SHIPPED = [name for name in recipe_names() if name != "demo"]
+
+
+def flat(config: PretrainConfig) -> dict[str, object]:
+    parts = (config.data, config.model, config.method, config.optimisation, config.run)
+    return {key: value for part in parts for key, value in vars(part).items()}
+
+
+def text(name: str) -> str:
+    return resources.files("mixco").joinpath("recipes", f"{name}.toml").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_recipes_of_2020_have_the_published_settings(name: str) -> None:
+    settings = flat(load_recipe(name))
+    assert {key: settings[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+    assert settings["mix_weight"] == 1.0
+    resolved = flat(resolve(load_recipe(name), 100_000))
+    assert {key: resolved[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def test_the_rest_of_linear_evaluation_is_the_protocols_default() -> None:
+    """SGD, batch 256, 100 epochs, a tenth at 60 and 80, no decay: recipes hold the rate alone."""
+    linear = LinearConfig()
+    assert (linear.epochs, linear.milestones) == (100, (0.6, 0.8))
+    assert (linear.classifier.optimizer, linear.classifier.batch_size) == ("sgd", 256)
+    assert not linear.classifier.weight_decay
+
+
+@pytest.mark.parametrize("mix", ["", "_mixco"])
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+def test_the_recipes_of_cifar_have_the_demonstrations_settings(data: str, mix: str) -> None:
+    settings = flat(load_recipe(f"{data}_moco{mix}"))
+    assert {key: settings[key] for key in CIFAR_DEMONSTRATION} == CIFAR_DEMONSTRATION
+    assert settings["data"] == data
+
+
+@pytest.mark.parametrize("method", ["moco", "simclr"])
+def test_mixing_is_all_that_a_pair_of_recipes_differs_in(method: str) -> None:
+    pairs = [
+        ("exp_moco_res18_tinyimg", "exp_mix_res18_tinyimg"),
+        ("exp_moco_res50_imagenet", "exp_mix_res50_imagenet"),
+        ("resnet18_batch128_gpu2", "resnet18_batch128_gpu2_mix"),
+        (f"tinyimg64_{method}", f"tinyimg64_{method}_mixco"),
+        ("cifar10_moco", "cifar10_moco_mixco"),
+        ("cifar100_moco", "cifar100_moco_mixco"),
+    ]
+    for plain, mixed in pairs:
+        a, b = flat(load_recipe(plain)), flat(load_recipe(mixed))
+        assert {k for k in a if a[k] != b[k]} - {"mix_temperature"} == {"mix"}, plain
+
+
+@pytest.mark.parametrize(
+    ("small", "published"),
+    [
+        ("tinyimg64_moco", "exp_moco_res18_tinyimg"),
+        ("tinyimg64_moco_mixco", "exp_mix_res18_tinyimg"),
+        ("tinyimg64_simclr", "resnet18_batch128_gpu2"),
+        ("tinyimg64_simclr_mixco", "resnet18_batch128_gpu2_mix"),
+    ],
+)
+def test_the_small_variants_differ_in_what_suits_small_images(small: str, published: str) -> None:
+    a, b = flat(load_recipe(small)), flat(load_recipe(published))
+    differing = {key: a[key] for key in a if a[key] != b[key]}
+    assert differing.pop("queue", 16384) == 16384
+    differing.pop("bn_splits", None)
+    # The published rate of linear evaluation belongs to features of 224 px.
+    assert differing == {"size": 64, "stem": "auto", "linear_lr": None}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_each_says_its_command_its_cost_and_what_to_expect(name: str) -> None:
+    head = text(name).split("\n\n")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"bash experiments/{name}.sh" in head
+    assert f"mixco pretrain --recipe {name} " in head
+    cost = re.search(r"Cost: ([\d,]+) images x (\d+) epochs: ([\d.]+) million", head)
+    assert cost is not None
+    images, epochs = int(cost[1].replace(",", "")), int(cost[2])
+    assert epochs == load_recipe(name).optimisation.epochs
+    assert float(cost[3]) == pytest.approx(images * epochs / 1e6, rel=1e-3)
+    for hours, rate in re.findall(r"([\d.]+) h at ([\d,]+) images a second", head):
+        seconds = images * epochs / int(rate.replace(",", ""))
+        assert float(hours) == pytest.approx(seconds / 3600, abs=0.05)
+    assert "Expected: not measured here" in head
