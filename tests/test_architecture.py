@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "progress": set(),
     "results": {"errors", "files"},
     "files": set(),
+    "report": {"errors", "results"},
     "pictures": {"files"},
     "harmless": {"errors"},
     "foreign": {"errors", "models"},
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     },
 }
 # The entry rooms put the others together; they may import everything but each other upwards.
-ENTRIES = {"training", "demo", "cli", "__main__", "__init__"}
+ENTRIES = {"training", "demo", "cli", "options_of_2020", "__main__", "__init__"}
 
 
 def imports(path: Path) -> set[str]:
@@ -91,5 +92,5 @@ def test_the_config_stops_at_the_entry_functions() -> None:
     readers = {p.relative_to(SOURCE).as_posix() for p in FILES if "config" in imports(p)}
     assert readers <= {
         *("cli.py", "demo.py", "training/pretrain.py", "evaluation/evaluate.py", "__init__.py"),
-        *("evaluation/task.py", "evaluation/trained.py"),
+        *("evaluation/task.py", "evaluation/trained.py", "options_of_2020.py"),
     }
