@@ -143,7 +143,7 @@ def test_the_last_epoch_and_the_best_are_never_mixed() -> None:
 def test_the_rate_follows_the_scale_of_the_features(place: Path, tmp_path: Path) -> None:
     """Features ten times as long: a rate a hundred times smaller makes the same logits."""
     task = load_task(evaluation(place, tmp_path))
-    features = task.outputs(task.encoder.backbone, task.train.images, task.train.extents)
+    features, _ = task.outputs(task.encoder.backbone, task.train)
     length = features.square().sum(1).mean().item()
     assert task.head_rate("sgd") == pytest.approx(30 / length, rel=0.01)
     assert task.head_rate("adam") == pytest.approx(length**-0.5, rel=0.01)
