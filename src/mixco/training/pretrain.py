@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -19,8 +19,6 @@ from mixco.data.packing import PackedImages
 from mixco.data.resident import batches
 from mixco.data.sources import list_images
 from mixco.errors import UserError
-from mixco.evaluation.features import features_of
-from mixco.evaluation.knn import knn_scores, topk_accuracy
 from mixco.hardware import (
     describe,
     keep_freed_memory,
@@ -45,6 +43,7 @@ from mixco.results import (
 )
 from mixco.schedules import learning_rate
 from mixco.seeding import generator_for, global_draws
+from mixco.training.held_out import knn_check, split_holdout
 
 # The loss is looked at this often for not being finite: on a GPU each look waits for the device.
 STEPS_BETWEEN_LOOKS = {"cpu": 1}
@@ -309,63 +308,6 @@ def build_optimizer(method: nn.Module, name: str, weight_decay: float) -> torch.
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, fused=fused)
-
-
-def split_holdout(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the training images into (bank, held out) for the kNN check, class by class.
-
-    Without labels nothing is held out. The draw depends on the seed alone, so that the runs of a
-    comparison with one seed hold out the same images.
-    """
-    everything = torch.arange(len(images))
-    if images.labels is None:
-        return everything, everything[:0]
-    generator = generator_for(seed, "holdout")
-    mask = torch.zeros(len(everything), dtype=torch.bool)
-    for label in torch.unique(images.labels):
-        members = everything[images.labels == label]
-        chosen = torch.randperm(len(members), generator=generator)[: int(len(members) * share)]
-        mask[members[chosen]] = True
-    return everything[~mask], everything[mask]
-
-
-def knn_check(
-    backbone: nn.Module,
-    images: Images,
-    bank: Tensor,
-    held_out: Tensor,
-    encoder: EncoderDescription,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    on_unreadable: Callable[[str, str], None],
-) -> float:
-    """kNN top-1 in percent of the held-out training images among the other training images.
-
-    Streamed images that cannot be read are left out.
-    """
-    assert images.labels is not None
-    features, index = features_of(
-        backbone,
-        images,
-        torch.cat([bank, held_out]),
-        size=encoder.size,
-        mean=encoder.mean,
-        std=encoder.std,
-        device=device,
-        dtype=dtype,
-        on_unreadable=on_unreadable,
-    )
-    labels = images.labels[index]
-    asked = torch.isin(index, held_out)
-    scores = knn_scores(
-        features[~asked],
-        labels[~asked],
-        features[asked],
-        classes=len(images.classes),
-        k=20,
-    )
-    return round(topk_accuracy(scores, labels[asked], 1), 2)
 
 
 def stop_unless_finite(
