@@ -82,10 +82,10 @@ def _bar(*columns: ProgressColumn) -> Progress:
 
 @contextmanager
 def counting(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields on_progress(done, total) for something that is counted."""
+    """Yields on_progress(done, total) for something that is counted; no bar if it never is."""
     with _bar(MofNCompleteColumn()) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task(description, total=None, visible=False)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
 
 @contextmanager
