@@ -228,8 +228,9 @@ def decode_batches(
 def _told_when_killed(batches: Iterator[Batch]) -> Iterator[Batch]:
     try:
         yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        # The last three: it had announced a batch, and ended before its memory was handed over.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise UserError(
             f"a process that decodes images ended ({error}). If the system killed it for its memory, "
