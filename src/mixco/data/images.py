@@ -41,7 +41,7 @@ def decode_crops(
     What `decode` would give is cropped, but a JPEG (not of CMYK) is decoded at an eighth, a quarter or
     half of its scale where all of its crops still have at least size x size pixels then: libjpeg
     leaves out the frequencies that the resize would take away. The resize sees nothing beyond the
-    crop's border, as in views.crop_resize.
+    crop's border, as in resampling.crop_resize.
 
     Raises UnreadableImage, as `decode` does.
     """

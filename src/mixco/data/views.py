@@ -16,6 +16,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from mixco.data.resampling import crop_resize, gaussian_blur
+
 Channels = tuple[float, float, float]
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
@@ -215,7 +217,7 @@ def apply_view(
         p = parameters[part]
         return _colour(crop_resize(images[part], p.box, p.flip, augmentation.size), p, augmentation)
 
-    return _in_chunks(view, images, dtype)
+    return _in_chunks(view, images, augmentation.size, dtype)
 
 
 def finish_view(
@@ -234,11 +236,15 @@ def finish_view(
         flip = p.flip.to(x.device)[:, None, None, None]
         return _colour(torch.where(flip, x.flip(3), x), p, augmentation)
 
-    return _in_chunks(view, crops, dtype)
+    return _in_chunks(view, crops, augmentation.size, dtype)
 
 
-def _in_chunks(view: Callable[[slice], Tensor], images: Tensor, dtype: torch.dtype) -> Tensor:
-    chunk = len(images) if images.device.type != "cpu" else 64
+def _in_chunks(
+    view: Callable[[slice], Tensor], images: Tensor, size: int, dtype: torch.dtype
+) -> Tensor:
+    # On the CPU so many that a chunk of views stays in the cache, and no fewer, for each of some
+    # hundred small operations costs microseconds whatever its size: 256 at 32 pixels, 64 at 64.
+    chunk = len(images) if images.device.type != "cpu" else max(16, 2**18 // size**2)
     views = [
         view(slice(i, i + chunk)).to(dtype).contiguous(memory_format=torch.channels_last)
         for i in range(0, len(images), chunk)
@@ -253,7 +259,7 @@ def _colour(x: Tensor, p: ViewParameters, a: Augmentation) -> Tensor:
     x = _jitter(x, p)
     if not a.grey_first:
         x = _greyscale(x, p.grey)
-    x = _blur(x, p.sigma, a.blur_kernel)
+    x = gaussian_blur(x, p.sigma, a.blur_kernel)
     return _normalise(x, a.mean, a.std)
 
 
@@ -302,44 +308,10 @@ def _normalise(x: Tensor, mean: Channels, std: Channels) -> Tensor:
     return torch.addcmul(shift.view(3, 1, 1), x, scale.view(3, 1, 1))
 
 
-def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crop, antialiased bilinear resize and flip: [B, 3, H, W] uint8 -> [B, 3, size, size] in [0, 1].
-
-    All three are linear and separable: a matrix for the rows and one for the columns of each image.
-    """
-    top, left, height, width = box.to(images.device).unbind(1)
-    rows = _resize_matrix(top, height, images.shape[2], size)
-    columns = _resize_matrix(left, width, images.shape[3], size)
-    columns = torch.where(flip.to(images.device)[:, None, None], columns.flip(1), columns)
-    batch, channels = images.shape[:2]
-    x = images.to(torch.float32).flatten(1, 2)  # [B, 3H, W]
-    x = torch.bmm(x, columns.transpose(1, 2) / 255)  # [B, 3H, size]
-    x = x.view(batch, channels, -1, size)
-    return torch.matmul(rows[:, None], x)
-
-
-def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
-    """[B, size, source]: how much of each source pixel is in each pixel of the view.
-
-    A triangle as wide as a pixel of the coarser of the two grids, cut off at the crop's border and
-    normalised: torchvision's bilinear resize with antialias=True.
-    """
-    step = length.float() / size  # source pixels a view pixel
-    support = step.clamp(min=1.0)[:, None, None]
-    view = torch.arange(size, device=start.device) + 0.5
-    pixel = (
-        torch.arange(source, device=start.device) - start[:, None]
-    )  # within the crop, [B, source]
-    distance = (pixel[:, None, :] + 0.5 - (view * step[:, None])[:, :, None]).abs()
-    weights = (1 - distance / support).clamp(min=0)
-    weights *= ((pixel >= 0) & (pixel < length[:, None]))[:, None, :]
-    return weights / weights.sum(2, keepdim=True)
-
-
 def _luma(x: Tensor) -> Tensor:
     """[B, 3, S, S] -> [B, 1, S, S]"""
-    r, g, b = x.unbind(1)
-    return (LUMA[0] * r + LUMA[1] * g + LUMA[2] * b).unsqueeze(1)
+    r, g, b = (x[:, k : k + 1] for k in range(3))
+    return (LUMA[0] * r).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
 
 
 def _greyscale(x: Tensor, grey: Tensor) -> Tensor:
@@ -352,21 +324,20 @@ def _jitter(x: Tensor, p: ViewParameters) -> Tensor:
     chosen = p.jitter.nonzero().squeeze(1)
     if len(chosen) == 0:
         return x
-    order, factors = p.order[chosen], p.factors[chosen]
+    order, factors = p.order[chosen], p.factors[chosen]  # [b, 4]
+    # Brightness, contrast and saturation are one blend, towards black, the mean grey, or grey. A
+    # factor of one leaves those whose turn hue is exactly as they are.
+    factor = factors.gather(1, order).masked_fill(order == HUE, 1.0)
+    towards_mean = (1 - factor) * (order == CONTRAST)
+    towards_grey = (1 - factor) * (order == SATURATION)
+    blends = torch.stack([factor, towards_mean, towards_grey]).to(x.device)
     y = x[chosen.to(x.device)]
     for stage in range(4):
-        operation = order[:, stage]
-        factor = factors.gather(1, operation[:, None])
-        turned = (operation == HUE).nonzero().squeeze(1)
-        # Brightness, contrast and saturation are one blend, towards black, the mean grey, or grey.
-        # A factor of one leaves those whose turn hue is here exactly as they are.
-        factor[turned] = 1.0
-        towards_mean = (1 - factor) * (operation == CONTRAST)[:, None]
-        towards_grey = (1 - factor) * (operation == SATURATION)[:, None]
-        f, m, g = (v.to(x.device).view(-1, 1, 1, 1) for v in (factor, towards_mean, towards_grey))
+        f, m, g = blends[:, :, stage, None, None, None]  # each [b, 1, 1, 1]
         luma = _luma(y)
-        offset = luma.mean((2, 3), keepdim=True) * m + luma * g
+        offset = torch.addcmul(luma.mean((2, 3), keepdim=True) * m, luma, g)
         y = torch.addcmul(offset, y, f).clamp_(0, 1)
+        turned = (order[:, stage] == HUE).nonzero().squeeze(1)
         if len(turned):
             index = turned.to(x.device)
             turns = factors[turned, HUE].to(x.device)
@@ -376,41 +347,15 @@ def _jitter(x: Tensor, p: ViewParameters) -> Tensor:
 
 def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue of RGB images [B, 3, S, S] in [0, 1] by `turns` [B] of a full circle each."""
-    r, g, b = x.unbind(1)
-    value, which = x.max(1)
-    chroma = value - x.amin(1)
-    safe = torch.where(chroma == 0, 1.0, chroma)
-    # The sector of the circle, in sixths, counted from the channel that is the largest.
-    difference = torch.where(which == 0, g - b, torch.where(which == 1, b - r, r - g))
-    sixths = difference / safe + 2 * which + 6 * turns[:, None, None]
-    return torch.stack(
-        [
-            value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
-            for k in (torch.remainder(n + sixths, 6) for n in (5, 3, 1))
-        ],
-        dim=1,
-    )
-
-
-def _blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Gaussian blur with reflected borders, of those samples whose sigma is above zero."""
-    chosen = (sigma > 0).nonzero().squeeze(1)
-    if len(chosen) == 0:
-        return x
-    matrix = _blur_matrix(sigma[chosen].to(x.device), x.shape[-1], kernel)[:, None]  # [b, 1, S, S]
-    index = chosen.to(x.device)
-    return x.index_copy_(0, index, matrix @ x[index] @ matrix.transpose(-1, -2))
-
-
-def _blur_matrix(sigma: Tensor, size: int, kernel: int) -> Tensor:
-    """[B, size, size]: the 1-D Gaussian of `kernel` taps; taps beyond a border count for its mirror."""
-    half = kernel // 2
-    tap = torch.arange(-half, half + 1, device=sigma.device)
-    weights = torch.exp(-0.5 * (tap / sigma[:, None]) ** 2)
-    weights = weights / weights.sum(1, keepdim=True)  # [B, kernel]
-    source = torch.arange(size, device=sigma.device)[:, None] + tap  # [size, kernel]
-    source = (size - 1) - ((size - 1) - source.abs()).abs()  # mirrored without the border pixel
-    matrix = weights.new_zeros(len(sigma), size, size)
-    return matrix.scatter_add_(
-        2, source.expand(len(sigma), -1, -1), weights[:, None, :].expand(-1, size, -1).contiguous()
-    )
+    r, g, b = (x[:, k : k + 1] for k in range(3))
+    value = torch.maximum(torch.maximum(r, g), b)  # [B, 1, S, S]
+    chroma = value - torch.minimum(torch.minimum(r, g), b)
+    # The sector of the circle, in sixths, counted from the channel that is the largest. Where there
+    # is no colour it is any.
+    red, green = r == value, g == value
+    difference = torch.where(red, g - b, torch.where(green, b - r, r - g))
+    sector = torch.where(red, 0.0, torch.where(green, 2.0, 4.0))
+    sixths = torch.addcdiv(sector, difference, chroma.clamp(min=1e-12))
+    shifts = torch.tensor([5.0, 3.0, 1.0], device=x.device) + 6 * turns[:, None]  # [B, 3]
+    k = torch.remainder(sixths + shifts[:, :, None, None], 6)  # [B, 3, S, S]
+    return torch.addcmul(value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1)

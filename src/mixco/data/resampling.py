@@ -1,0 +1,101 @@
+"""Crop, antialiased resize and flip, and Gaussian blur, each image with parameters of its own.
+
+All are linear and separable: a small matrix for the rows of an image and one for its columns. As
+matrix products over a batch they are fast on a GPU, and on a CPU for small images. Most of a matrix is
+zero, the more the larger it is, so on a CPU large images go through the bands that are not.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Where the two ways took the same time on two cores with AVX-512: multiplications an image and
+# channel of the dense resize, and the side of a blurred view.
+DENSE_RESIZE = 6_000_000
+DENSE_BLUR = 112
+
+
+def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Crop, antialiased bilinear resize and flip: [B, 3, H, W] uint8 -> [B, 3, size, size] in [0, 1].
+
+    box: int64 [B, 4], top, left, height, width; flip: bool [B]. The result is float32. The bands of a
+    large image on the CPU are torch's own resize, an image at a time.
+    """
+    batch, channels, height, width = images.shape
+    if images.device.type == "cpu" and height * size * (width + size) > DENSE_RESIZE:
+        out = images.new_empty(batch, channels, size, size, dtype=torch.float32)
+        for image, (top, left, h, w), flipped, place in zip(
+            images, box.tolist(), flip.tolist(), out, strict=True
+        ):
+            crop = image[None, :, top : top + h, left : left + w].to(torch.float32)
+            x = F.interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
+            place.copy_(x.flip(2) if flipped else x)
+        return out.div_(255)
+    top, left, h, w = box.to(images.device).unbind(1)
+    rows = _resize_matrix(top, h, height, size)
+    columns = _resize_matrix(left, w, width, size)
+    columns = torch.where(flip.to(images.device)[:, None, None], columns.flip(1), columns)
+    x = images.to(torch.float32).flatten(1, 2)  # [B, 3H, W]
+    x = torch.bmm(x, columns.transpose(1, 2) / 255)  # [B, 3H, size]
+    return torch.matmul(rows[:, None], x.view(batch, channels, height, size))
+
+
+def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
+    """[B, size, source]: how much of each source pixel is in each pixel of the view.
+
+    A triangle as wide as a pixel of the coarser of the two grids, cut off at the crop's border and
+    normalised: torchvision's bilinear resize with antialias=True.
+    """
+    step = length.float() / size  # source pixels a view pixel
+    support = step.clamp(min=1.0)[:, None, None]
+    view = torch.arange(size, device=start.device) + 0.5
+    pixel = (
+        torch.arange(source, device=start.device) - start[:, None]
+    )  # within the crop, [B, source]
+    distance = (pixel[:, None, :] + 0.5 - (view * step[:, None])[:, :, None]).abs()
+    weights = (1 - distance / support).clamp(min=0)
+    weights *= ((pixel >= 0) & (pixel < length[:, None]))[:, None, :]
+    return weights / weights.sum(2, keepdim=True)
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+    """Blur those samples whose sigma is above zero, in place; borders are mirrored.
+
+    x: float [B, C, S, S]; sigma: float32 [B] on the CPU, in pixels; kernel: number of taps, odd.
+    """
+    chosen = (sigma > 0).nonzero().squeeze(1)
+    if len(chosen) == 0:
+        return x
+    index, taps = chosen.to(x.device), _taps(sigma[chosen].to(x.device), kernel)
+    y = x[index]
+    channels, size = y.shape[1:3]
+    if x.device.type == "cpu" and size > DENSE_BLUR:
+        # One channel of one sample is one group, with its own taps.
+        padded = F.pad(y, (kernel // 2,) * 4, mode="reflect").flatten(0, 1)[None]
+        taps = taps.repeat_interleave(channels, 0)[:, None]
+        blurred = F.conv2d(padded, taps[:, :, None, :], groups=len(taps))
+        blurred = F.conv2d(blurred, taps[:, :, :, None], groups=len(taps)).view_as(y)
+    else:
+        matrix = _blur_matrix(taps, size)  # [b, S, S]
+        blurred = torch.bmm(y.flatten(1, 2), matrix.transpose(1, 2)).view_as(y)
+        blurred = matrix[:, None] @ blurred
+    return x.index_copy_(0, index, blurred)
+
+
+def _taps(sigma: Tensor, kernel: int) -> Tensor:
+    """[B] -> the 1-D Gaussians [B, kernel], of sum one."""
+    tap = torch.arange(kernel, device=sigma.device) - kernel // 2
+    weights = torch.exp(-0.5 * (tap / sigma[:, None]) ** 2)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _blur_matrix(taps: Tensor, size: int) -> Tensor:
+    """[B, kernel] -> [B, size, size]; taps beyond a border count for its mirror."""
+    batch, kernel = taps.shape
+    pixel = torch.arange(size, device=taps.device)
+    source = pixel[:, None] + torch.arange(kernel, device=taps.device) - kernel // 2
+    source = (size - 1) - ((size - 1) - source.abs()).abs()  # mirrored without the border pixel
+    matrix = taps.new_zeros(batch, size, size)
+    return matrix.scatter_add_(
+        2, source.expand(batch, -1, -1), taps[:, None, :].expand(-1, size, -1).contiguous()
+    )
