@@ -48,7 +48,7 @@ def mix_halves(images: Tensor, shares: Tensor) -> Mixed:
         raise ValueError(f"mixing needs at least two images, got a batch of {batch}")
     if shares.shape != (half,):
         raise ValueError(f"a batch of {batch} has {half} pairs, got shares of {list(shares.shape)}")
-    shares = shares.to(images.device)
+    shares = shares.to(images.device, non_blocking=images.device.type != "mps")
     # In the dtype that the shares were drawn in, as in the paper's code: rows then sum to one there.
     rest = 1 - shares
     first, second = (s.view(-1, 1, 1, 1).to(images.dtype) for s in (shares, rest))

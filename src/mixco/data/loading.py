@@ -13,7 +13,7 @@ from torch import Tensor
 from mixco.data import views
 from mixco.data.image_list import ImageList
 from mixco.data.packing import PackedImages, is_whole, longest_side, pack, packed_path, read_reduced
-from mixco.data.resident import gather, make_resident
+from mixco.data.resident import gather, make_resident, send
 from mixco.data.streaming import Batch, Request, StreamedImages, decode_batches, stream
 from mixco.errors import UserError
 
@@ -146,7 +146,7 @@ def _streamed_views(
     dtype: torch.dtype,
 ) -> Generator[Seen, None, None]:
     for batch in decoded:
-        crops = batch.crops.to(device, non_blocking=True)
+        crops = send(batch.crops, device)
         yield (
             batch.files,
             [
@@ -188,7 +188,8 @@ def evaluation_batches(
     )
     for part, read in zip(parts, decoded, strict=True):
         readable = read.readable
-        seen = read.crops[0].to(device, non_blocking=True)[readable.to(device)]
+        crops = read.crops[0] if readable.all() else read.crops[0][readable]
+        seen = send(crops, device)
         yield part[readable], views.finish_evaluation_view(seen, mean, std, dtype)
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixco.data.resident import send
+
 # Where the two ways took the same time on two cores with AVX-512: multiplications an image and
 # channel of the dense resize, and the side of a blurred view.
 DENSE_RESIZE = 6_000_000
@@ -31,10 +33,10 @@ def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
             x = F.interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
             place.copy_(x.flip(2) if flipped else x)
         return out.div_(255)
-    top, left, h, w = box.to(images.device).unbind(1)
+    top, left, h, w = send(box, images.device).unbind(1)
     rows = _resize_matrix(top, h, height, size)
     columns = _resize_matrix(left, w, width, size)
-    columns = torch.where(flip.to(images.device)[:, None, None], columns.flip(1), columns)
+    columns = torch.where(send(flip, images.device)[:, None, None], columns.flip(1), columns)
     x = images.to(torch.float32).flatten(1, 2)  # [B, 3H, W]
     x = torch.bmm(x, columns.transpose(1, 2) / 255)  # [B, 3H, size]
     return torch.matmul(rows[:, None], x.view(batch, channels, height, size))
@@ -66,7 +68,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     chosen = (sigma > 0).nonzero().squeeze(1)
     if len(chosen) == 0:
         return x
-    index, taps = chosen.to(x.device), _taps(sigma[chosen].to(x.device), kernel)
+    index, taps = send(chosen, x.device), send(_taps(sigma[chosen], kernel), x.device)
     y = x[index]
     channels, size = y.shape[1:3]
     if x.device.type == "cpu" and size > DENSE_BLUR:

@@ -16,6 +16,15 @@ def make_resident(images: Tensor, device: torch.device) -> Tensor:
     return images
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """Copy from the CPU to the device without waiting until it has done what it was told before.
+
+    CUDA takes a copy of what is not pinned before it returns; Apple's devices do not, so there the
+    host waits.
+    """
+    return x.to(device, non_blocking=device.type != "mps")
+
+
 def batches(members: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """One epoch: `members` int64 [N] in a new random order, in whole batches; the rest is left out."""
     order = members[torch.randperm(len(members), generator=generator)]
@@ -25,4 +34,4 @@ def batches(members: Tensor, batch_size: int, generator: torch.Generator) -> Ite
 
 def gather(images: Tensor, index: Tensor, device: torch.device) -> Tensor:
     """images[index] on the device; index int64 [B] on the CPU."""
-    return images[index.to(images.device)].to(device, non_blocking=True)
+    return send(images[send(index, images.device)], device)

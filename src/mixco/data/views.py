@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mixco.data.resampling import crop_resize, gaussian_blur
+from mixco.data.resident import send
 
 Channels = tuple[float, float, float]
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
@@ -26,6 +27,9 @@ IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 LUMA = (0.2989, 0.587, 0.114)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 CROP_TRIES = 10
+
+# Of red, green and blue, in sixths of the circle of hues (Smith 1978: HSV to RGB without cases).
+SHIFTS = torch.tensor([5.0, 3.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,7 @@ def finish_view(
 
     def view(part: slice) -> Tensor:
         p, x = parameters[part], _unit(crops[part])
-        flip = p.flip.to(x.device)[:, None, None, None]
+        flip = send(p.flip, x.device)[:, None, None, None]
         return _colour(torch.where(flip, x.flip(3), x), p, augmentation)
 
     return _in_chunks(view, crops, augmentation.size, dtype)
@@ -303,9 +307,10 @@ def _unit(images: Tensor) -> Tensor:
 
 
 def _normalise(x: Tensor, mean: Channels, std: Channels) -> Tensor:
-    scale = 1 / torch.tensor(std, device=x.device)
-    shift = -torch.tensor(mean, device=x.device) * scale
-    return torch.addcmul(shift.view(3, 1, 1), x, scale.view(3, 1, 1))
+    scale = 1 / torch.tensor(std)
+    shift = -torch.tensor(mean) * scale
+    scale, shift = send(torch.stack([scale, shift]), x.device)[..., None, None]
+    return torch.addcmul(shift, x, scale)
 
 
 def _luma(x: Tensor) -> Tensor:
@@ -315,7 +320,7 @@ def _luma(x: Tensor) -> Tensor:
 
 
 def _greyscale(x: Tensor, grey: Tensor) -> Tensor:
-    index = grey.nonzero().squeeze(1).to(x.device)
+    index = send(grey.nonzero().squeeze(1), x.device)
     return x.index_copy_(0, index, _luma(x[index]).expand(-1, 3, -1, -1))
 
 
@@ -330,8 +335,9 @@ def _jitter(x: Tensor, p: ViewParameters) -> Tensor:
     factor = factors.gather(1, order).masked_fill(order == HUE, 1.0)
     towards_mean = (1 - factor) * (order == CONTRAST)
     towards_grey = (1 - factor) * (order == SATURATION)
-    blends = torch.stack([factor, towards_mean, towards_grey]).to(x.device)
-    y = x[chosen.to(x.device)]
+    blends = send(torch.stack([factor, towards_mean, towards_grey]), x.device)
+    index = send(chosen, x.device)
+    y = x[index]
     for stage in range(4):
         f, m, g = blends[:, :, stage, None, None, None]  # each [b, 1, 1, 1]
         luma = _luma(y)
@@ -339,14 +345,17 @@ def _jitter(x: Tensor, p: ViewParameters) -> Tensor:
         y = torch.addcmul(offset, y, f).clamp_(0, 1)
         turned = (order[:, stage] == HUE).nonzero().squeeze(1)
         if len(turned):
-            index = turned.to(x.device)
-            turns = factors[turned, HUE].to(x.device)
-            y.index_copy_(0, index, _turn_hue(y[index], turns))
-    return x.index_copy_(0, chosen.to(x.device), y)
+            shifts = SHIFTS + 6 * factors[turned, HUE, None]
+            those = send(turned, x.device)
+            y.index_copy_(0, those, _turn_hue(y[those], send(shifts, x.device)))
+    return x.index_copy_(0, index, y)
 
 
-def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of RGB images [B, 3, S, S] in [0, 1] by `turns` [B] of a full circle each."""
+def _turn_hue(x: Tensor, shifts: Tensor) -> Tensor:
+    """Turn the hue of RGB images [B, 3, S, S] in [0, 1].
+
+    shifts: [B, 3], SHIFTS and what is turned, in sixths of the circle.
+    """
     r, g, b = (x[:, k : k + 1] for k in range(3))
     value = torch.maximum(torch.maximum(r, g), b)  # [B, 1, S, S]
     chroma = value - torch.minimum(torch.minimum(r, g), b)
@@ -356,6 +365,5 @@ def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
     difference = torch.where(red, g - b, torch.where(green, b - r, r - g))
     sector = torch.where(red, 0.0, torch.where(green, 2.0, 4.0))
     sixths = torch.addcdiv(sector, difference, chroma.clamp(min=1e-12))
-    shifts = torch.tensor([5.0, 3.0, 1.0], device=x.device) + 6 * turns[:, None]  # [B, 3]
     k = torch.remainder(sixths + shifts[:, :, None, None], 6)  # [B, 3, S, S]
     return torch.addcmul(value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1)

@@ -97,7 +97,8 @@ class MoCo(nn.Module):
         statistics of its part with other images than its query did (He et al. 2020, section 3.3).
         """
         momentum_update(self.key_encoder, self.encoder, self.momentum)
-        order = torch.randperm(view_k.shape[0], generator=generator).to(view_k.device)
+        order = torch.randperm(view_k.shape[0], generator=generator)
+        order = order.to(view_k.device, non_blocking=view_k.device.type != "mps")
         keys = self._encode(self.key_encoder, view_k[order])
         return torch.empty_like(keys).index_copy(0, order, keys)
 

@@ -1,0 +1,87 @@
+"""A step never waits for the device: nothing is read back, and nothing is copied with waiting.
+
+The device here is torch's "meta", which holds no values: whatever would read one back fails on it, as
+it would wait on a GPU. Copies to it are looked at one by one. (Not seen: torch.tensor with a device.)
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from sample_images import sample_images
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mixco.config import DataConfig, MethodConfig, OptimisationConfig, PretrainConfig, resolve
+from mixco.data import views
+from mixco.data.resident import gather
+from mixco.seeding import generator_for
+from mixco.training.pretrain import AUGMENTATIONS, build_method
+
+META = torch.device("meta")
+
+
+class WaitingCopies(TorchDispatchMode):
+    """Collects the copies from the CPU to the device that make the host wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[str] = []
+        self.copies = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("_to_copy", "copy_"):
+            target, source = out, args[0] if name == "_to_copy" else args[1]
+            if target.device == META and source.device != META:
+                self.copies += 1
+                if not (kwargs or {}).get("non_blocking", args[2] if len(args) > 2 else False):
+                    self.waiting.append(f"{name} of {list(source.shape)}")
+        return out
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("mix", ["none", "mixco"])
+@pytest.mark.parametrize("method", ["moco", "simclr"])
+def test_a_step_makes_no_round_trip(
+    method: str, mix: str, augmentation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # "meta" has no autocast.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    config = resolve(
+        PretrainConfig(
+            data=DataConfig(size=32),
+            method=MethodConfig(method=method, mix=mix, queue=64),
+            optimisation=OptimisationConfig(batch_size=16, epochs=1),
+        ),
+        64,
+    )
+    model = build_method(config).to(META).train()
+    canvases = sample_images(32).to(META)
+    extents = torch.tensor([[64, 64]]).expand(32, 2)
+    index = torch.randperm(32, generator=torch.Generator().manual_seed(0))[:16]
+    chosen = AUGMENTATIONS[augmentation](32, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
+
+    with WaitingCopies() as copies:
+        batch = gather(canvases, index, META)
+        draws = generator_for(0, "views")
+        view_q, view_k = views.two_views(batch, extents[index], chosen, draws, torch.bfloat16)
+        losses = model(view_q.float(), view_k.float(), generator_for(0, "method"))
+        losses["loss"].backward()
+        optimizer.step()
+    assert losses["loss"].device == META
+    assert copies.copies > 0
+    assert copies.waiting == []
+
+
+def test_what_waits_is_seen() -> None:
+    values = torch.arange(3.0)
+    with WaitingCopies() as copies:
+        values.to(META)
+        values.to(META, non_blocking=True)
+    assert copies.waiting == ["_to_copy of [3]"]
+    assert copies.copies == 2
+    with pytest.raises(RuntimeError):
+        values.to(META).sum().item()
