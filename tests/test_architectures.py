@@ -25,6 +25,7 @@ from mixco.evaluation.evaluate import evaluate_knn
 from mixco.models.encoder import build_backbone, drops_at_random
 from mixco.models.split_batchnorm import SPLIT, split_batch_norms
 from mixco.training.pretrain import build_method, pretrain
+from mixco.training.resuming import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_an_encoder_goes_the_whole_way(
     run = pretrain(config(photos, tmp_path / "run", arch, size, stem=stem))
 
     loaded = load_encoder(run).backbone
-    of_checkpoint = load_encoder(run / "checkpoints" / "last.pt").backbone
+    of_checkpoint = load_encoder(checkpoints(run)[-1]).backbone
     untrained = build_backbone(arch, size, stem).state_dict()  # type: ignore[arg-type]
     for (key, value), other in zip(
         loaded.state_dict().items(), of_checkpoint.state_dict().values(), strict=True

@@ -9,6 +9,7 @@ import torch
 from sample_images import unpack_sample
 
 import mixco.cli
+from mixco.training.resuming import checkpoints
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -121,7 +122,7 @@ def test_from_a_folder_of_ones_own_to_its_evaluation(tmp_path: Path) -> None:
         assert "all 120 weights matched resnet18" in done.stderr
         assert "12 images of photos/test, 36 labelled; moco+mixco on photos/pretrain" in done.stdout
         other = run(
-            *(verb, "--checkpoint", out / "checkpoints" / "last.pt"),
+            *(verb, "--checkpoint", checkpoints(out)[-1]),
             *("--data", tmp_path / "photos", "--cache", cache),
         )
         assert other.stdout == done.stdout, "a checkpoint of the end is the encoder"

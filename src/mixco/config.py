@@ -102,7 +102,8 @@ class RunConfig:
     """The run itself."""
 
     out: Path | None = None
-    """The run folder; default runs/<data>-<method>-<mix>-s<seed>. It must be new or empty."""
+    """The run folder; default runs/<data>-<method>-<mix>-s<seed>. It must be new or empty, or hold a
+    run by the same settings, which then goes on where it was stopped."""
     seed: int = 0
     device: Device = "auto"
     precision: Precision = "auto"
@@ -113,8 +114,12 @@ class RunConfig:
     """Share of the labelled training images that the kNN check asks about."""
     exclude_holdout: bool = False
     """Leave the held-out images out of pretraining too: for choosing settings."""
-    checkpoint_every: int = 10
-    """Epochs between two checkpoints."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between two checkpoints, the most that a killed run loses; the last two stay. 0: none."""
+    checkpoint_steps: int = 0
+    """Steps between two checkpoints, beside those by the clock; 0: none."""
+    keep_every: int = 0
+    """Epochs between two checkpoints that stay for good; 0: none."""
     linear_lr: float | None = None
     """Kept for `mixco linear --protocol paper` on this run: its rate where it is given none."""
 
@@ -409,6 +414,10 @@ def resolve(config: PretrainConfig, images: int) -> PretrainConfig:
         ),
         (0 < run.holdout < 1, f"--holdout {run.holdout}: above 0 and below 1"),
         (run.linear_lr is None or run.linear_lr > 0, f"--linear-lr {run.linear_lr}: above 0"),
+        *(
+            (getattr(run, name) >= 0, f"--{name.replace('_', '-')} {getattr(run, name)}: 0 or more")
+            for name in ("checkpoint_minutes", "checkpoint_steps", "keep_every", "knn_every")
+        ),
     ]
     for right, message in checks:
         if not right:

@@ -43,7 +43,7 @@ LEFT_OUT: dict[str, tuple[int | None, str]] = {
     "--print-freq": (1, "a bar and a line an epoch tell how far it is"),
     "--log_every_n_steps": (1, "a bar and a line an epoch tell how far it is"),
     "--fp16_precision": (0, "bfloat16 is used where the hardware has it; see --precision"),
-    "--save-freq": (1, "see --checkpoint-every; the last epoch is always saved"),
+    "--save-freq": (1, "see --keep-every; the last epoch is always saved"),
     "--start-epoch": (1, "a run begins with its first epoch"),
 }
 ONLY_MOCO = {"--mlp", "--aug-plus", *(PRETRAINING.keys() - {"--out-dim"})}

@@ -31,9 +31,13 @@ class Stopwatch:
         self.reset()
 
     def reset(self) -> None:
-        self.started = time.perf_counter()
-        self.waited = 0.0
-        self.images = 0
+        self.go_on(0.0, 0.0, 0)
+
+    def go_on(self, seconds: float, waited: float, images: int) -> None:
+        """From what an earlier part of the run came to."""
+        self.started = time.perf_counter() - seconds
+        self.waited = waited
+        self.images = images
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -97,10 +101,12 @@ def downloading(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def training(description: str, steps: int) -> Iterator[Callable[[str, Stopwatch], None]]:
+def training(
+    description: str, steps: int, done: int = 0
+) -> Iterator[Callable[[str, Stopwatch], None]]:
     """Yields on_step(text, stopwatch), to be called once a step; shows rate, wait and time left."""
     with _bar(TextColumn("{task.fields[state]}")) as progress:
-        task = progress.add_task(description, total=steps, state="")
+        task = progress.add_task(description, total=steps, completed=done, state="")
 
         def on_step(text: str, watch: Stopwatch) -> None:
             state = f"{text}  {watch.rate:,.0f} images/s  data {watch.waiting_share:.0%}"

@@ -19,7 +19,8 @@ SHOWN = ("method", "data", "arch", "size", "epochs")
 IGNORED = {
     *("recipe", "data.data", "data.data_path", "data.download", "data.cache", "data.size"),
     *("data.workers", "model.arch", "optimisation.epochs", "run.out", "run.seed"),
-    *("run.device", "run.knn_every", "run.checkpoint_every", "run.linear_lr"),
+    *("run.device", "run.knn_every", "run.linear_lr"),
+    *("run.checkpoint_minutes", "run.checkpoint_steps", "run.keep_every"),
 }
 
 # Of an evaluation: what was set beforehand, not what came out or was chosen by the data.

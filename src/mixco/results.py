@@ -4,7 +4,7 @@ config.json          the resolved config
 versions.json        of Python, the libraries and mixco, and the hardware
 metrics.jsonl        one record an epoch
 tensorboard/         the same for TensorBoard
-checkpoints/         last.pt
+checkpoints/         step-00000780.pt, the last two, and those that are kept for good
 encoder.safetensors  the backbone, in timm's (for ResNets also torchvision's) keys
 unreadable.txt       the images that were left out, and why; only when there are any
 results.json         {"pretrain": {...}, "knn": {...}, "linear": {...}, ...}; see docs/results.md
@@ -120,6 +120,12 @@ def collect(run: Path, collection: Path, name: str) -> None:
 def append_metrics(run: Path, record: dict[str, Any]) -> None:
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def write_metrics(run: Path, records: list[dict[str, Any]]) -> None:
+    """Replace all records, atomically."""
+    with replacing(run / "metrics.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

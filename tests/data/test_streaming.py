@@ -436,7 +436,7 @@ def test_an_interrupt_in_the_terminal_ends_a_run_with_one_sentence(
         *(sys.executable, "-W", "error", "-m", "mixco", "pretrain"),
         *("--data", str(tmp_path / "photos"), "--loading", "streamed", "--workers", "2"),
         *("--size", "32", "--batch-size", "4", "--epochs", "10000", "--device", "cpu"),
-        *("--checkpoint-every", "100000", "--cache", str(tmp_path), "--out", str(tmp_path / "run")),
+        *("--checkpoint-minutes", "0", "--cache", str(tmp_path), "--out", str(tmp_path / "run")),
     ]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -23,6 +23,7 @@ from mixco.config import (
 from mixco.errors import UserError
 from mixco.results import read_json, read_metrics
 from mixco.training.pretrain import pretrain
+from mixco.training.resuming import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_one_seed_is_one_run(photos: Path, tmp_path: Path, method: str, mix: str
 def test_what_a_run_leaves_behind(photos: Path, tmp_path: Path) -> None:
     asked = config(photos, tmp_path / "run", method={"method": "moco"})
     run = pretrain(asked)
-    assert {p.name for p in run.iterdir() if p.name != ".results.json.lock"} == {
+    assert {p.name for p in run.iterdir() if not p.name.endswith(".lock")} == {
         *("config.json", "versions.json", "metrics.jsonl", "results.json", "encoder.safetensors"),
         *("checkpoints", "tensorboard", "views.png", "curves.png"),
     }
@@ -87,8 +88,8 @@ def test_what_a_run_leaves_behind(photos: Path, tmp_path: Path) -> None:
     assert (result["method"], result["images"], result["epochs"]) == ("moco+mixco", 48, 2)
     assert list((run / "tensorboard").glob("events.*"))
 
-    state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-    assert state["epoch"] == 2
+    state = torch.load(checkpoints(run)[-1], weights_only=True)
+    assert state["step"] == 6
     assert state["method"]["queue.keys"].shape == (20, 128)
     assert state["method"]["queue.pointer"] == 2 * 48 % 20
     encoder = load_encoder(run)
@@ -109,7 +110,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(photos: Path, tmp_path: Path) -
                 precision="float32",
             )
         )
-    state = torch.load(out / "checkpoints" / "last.pt", weights_only=True)
+    state = torch.load(checkpoints(out)[-1], weights_only=True)
     assert all(v.isfinite().all() for v in state["method"].values()), "the last good one stays"
     assert not (out / "encoder.safetensors").exists(), "nothing that would pass for a result"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import signal
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from itertools import islice
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mixco.checkpoint import EncoderDescription, save_checkpoint, save_encoder
+from mixco.checkpoint import EncoderDescription, save_encoder
 from mixco.config import PretrainConfig, resolve, to_dict
 from mixco.data import views
 from mixco.data.download import download
@@ -33,17 +34,11 @@ from mixco.mixing import MIXERS
 from mixco.models.encoder import Encoder, build_backbone, build_head, drops_at_random, feature_dim
 from mixco.pictures import draw_curves, draw_views
 from mixco.progress import Stopwatch, counting, downloading, say, training, waited
-from mixco.results import (
-    add_result,
-    append_metrics,
-    new_run_folder,
-    read_metrics,
-    versions,
-    write_json,
-)
+from mixco.results import add_result, append_metrics, read_json, versions, write_json, write_metrics
 from mixco.schedules import learning_rate
 from mixco.seeding import generator_for, global_draws
 from mixco.training.held_out import knn_check, split_holdout
+from mixco.training.resuming import Due, newest_state, open_run, save_step, signals_noticed
 
 # The loss is looked at this often for not being finite: on a GPU each look waits for the device.
 STEPS_BETWEEN_LOOKS = {"cpu": 1}
@@ -52,8 +47,12 @@ STEPS_BETWEEN_LOOKS = {"cpu": 1}
 def pretrain(config: PretrainConfig) -> Path:
     """Train an encoder without labels and leave everything in a run folder (see results.py).
 
+    A run that was stopped there, at any moment, goes on and ends as one that never was: with the same
+    weights, queue, optimiser and metrics, on the CPU bit for bit. One that is finished stays as it is.
+
     Returns the run folder. Raises UserError for what the user can mend, among it a loss that is not
-    finite: then the last good checkpoint stays.
+    finite: then the last good checkpoint stays. On SIGINT and SIGTERM the step is finished and saved,
+    and KeyboardInterrupt or SystemExit(143) raised; a second signal acts at once.
     """
     device = pick_device(config.run.device)
     dtype = pick_dtype(device, config.run.precision)
@@ -94,8 +93,12 @@ def pretrain(config: PretrainConfig) -> Path:
 
     # The method around its encoder; what cannot be built leaves no run folder.
     method = build_method(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    folder = new_run_folder(run.out)
-    write_json(folder / "config.json", to_dict(config))
+    folder = run.out
+    lock = open_run(folder, to_dict(config), say)
+    if is_finished(folder):
+        say(f"{folder}: this run is finished already")
+        with lock:
+            return folder
     write_json(folder / "versions.json", versions(describe(device)))
     report_data(images, members, method_config.queue, folder)
     augmentation = views.weaken_jitter(
@@ -115,19 +118,46 @@ def pretrain(config: PretrainConfig) -> Path:
     steps_per_epoch = len(members) // optimisation.batch_size
     steps = steps_per_epoch * optimisation.epochs
 
-    def save(epoch: int) -> None:
+    # Where the run stands: after `step` steps, `records` of whole epochs, `sums` of the one it is in.
+    step = 0
+    records: list[dict[str, float]] = []
+    sums: dict[str, Tensor] = {}
+    total, epoch_watch = Stopwatch(), Stopwatch()
+    due = Due(run.checkpoint_minutes, run.checkpoint_steps)
+    identity = {"name": source.name, "images": len(images)}
+
+    def save(keep: bool = False) -> None:
         state = {
             "method": method.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "epoch": epoch,
+            "step": step,
+            "records": records,
+            "sums": sums,
+            "time": (total.seconds, total.waited, total.images),
+            "data": identity,
             "encoder": dataclasses.asdict(encoder),
             "config": to_dict(config),
         }
-        save_checkpoint(folder / "checkpoints" / "last.pt", state)
+        save_step(folder, step, state, keep=keep)
+        due.saved()
+
+    state = newest_state(folder, say)
+    if state is not None:
+        if state["data"] != identity:
+            raise UserError(
+                f"--out {folder}: the run began on {state['data']['images']:,} images of "
+                f"{state['data']['name']}, now there are {len(images):,} of {source.name}; give the "
+                "same images to go on with it, or another --out"
+            )
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, records = state["step"], state["records"]
+        sums = {key: value.to(device) for key, value in state["sums"].items()}
+        total.go_on(*state["time"])
+    write_metrics(folder, records)
 
     def on_unreadable(file: str, reason: str) -> None:
-        with (folder / "unreadable.txt").open("a", encoding="utf-8", errors="surrogateescape") as f:
-            f.write(f"{file}\t{reason}\n")
+        note_once(folder / "unreadable.txt", f"{file}\t{reason}\n")
         say(f"warning: {source.root / file} cannot be read ({reason}); left out")
 
     def check_knn() -> float:
@@ -144,7 +174,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
     views_of_run = view_batches(
         images,
-        plan(members, optimisation.batch_size, optimisation.epochs, run.seed),
+        plan(members, optimisation.batch_size, optimisation.epochs, run.seed, start=step),
         augmentation,
         members=members,
         batch_size=optimisation.batch_size,
@@ -155,23 +185,29 @@ def pretrain(config: PretrainConfig) -> Path:
 
     from torch.utils.tensorboard import SummaryWriter  # half a second, only needed here
 
-    board = SummaryWriter(str(folder / "tensorboard"))
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(records) + 1)
     say(
         f"{name}: {config.model.arch} at {data.size} px, {len(members):,} images "
         f"{'packed' if packed else f'streamed, {workers} workers'}, "
         f"{optimisation.epochs} epochs of {steps_per_epoch} steps, {describe(device)}, "
         f"{str(dtype).removeprefix('torch.')}"
     )
-    save(0)
+    if state is None:
+        save()
+    else:
+        say(f"going on after step {step:,} of {steps:,}")
+    del state
     knn_possible = run.knn_every > 0 and len(held_out) > 0
-    total, epoch_watch = Stopwatch(), Stopwatch()
-    step = 0
     method.train()
-    with training(name, steps) as on_step, closing(views_of_run):
-        for epoch in range(1, optimisation.epochs + 1):
+    with (
+        lock,
+        training(name, steps, done=step) as on_step,
+        closing(views_of_run),
+        signals_noticed() as signal_that_came,
+    ):
+        for epoch in range(len(records) + 1, optimisation.epochs + 1):
             epoch_watch.reset()
-            sums: dict[str, Tensor] = {}
-            of_epoch = islice(views_of_run, steps_per_epoch)
+            of_epoch = islice(views_of_run, epoch * steps_per_epoch - step)
             for _, (view_q, view_k) in waited(of_epoch, epoch_watch, total):
                 rate = learning_rate(
                     step,
@@ -201,6 +237,9 @@ def pretrain(config: PretrainConfig) -> Path:
                 epoch_watch.images += len(view_q)
                 total.images += len(view_q)
                 on_step(f"epoch {epoch}/{optimisation.epochs}", epoch_watch)
+                if not epoch_ends and (signal_that_came() or due(step)):
+                    save()
+                    leave_on(signal_that_came(), folder, step)
 
             record = {
                 "epoch": epoch,
@@ -212,18 +251,21 @@ def pretrain(config: PretrainConfig) -> Path:
             last = epoch == optimisation.epochs
             if knn_possible and (epoch % run.knn_every == 0 or last):
                 record["knn"] = check_knn()
+            records.append(record)
             append_metrics(folder, record)
+            sums = {}
             for key, value in record.items():
                 board.add_scalar(key, value, epoch)
-            if epoch % run.checkpoint_every == 0 or last:
-                save(epoch)
             say_epoch(record, optimisation.epochs)
+            keep = run.keep_every > 0 and epoch % run.keep_every == 0
+            if keep or last or signal_that_came() or due(step):
+                save(keep)
+                leave_on(0 if last else signal_that_came(), folder, step)
     board.close()
 
     save_encoder(folder / "encoder.safetensors", method.encoder.backbone, encoder)
-    metrics = read_metrics(folder)
     show_what_it_saw(folder / "views.png", images, augmentation, config)
-    draw_curves(folder / "curves.png", {name: metrics})
+    draw_curves(folder / "curves.png", {name: records})
     add_result(
         folder,
         "pretrain",
@@ -234,7 +276,7 @@ def pretrain(config: PretrainConfig) -> Path:
             "arch": config.model.arch,
             "size": data.size,
             "epochs": optimisation.epochs,
-            "loss": metrics[-1]["loss"],
+            "loss": records[-1]["loss"],
             "images_per_second": round(total.rate, 1),
             "waiting_share": round(total.waiting_share, 4),
             "seconds": round(total.seconds, 1),
@@ -281,14 +323,18 @@ def build_method(config: PretrainConfig) -> MoCo | SimCLR:
 
 
 def plan(
-    members: Tensor, batch_size: int, epochs: int, seed: int
+    members: Tensor, batch_size: int, epochs: int, seed: int, start: int = 0
 ) -> Iterator[tuple[Tensor, torch.Generator]]:
-    """Of every step of a run: the images, int64 [B], and where the draws of their views come from."""
-    step = 0
-    for epoch in range(1, epochs + 1):
-        for index in batches(members, batch_size, generator_for(seed, "epoch", step=epoch)):
-            yield index, generator_for(seed, "views", step=step)
-            step += 1
+    """Of every step of a run: the images, int64 [B], and where the draws of their views come from.
+
+    start: the first step that is wanted; the others are left out.
+    """
+    steps_per_epoch = len(members) // batch_size
+    for epoch in range(start // steps_per_epoch + 1, epochs + 1):
+        shuffled = batches(members, batch_size, generator_for(seed, "epoch", step=epoch))
+        for step, index in enumerate(shuffled, (epoch - 1) * steps_per_epoch):
+            if step >= start:
+                yield index, generator_for(seed, "views", step=step)
 
 
 def build_optimizer(method: nn.Module, name: str, weight_decay: float) -> torch.optim.Optimizer:
@@ -310,6 +356,33 @@ def build_optimizer(method: nn.Module, name: str, weight_decay: float) -> torch.
     return torch.optim.AdamW(groups, lr=0.0, fused=fused)
 
 
+def note_once(path: Path, line: str) -> None:
+    """Add a line to a text file, unless an earlier part of the run has."""
+    with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
+        file.seek(0)
+        if line not in file:
+            file.write(line)
+
+
+def is_finished(folder: Path) -> bool:
+    results = folder / "results.json"
+    return (folder / "encoder.safetensors").exists() and (
+        results.exists() and "pretrain" in read_json(results)
+    )
+
+
+def leave_on(number: int, folder: Path, step: int) -> None:
+    """Raise what the signal asks for: KeyboardInterrupt, or SystemExit with 128 + its number."""
+    if number == 0:
+        return
+    say(
+        f"stopped after step {step:,}, which is saved; the same command goes on from there: {folder}"
+    )
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
 def stop_unless_finite(
     loss: Tensor, step: int, rate: float, config: PretrainConfig, folder: Path
 ) -> None:
@@ -319,7 +392,7 @@ def stop_unless_finite(
     raise UserError(
         f"the loss is not finite at step {step} (learning rate {rate:.3g}, temperature "
         f"{config.method.temperature:g}, mixed temperature {config.method.mix_temperature:g}); "
-        f"the last good checkpoint is {folder / 'checkpoints' / 'last.pt'}. "
+        f"the last good checkpoint is in {folder / 'checkpoints'}. "
         "Lower --lr, raise --temperature or --warmup, or give --precision float32"
     )
 

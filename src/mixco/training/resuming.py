@@ -1,0 +1,205 @@
+"""Going on with a run that was stopped, at whatever moment that was.
+
+A checkpoint holds all that a run is made of: weights, momentum copy, queue, optimiser, the sums of an
+epoch that is not over. Random numbers need no place in it, for each step draws its own from the seed
+and the step's number (seeding.py).
+"""
+
+import re
+import signal
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from mixco.checkpoint import save_checkpoint
+from mixco.errors import UserError
+from mixco.results import new_run_folder, read_json, write_json
+
+LOCK = ".run.lock"
+TEMPORARY = re.compile(r"\.\d+-")  # of files.replacing
+ROLLING = 2  # so many checkpoints are kept beside those that stay
+
+# What of a config may change between two parts of a run: where things lie, how they are read and
+# how often is looked, all of which leave what is learned as it is; and the device, which rounds
+# differently but means the same.
+MAY_CHANGE = (
+    *("recipe", "data.data_path", "data.download", "data.cache", "data.workers"),
+    *("run.out", "run.device", "run.knn_every", "run.linear_lr"),
+    *("run.checkpoint_minutes", "run.checkpoint_steps", "run.keep_every"),
+)
+SILENTLY = ("recipe", "run.out", "data.download")
+
+
+def open_run(
+    folder: Path, config: dict[str, Any], say: Callable[[str], None]
+) -> AbstractContextManager[object]:
+    """Make the run folder, or open one that holds a run by the same config, and lock it.
+
+    config: resolved, as config.json has it. What changed and may change is said.
+
+    Returns the held lock, for a `with` that ends it; so does the end of the process. As long as it is
+    held, other processes are refused.
+    Raises UserError when the folder holds something else or another run, or is in use.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        if not _barely_begun(folder):
+            new_run_folder(folder)
+        lock = _lock(folder)
+        write_json(path, config)
+        return lock
+    changed = list(differences(read_json(path), config))
+    fatal = [text for key, text in changed if key not in MAY_CHANGE]
+    if fatal:
+        raise UserError(
+            f"--out {folder} holds a run with other settings: {'; '.join(fatal)}. Give the settings "
+            "that it began with to go on with it, or another --out"
+        )
+    lock = _lock(folder)
+    for key, text in changed:
+        if key not in SILENTLY:
+            say(f"changed since the run began: {text}")
+    return lock
+
+
+def _barely_begun(folder: Path) -> bool:
+    """Does it hold what a process leaves that was killed before there was a config.json?"""
+    inside = folder / "checkpoints"
+    return inside.is_dir() and not any(inside.iterdir()) and not any(_of_others(folder))
+
+
+def _of_others(folder: Path) -> Iterator[Path]:
+    ours = {"checkpoints", LOCK}
+    return (p for p in folder.iterdir() if p.name not in ours and not TEMPORARY.match(p.name))
+
+
+def _lock(folder: Path) -> AbstractContextManager[object]:
+    try:
+        held = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"--out {folder}: another process is training there; wait for it, stop it, or give "
+            "another --out"
+        ) from None
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
+    for place in (folder, folder / "checkpoints"):
+        for path in place.iterdir():
+            if TEMPORARY.match(path.name):  # half written, by a process that was killed
+                path.unlink()
+    return held
+
+
+def differences(
+    before: dict[str, Any], now: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Of two configs the keys that differ, as "method.queue", and the change in words."""
+    for key in sorted(before.keys() | now.keys()):
+        old, new, name = before.get(key), now.get(key), f"{prefix}{key}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(old, new, f"{name}.")
+        elif old != new:
+            option = name.rpartition(".")[2].replace("_", "-")
+            yield name, f"--{option} was {old}, is {new}"
+
+
+def save_step(folder: Path, step: int, state: dict[str, Any], *, keep: bool) -> None:
+    """Save the state after `step` steps; of those that need not be kept the last two stay.
+
+    Raises UserError when it cannot be written; the checkpoints before it are then still there.
+    """
+    path = folder / "checkpoints" / f"step-{step:08d}{'-kept' if keep else ''}.pt"
+    try:
+        save_checkpoint(path, state)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be written ({reason}); the checkpoints before it are whole. Make room "
+            "and start the same command again, and it goes on from them"
+        ) from None
+    rolling = [p for p in checkpoints(folder) if not p.stem.endswith("-kept")]
+    for old in rolling[:-ROLLING]:
+        old.unlink(missing_ok=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those of a run folder, the oldest first."""
+    return sorted((folder / "checkpoints").glob("step-*.pt"), key=lambda p: p.stem.split("-")[1])
+
+
+def newest_state(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """What the newest whole checkpoint holds, on the CPU; None where a run has none yet.
+
+    A damaged one is told and the one before it is taken. Raises UserError when all are damaged.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()  # reads everything against its checksums
+            if damaged is None:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                return dict(state)
+        except Exception as error:  # a damaged file is met by many kinds
+            damaged = str(error).splitlines()[0] if str(error) else type(error).__name__
+        aside = path.replace(path.with_suffix(".damaged"))
+        say(f"warning: {aside} is damaged ({damaged}) and left aside; the one before it is taken")
+    if found:
+        raise UserError(
+            f"{folder}: all {len(found)} checkpoints are damaged; restore one of them, or begin anew "
+            "with another --out"
+        )
+    return None
+
+
+class Due:
+    """Is it time for a checkpoint? After so many minutes or steps; zero is never."""
+
+    def __init__(self, minutes: float, steps: int) -> None:
+        self.minutes, self.steps = minutes, steps
+        self.last = time.monotonic()
+
+    def __call__(self, step: int) -> bool:
+        by_time = self.minutes > 0 and time.monotonic() - self.last >= 60 * self.minutes
+        return by_time or (self.steps > 0 and step % self.steps == 0)
+
+    def saved(self) -> None:
+        self.last = time.monotonic()
+
+
+@contextmanager
+def signals_noticed() -> Iterator[Callable[[], int]]:
+    """Inside, a first SIGINT or SIGTERM is only noted; a second one acts at once, as usual.
+
+    Yields a function that says which signal has come, 0 for none. Only in the main thread, the one
+    that signals reach; elsewhere it is always 0.
+    """
+    came = 0
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: came
+        return
+    before: dict[int, Any] = {}
+
+    def note(number: int, _: Any) -> None:
+        nonlocal came
+        came = number
+        put_back()
+
+    def put_back() -> None:
+        while before:
+            number, handler = before.popitem()
+            signal.signal(number, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, note)
+    try:
+        yield lambda: came
+    finally:
+        put_back()

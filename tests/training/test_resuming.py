@@ -1,0 +1,352 @@
+"""A run that was stopped, at whatever moment, ends as one that never was: bit for bit."""
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sample_images import unpack_sample
+
+import mixco.training.pretrain
+from mixco.config import (
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimisationConfig,
+    PretrainConfig,
+    RunConfig,
+)
+from mixco.errors import UserError
+from mixco.results import read_metrics
+from mixco.training.pretrain import pretrain
+from mixco.training.resuming import checkpoints
+
+EPOCHS, STEPS_PER_EPOCH = 3, 3
+TIMED = {"images_per_second", "waiting_share"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack_sample(tmp_path_factory.mktemp("photos"), train=16, test=2, classes=3)
+
+
+def config(photos: Path, out: Path, *, method: str = "moco", mix: str = "mixco", **run: Any) -> Any:
+    loading = run.pop("loading", "packed")
+    arch = run.pop("arch", "resnet18")
+    return PretrainConfig(
+        data=DataConfig(
+            data=str(photos), size=32, cache=photos.parent / "cache", loading=loading, workers=1
+        ),
+        model=ModelConfig(arch=arch, stem="conv3s2" if arch == "resnet18" else "auto"),
+        method=MethodConfig(method=method, mix=mix, queue=20 if method == "moco" else None),  # type: ignore[arg-type]
+        optimisation=OptimisationConfig(epochs=EPOCHS, batch_size=16),
+        run=RunConfig(out=out, device="cpu", **{"knn_every": 1, **run}),
+    )
+
+
+def final_state(run: Path) -> dict[str, Any]:
+    """All that a run ends with, without what a clock has put there."""
+    state = torch.load(checkpoints(run)[-1], weights_only=True)
+    del state["time"], state["config"]
+    for record in state["records"]:
+        assert record.keys() >= TIMED
+    state["records"] = without_times(state["records"])
+    assert without_times(read_metrics(run)) == state["records"]
+    return dict(state)
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k not in TIMED} for record in records]
+
+
+def assert_equal(a: Any, b: Any, place: str = "") -> None:
+    assert type(a) is type(b), place
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), place
+        for key in a:
+            assert_equal(a[key], b[key], f"{place}/{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), place
+        for number, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{place}/{number}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), place
+    else:
+        assert a == b, place
+
+
+def stop_in(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Have a real signal come while the given step is computed, once."""
+    usual = mixco.training.pretrain.learning_rate
+    came = []
+
+    def rate(now: int, **settings: Any) -> float:
+        if now == step and not came:
+            came.append(now)
+            signal.raise_signal(number)
+        return usual(now, **settings)
+
+    monkeypatch.setattr(mixco.training.pretrain, "learning_rate", rate)
+
+
+@pytest.mark.parametrize(
+    ("settings", "step"),
+    [
+        ({"method": "moco", "mix": "mixco"}, 1),
+        ({"method": "moco", "mix": "none"}, 2),  # the last of an epoch: its end is reached first
+        ({"method": "simclr", "mix": "mixco"}, 3),  # the first of one
+        ({"method": "moco", "loading": "streamed"}, 4),
+        ({"method": "simclr", "arch": "mobilenetv3_small_050"}, 4),  # draws dropout
+        ({"method": "moco"}, 8),  # the last of all: nothing is left to stop
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    step: int,
+    number: int,
+) -> None:
+    if number == signal.SIGINT and step not in (1, 2):
+        pytest.skip("the same way, shown by other steps")
+    whole = pretrain(config(photos, tmp_path / "whole", **settings))
+    stopped = config(photos, tmp_path / "stopped", **settings)
+    stop_in(monkeypatch, step, number)
+    if step < EPOCHS * STEPS_PER_EPOCH - 1:
+        with pytest.raises(SystemExit if number == signal.SIGTERM else KeyboardInterrupt) as left:
+            pretrain(stopped)
+        if number == signal.SIGTERM:
+            assert left.value.code == 128 + 15  # type: ignore[union-attr]
+        assert not (tmp_path / "stopped" / "encoder.safetensors").exists()
+        state = torch.load(checkpoints(tmp_path / "stopped")[-1], weights_only=True)
+        assert state["step"] == step + 1
+    run = pretrain(stopped)
+    assert_equal(final_state(run), final_state(whole))
+    assert (run / "encoder.safetensors").read_bytes() == (
+        whole / "encoder.safetensors"
+    ).read_bytes()
+    assert len(checkpoints(run)) == 2
+    handler = signal.getsignal(signal.SIGINT)
+    assert handler is signal.default_int_handler, "put back"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["moco", "simclr"])
+def test_killed_at_any_moment(photos: Path, tmp_path: Path, method: str) -> None:
+    """Real processes, killed again and again before they have done many steps."""
+    whole = pretrain(config(photos, tmp_path / "whole", method=method))
+    out = tmp_path / "killed"
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "mixco",
+            "pretrain",
+            "--data",
+            photos,
+            "--out",
+            out,
+            "--size",
+            "32",
+        ),
+        *("--method", method, "--stem", "conv3s2", "--epochs", EPOCHS, "--batch-size", "16"),
+        *("--cache", photos.parent / "cache", "--loading", "packed", "--workers", "1"),
+        *("--checkpoint-steps", "1", "--knn-every", "1", "--device", "cpu"),
+        *(("--queue", "20") if method == "moco" else ()),
+    ]
+    draw = random.Random(method)
+    kills = 0
+    for _ in range(30):
+        process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+        steps = {p.name for p in checkpoints(out)} if out.exists() else set()
+        deadline = time.monotonic() + 120
+        while process.poll() is None and kills < 3 and time.monotonic() < deadline:
+            if out.exists() and {p.name for p in checkpoints(out)} - steps:
+                time.sleep(draw.uniform(0, 0.3))
+                process.kill()
+            time.sleep(0.002)
+        said = process.communicate()[1]
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, said
+        kills += 1
+    assert kills >= 2, "the test must have killed"
+    assert_equal(final_state(out), final_state(whole))
+    assert not list(out.rglob(".*-*.pt")), "half written files are cleared away"
+
+
+def interrupted(photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **run: Any) -> Any:
+    """A run that was stopped in its fifth step, with a checkpoint after each step before."""
+    settings = config(photos, out, checkpoint_steps=1, **run)
+    with monkeypatch.context() as patch:
+        stop_in(patch, 4, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            pretrain(settings)
+    return settings
+
+
+@pytest.mark.parametrize("harm", ["cut off", "a bit turned", "emptied", "another file"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    harm: str,
+) -> None:
+    whole = pretrain(config(photos, tmp_path / "whole"))
+    settings = interrupted(photos, tmp_path / "run", monkeypatch)
+    before, newest = checkpoints(tmp_path / "run")
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(
+        {
+            "cut off": newest.read_bytes()[: len(content) // 2],
+            "a bit turned": bytes(content),
+            "emptied": b"",
+            "another file": b"<html>not found</html>",
+        }[harm]
+    )
+    capsys.readouterr()
+    run = pretrain(settings)
+    said = capsys.readouterr().err
+    assert f"{newest.with_suffix('.damaged')} is damaged" in said.replace("\n", "")
+    assert f"going on after step {int(before.stem.split('-')[1])} of 9" in said
+    assert_equal(final_state(run), final_state(whole))
+
+
+def test_when_all_checkpoints_are_damaged_nothing_is_begun_anew(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = interrupted(photos, tmp_path / "run", monkeypatch)
+    for path in checkpoints(tmp_path / "run"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="all 2 checkpoints are damaged"):
+        pretrain(settings)
+
+
+def test_other_settings_are_refused_and_harmless_ones_told(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = pretrain(config(photos, tmp_path / "whole"))
+    settings = interrupted(photos, tmp_path / "run", monkeypatch)
+    other = dataclasses.replace(
+        settings, method=dataclasses.replace(settings.method, queue=24, temperature=0.5)
+    )
+    with pytest.raises(
+        UserError,
+        match=r"other settings: --queue was 20, is 24; --temperature was 0.2, is 0.5\. Give",
+    ):
+        pretrain(other)
+    harmless = dataclasses.replace(
+        settings,
+        data=dataclasses.replace(settings.data, workers=0),
+        run=dataclasses.replace(settings.run, checkpoint_steps=0),
+    )
+    capsys.readouterr()
+    run = pretrain(harmless)
+    said = capsys.readouterr().err
+    assert "changed since the run began: --workers was 1, is 0" in said
+    assert "--checkpoint-steps was 1, is 0" in said
+    assert_equal(final_state(run), final_state(whole))
+
+
+def test_other_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = unpack_sample(tmp_path / "photos", train=16, test=2, classes=3)
+    settings = interrupted(own, tmp_path / "run", monkeypatch)
+    next((own / "train").rglob("*.jpg")).unlink()
+    with pytest.raises(UserError, match=r"began on 48 images of photos/pretrain, now there are 47"):
+        pretrain(settings)
+
+
+def test_a_second_process_is_refused(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    holder = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "import filelock, sys, time\n"
+            "with filelock.FileLock(sys.argv[1]):\n    print(1, flush=True); time.sleep(60)",
+            str(out / ".run.lock"),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    (out / "checkpoints").mkdir()
+    try:
+        with pytest.raises(UserError, match="another process is training there"):
+            pretrain(config(photos, out))
+    finally:
+        holder.kill()
+        holder.communicate()
+    pretrain(config(photos, out))  # a lock ends with its process
+
+
+def test_a_finished_run_stays_as_it_is(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pretrain(config(photos, tmp_path / "run"))
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*") if p.is_file()}
+    assert pretrain(config(photos, tmp_path / "run")) == run
+    assert "finished already" in capsys.readouterr().err
+    assert before == {
+        p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*") if p.is_file()
+    }
+
+
+def test_some_checkpoints_stay(photos: Path, tmp_path: Path) -> None:
+    run = pretrain(config(photos, tmp_path / "run", checkpoint_steps=1, keep_every=2))
+    names = [p.name for p in checkpoints(run)]
+    assert names == ["step-00000006-kept.pt", "step-00000008.pt", "step-00000009.pt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of a process are Unix's")
+def test_a_checkpoint_that_cannot_be_written_is_told(photos: Path, tmp_path: Path) -> None:
+    """A limit on the size of files, as a full disk: the run ends in a sentence, the folder whole."""
+    import resource
+
+    out = tmp_path / "run"
+    whole = pretrain(config(photos, tmp_path / "whole"))
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "mixco",
+            "pretrain",
+            "--data",
+            photos,
+            "--out",
+            out,
+            "--size",
+            "32",
+        ),
+        *("--method", "moco", "--stem", "conv3s2", "--epochs", EPOCHS, "--batch-size", "16"),
+        *("--cache", photos.parent / "cache", "--loading", "packed", "--workers", "1"),
+        *("--knn-every", "1", "--device", "cpu", "--queue", "20"),
+    ]
+    size = checkpoints(whole)[-1].stat().st_size
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    done = subprocess.run(
+        [*map(str, command)], preexec_fn=limited, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert_equal(final_state(out), final_state(whole))
