@@ -143,7 +143,7 @@ def run(command: list[str]) -> dict[str, Any]:
             process.kill()
         output.seek(0)
         errors.seek(0)
-        lines = output.read().strip().splitlines()
+        lines = [line for line in output if line.startswith('{"images_per_second"')]
         if process.returncode or not lines:
             raise RuntimeError("\n".join(errors.read().strip().splitlines()[-5:]))
     return {**json.loads(lines[-1]), "peak_memory_mib": peak or None}

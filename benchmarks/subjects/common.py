@@ -80,4 +80,4 @@ def tell(
         line["cuda_peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
     if libraries:
         line["libraries"] = {name: metadata.version(name) for name in ("torch", *libraries)}
-    print(json.dumps(line), flush=True)
+    print(f"\n{json.dumps(line)}", flush=True)  # a bar may stand on the line before

@@ -1,8 +1,9 @@
 """lightly-train's own run: its `pretrain` with method simclr and the settings that it recommends.
 
 Of these, number of workers, precision and optimiser are left to it; image size, batch and encoder are
-those of the others. A profiler, handed in as Lightning has it, notes when steps end and how long the
-next batch takes to come; it ends the run once enough steps are timed.
+those of the others. PyTorch's hooks note when the optimiser has done a step and when the next pass
+begins: what lies between counts as waiting, the library's own logging in it. The run is ended once
+enough steps are timed.
 """
 
 import contextlib
@@ -16,50 +17,37 @@ os.environ["LIGHTLY_TRAIN_EVENTS_DISABLED"] = "1"  # it would send what it is us
 import lightly_train
 import torch
 from common import WARM_UP, read_settings, synchronize, tell
-from pytorch_lightning.profilers import Profiler
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mixco.models.encoder import build_backbone
-
-STEP, NEXT = "run_training_batch", "[_TrainingEpochLoop].train_dataloader_next"
 
 
 class Done(Exception):
     """Enough steps are timed."""
 
 
-class Watch(Profiler):
-    def __init__(self, device: torch.device, steps: int) -> None:
-        super().__init__()
-        self.device, self.steps = device, steps
-        self.done, self.waited, self.seconds = 0, 0.0, 0.0
-
-    def start(self, action_name: str) -> None:
-        if action_name == NEXT:
-            self.asked = time.perf_counter()
-
-    def stop(self, action_name: str) -> None:
-        if action_name == NEXT and WARM_UP <= self.done < WARM_UP + self.steps:
-            self.waited += time.perf_counter() - self.asked
-        if action_name != STEP:
-            return
-        self.done += 1
-        if self.done == WARM_UP:
-            synchronize(self.device)
-            self.began = time.perf_counter()
-        elif self.done == WARM_UP + self.steps:
-            synchronize(self.device)
-            self.seconds = time.perf_counter() - self.began
-            raise Done
-
-    def summary(self) -> str:
-        return ""
-
-
 def main() -> None:
     settings = read_settings()
     assert (settings.method, settings.mix) == ("simclr", "none")
-    watch = Watch(settings.device, settings.steps)
+    ends: list[float] = []  # of all steps
+    begins: list[float] = []  # of the passes that follow them
+
+    def on_step(*_: object) -> None:
+        if len(ends) + 1 in (WARM_UP, WARM_UP + settings.steps):
+            synchronize(settings.device)
+        ends.append(time.perf_counter())
+        if len(ends) == WARM_UP + settings.steps:
+            raise Done
+
+    def on_pass(*_: object) -> None:
+        if len(begins) < len(ends):
+            begins.append(time.perf_counter())
+
     backbone = build_backbone(settings.arch, settings.size)
+    first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_pre_hook(on_pass)
+    register_optimizer_step_post_hook(on_step)
     with contextlib.suppress(Done):
         lightly_train.pretrain(
             out=Path(tempfile.mkdtemp(dir=settings.data)),
@@ -71,12 +59,13 @@ def main() -> None:
             devices=1,
             accelerator={"cuda": "gpu"}.get(settings.device.type, settings.device.type),
             transform_args={"image_size": (settings.size, settings.size)},
-            trainer_args={"profiler": watch},
             overwrite=True,
         )
+    seconds = ends[-1] - ends[WARM_UP - 1]
+    pairs = zip(ends[WARM_UP - 1 :], begins[WARM_UP - 1 :], strict=False)
     figures = {
-        "images_per_second": settings.steps * settings.batch_size / watch.seconds,
-        "waiting_share": watch.waited / watch.seconds,
+        "images_per_second": settings.steps * settings.batch_size / seconds,
+        "waiting_share": sum(begin - end for end, begin in pairs) / seconds,
     }
     bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()  # as it chooses
     dtype = "torch.bfloat16" if bfloat16 else "torch.float32"
