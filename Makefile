@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format benchmark clean
+.PHONY: demo test check format benchmark peers clean
 
 demo: .venv/installed
 	$(BIN)/mixco demo
@@ -19,8 +19,16 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# With the peers too, where `make peers` was run.
 benchmark: .venv/installed
-	$(BIN)/python benchmarks/step_rate.py
+	$(BIN)/python benchmarks/pretraining.py
+
+peers: .venv-peers/installed
+
+.venv-peers/installed: benchmarks/peers.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement benchmarks/peers.txt --editable .
+	touch $@
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'mixco needs Python 3.11 or later')"
@@ -29,4 +37,4 @@ benchmark: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-peers build dist
