@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format benchmark peers clean
+.PHONY: demo test soak check format benchmark peers clean
 
 demo: .venv/installed
 	$(BIN)/mixco demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# Some ten minutes: runs that are killed again and again, docs/resuming.md.
+soak: .venv/installed
+	$(BIN)/python tests/soak/kills.py --kills 100
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_states import assert_equal, final_state
 from sample_images import unpack_sample
 
 import mixco.training.pretrain
@@ -24,12 +25,10 @@ from mixco.config import (
     RunConfig,
 )
 from mixco.errors import UserError
-from mixco.results import read_metrics
 from mixco.training.pretrain import pretrain
 from mixco.training.resuming import checkpoints
 
 EPOCHS, STEPS_PER_EPOCH = 3, 3
-TIMED = {"images_per_second", "waiting_share"}
 
 
 @pytest.fixture(scope="module")
@@ -49,37 +48,6 @@ def config(photos: Path, out: Path, *, method: str = "moco", mix: str = "mixco",
         optimisation=OptimisationConfig(epochs=EPOCHS, batch_size=16),
         run=RunConfig(out=out, device="cpu", **{"knn_every": 1, **run}),
     )
-
-
-def final_state(run: Path) -> dict[str, Any]:
-    """All that a run ends with, without what a clock has put there."""
-    state = torch.load(checkpoints(run)[-1], weights_only=True)
-    del state["time"], state["config"]
-    for record in state["records"]:
-        assert record.keys() >= TIMED
-    state["records"] = without_times(state["records"])
-    assert without_times(read_metrics(run)) == state["records"]
-    return dict(state)
-
-
-def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in record.items() if k not in TIMED} for record in records]
-
-
-def assert_equal(a: Any, b: Any, place: str = "") -> None:
-    assert type(a) is type(b), place
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), place
-        for key in a:
-            assert_equal(a[key], b[key], f"{place}/{key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), place
-        for number, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{place}/{number}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), place
-    else:
-        assert a == b, place
 
 
 def stop_in(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
