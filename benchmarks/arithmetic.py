@@ -41,6 +41,7 @@ from mixco.training.pretrain import build_method
 
 IMAGES = 1_281_167  # decides MoCo's queue: 65,536 keys
 KINDS = ("products", "batch norm", "elementwise", "optimiser", "momentum")
+MOVE_NOTHING = ("detach", "device", "_unsafe_view", "empty", "empty_like")
 NORM_READS_TWICE = ("native_batch_norm", "native_batch_norm_backward")
 
 
@@ -74,7 +75,7 @@ class Count(TorchDispatchMode):
         name = packet.__name__
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        if func.is_view or name in ("detach", "_unsafe_view", "empty", "empty_like"):
+        if func.is_view or name in MOVE_NOTHING:
             return out
         moved = float(sum(t.numel() * t.element_size() for t in [*given, *made]))
         if name == "_foreach_lerp_":  # writes its first list, and returns nothing

@@ -39,7 +39,14 @@ import torch
 from measuring import in_turn, ratios, spread, write_figures
 from torch import Tensor, nn
 
-from mixco.config import DataConfig, MethodConfig, ModelConfig, PretrainConfig, resolve
+from mixco.config import (
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimisationConfig,
+    PretrainConfig,
+    resolve,
+)
 from mixco.data import views
 from mixco.data.resident import gather
 from mixco.hardware import pick_device, pick_dtype
@@ -66,7 +73,7 @@ class Scale:
 
     @property
     def batch(self) -> int:
-        return 8 if self.dry else BATCH
+        return 64 if self.dry else BATCH
 
     @property
     def steps(self) -> int:
@@ -124,7 +131,7 @@ def run_tests(scale: Scale) -> Rows:
 def compare_modes(arch: str, size: int, mode: str, scale: Scale) -> Rows:
     """Forward and backward of a batch in bfloat16, channels_last: compiled in a mode, and not."""
     arch, size = scale.encoder(arch, size)
-    config = configured("simclr", "none", arch, size)
+    config = configured("simclr", "none", arch, size, scale)
     encoder: nn.Module = build_method(config).encoder
     encoder = encoder.to(scale.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     dtype = pick_dtype(scale.device, "auto")
@@ -166,11 +173,12 @@ def compare_modes(arch: str, size: int, mode: str, scale: Scale) -> Rows:
     ]
 
 
-def configured(method: str, mix: str, arch: str, size: int) -> PretrainConfig:
+def configured(method: str, mix: str, arch: str, size: int, scale: Scale) -> PretrainConfig:
     config = PretrainConfig(
         data=DataConfig(size=size),
         model=ModelConfig(arch=arch),
         method=MethodConfig(method=method, mix=mix),  # type: ignore[arg-type]
+        optimisation=OptimisationConfig(batch_size=scale.batch),
     )
     return resolve(config, TRAINING_IMAGES)
 
@@ -189,7 +197,7 @@ def find_round_trips(scale: Scale) -> Rows:
     dtype = pick_dtype(scale.device, "auto")
     for name in ("moco", "simclr"):
         for mix in ("none", "mixco"):
-            config = configured(name, mix, arch, size)
+            config = configured(name, mix, arch, size, scale)
             method = build_method(config).to(scale.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             augmentation = AUGMENTATIONS[config.method.augmentation](
                 size, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD

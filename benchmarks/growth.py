@@ -17,8 +17,8 @@ Memory is that of the process and all below it, looked at twice a second, where 
 (PSS, Linux only), in MiB; `file` is the part of it that the system may drop: the packed pixels. On CUDA
 the device's peak is beside it.
 
-The figures of factors that are not asked for stay in the file where they are of the same commit and
-machine: so the whole may be measured in pieces.
+The figures of factors that are not asked for stay in the file where they are of the same commit, machine
+and base: so the whole may be measured in pieces. The command in the file is then the last piece's.
 """
 
 import argparse
@@ -208,9 +208,9 @@ def plot(path: Path, figures: dict[str, Any]) -> None:
                 axes.set_xlabel(AXES[factor])
     base = figures["rows"][0]["base"]
     figure.suptitle(
-        f"MoCo + MixCo, {base['arch']} at {base['size']} px; else {base['images']:,} images packed, "
-        f"batch {base['batch']}, queue {base['queue']:,}\n{figures['machine']}",
-        fontsize=10,
+        f"MoCo + MixCo, {base['arch']} at {base['size']} px. What does not vary: {base['images']:,} "
+        f"images, packed;\nbatch {base['batch']}, queue {base['queue']:,}. {figures['machine']}",
+        fontsize=9,
     )
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,16 +218,17 @@ def plot(path: Path, figures: dict[str, Any]) -> None:
     print(f"written: {path}")
 
 
-def kept_rows(path: Path, factors: list[str]) -> list[dict[str, Any]]:
+def kept_rows(path: Path, factors: list[str], base: dict[str, Any]) -> list[dict[str, Any]]:
     """Of an earlier file, the rows of other factors, where they go with those to come."""
     if not path.is_file():
         return []
     old = json.loads(path.read_text("utf-8"))
     others = [row for row in old["rows"] if row["factor"] not in factors]
-    if others and (old["commit"], old["machine"]) != (commit(), machine()):
-        print(f"{path} is of another commit or machine: its rows are not kept")
-        return []
-    return others
+    alike = (old["commit"].rstrip("+"), old["machine"]) == (commit().rstrip("+"), machine())
+    if alike and all(row["base"] == base for row in others):
+        return others
+    print(f"{path} is of another commit, machine or base: its rows are not kept")
+    return []
 
 
 def main() -> None:
@@ -302,7 +303,7 @@ def measure_all(arguments: argparse.Namespace, out: Path, device: torch.device) 
             return figures["images_per_second"]
 
         in_turn({n: lambda n=n: subject(n) for n in points}, arguments.rounds)
-    rows = kept_rows(out, arguments.factors)
+    rows = kept_rows(out, arguments.factors, base)
     for name, point in points.items():
         measures = {key: spread(figures[key] for figures in found[name]) for key in found[name][0]}
         rows.append({**point, "base": base, **measures})
