@@ -187,7 +187,9 @@ def plot(path: Path, figures: dict[str, Any]) -> None:
     factors = [factor for factor in AXES if any(row["factor"] == factor for row in rows)]
     measures = [m for m in MEASURES if any(m in row for row in rows)]
     size = (3.4 * len(factors), 2.6 * len(measures))
-    figure, grid = plt.subplots(len(measures), len(factors), figsize=size, squeeze=False)
+    figure, grid = plt.subplots(
+        len(measures), len(factors), figsize=size, squeeze=False, sharey="row"
+    )
     scale = {"images_per_second": 1.0, "waiting_share": 100.0, "memory_mib": 1 / 1024}
     for column, factor in enumerate(factors):
         some = [row for row in rows if row["factor"] == factor]
@@ -199,7 +201,7 @@ def plot(path: Path, figures: dict[str, Any]) -> None:
                 y = [row[measure_][key] * scale[measure_] for row in there]
                 axes.plot(x, y, style, color="tab:blue", markersize=6 if key == "median" else 9)
             axes.set_xticks(list(x), [f"{row['value']:,}" for row in there])
-            top = max((row[measure_]["max"] * scale[measure_] for row in there), default=1)
+            top = max(row[measure_]["max"] * scale[measure_] for row in rows if measure_ in row)
             axes.set_ylim(0, max(5, 1.15 * top) if measure_ == "waiting_share" else 1.15 * top)
             axes.grid(axis="y", alpha=0.3)
             if column == 0:
