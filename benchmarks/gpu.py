@@ -347,7 +347,11 @@ def train(recipe: str, scale: Scale) -> Rows:
             "linear": mixco("linear", *on, *["--epochs", "2"] * scale.dry),
         }
         results = read_json(Path(run) / "results.json")
-    why = "" if epochs == 100 else "more do not fit into one piece, and a run cannot be resumed yet"
+    why = (
+        ""
+        if scale.dry or epochs == 100
+        else "more do not fit into one piece, and a run cannot be resumed yet"
+    )
     return [{"recipe": recipe, "epochs": epochs, "why": why, "seconds": seconds, **results}]
 
 
