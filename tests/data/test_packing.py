@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sample_images import mosaics, sample_images, unpack_sample
 
+from mixco.data import packing
 from mixco.data.images import decode
 from mixco.data.packing import PackedImages, pack
 from mixco.data.sources import list_images
@@ -174,3 +175,21 @@ def test_the_samples_labels_go_with_its_images(tmp_path: Path) -> None:
         pixels = torch.from_numpy(decode(source.read(i))).permute(2, 0, 1)
         assert torch.equal(packed.images[i], pixels)
         assert packed.classes[int(packed.labels[i])] in packed.files[i]
+
+
+def test_no_more_headers_are_read_than_decide_the_canvas(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photographs larger than the canvas: the first ones tell its side."""
+    source = list_images(str(photos), None, "pretrain")
+    asked: list[int] = []
+
+    def counted(_source: object, index: int) -> int:
+        asked.append(index)
+        return 64
+
+    monkeypatch.setattr(packing, "AHEAD", 3)
+    monkeypatch.setattr(packing, "longest_side", counted)
+    packed = pack(source, size=16, cache=tmp_path / "cache")
+    assert sorted(asked) == [0, 1, 2] and len(source.files) > 3
+    assert packed.images.shape == (len(source.files), 3, 32, 32)

@@ -18,8 +18,8 @@ class UnreadableImage(Exception):
     """A file that is no readable image; the message is the reason, in words."""
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
-    """The bytes of an image file -> uint8 [H, W, 3] RGB.
+def decode(data: bytes, longest: int | None = None) -> NDArray[np.uint8]:
+    """The bytes of an image file -> uint8 [H, W, 3] RGB, no side above `longest` (see `reduce`).
 
     Turned as its EXIF orientation says. Greyscale is repeated over the channels; palettes and CMYK
     are converted; 16-bit greyscale is scaled to 8 bits (65535 becomes 255), not cut off; transparent
@@ -28,7 +28,16 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     Raises UnreadableImage for empty, damaged, truncated or oversized files and for what is no image.
     """
     with _opened(data) as file:
-        return np.array(_to_rgb(ImageOps.exif_transpose(file)))
+        return np.array(reduce(_to_rgb(ImageOps.exif_transpose(file)), longest))
+
+
+def reduce(picture: Image.Image, longest: int | None) -> Image.Image:
+    """By an antialiased resize, in its proportions; a picture that is small enough as it is."""
+    if longest is None or max(picture.size) <= longest:
+        return picture
+    scale = longest / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def decode_crops(

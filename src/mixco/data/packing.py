@@ -19,11 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from mixco.data.image_list import ImageList
-from mixco.data.images import UnreadableImage, decode
+from mixco.data.images import UnreadableImage, decode, reduce
 from mixco.errors import UserError
 
 FORMAT = 1  # part of the key: raise it whenever the same files would be packed differently
 MAX_UNREADABLE = 0.01
+AHEAD = 512  # images that are decoded ahead of being written
+AT_ONCE = 8  # images that a thread takes at once
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,7 @@ def _write(
     count = len(source.files)
     # Threads suffice: Pillow lets go of the interpreter while it decodes.
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        sides = list(pool.map(lambda i: longest_side(source, i), range(count)))
-        side = min(longest, max(sides))
+        side = _canvas_side(pool, source, longest)
         if side == 0:
             raise UserError(f"{source.root}: none of its {count} images can be read")
         room = 2 * count * 3 * side * side  # the rows, and the file that they are copied into
@@ -161,7 +162,7 @@ def _write(
                         canvas = np.zeros((3, side, side), np.uint8)
                         height, width = result.shape[:2]
                         canvas[:, :height, :width] = result.transpose(2, 0, 1)
-                        file.write(canvas.tobytes())
+                        file.write(canvas.data)
                         kept.append(index)
                         extents.append((height, width))
                     if on_progress and (index % 100 == 99 or index == count - 1):
@@ -182,13 +183,30 @@ def _write(
             temporary.unlink(missing_ok=True)
 
 
+def _canvas_side(pool: ThreadPoolExecutor, source: ImageList, longest: int) -> int:
+    """The longest side of any image, at most `longest`: once one has it, no more headers are read."""
+    side = 0
+    for part in _parts(len(source.files)):
+        side = max(side, *pool.map(lambda i: longest_side(source, i), part))
+        if side >= longest:
+            return longest
+    return side
+
+
 def _in_order(
-    pool: ThreadPoolExecutor, source: ImageList, side: int, count: int, ahead: int = 512
+    pool: ThreadPoolExecutor, source: ImageList, side: int, count: int
 ) -> Iterator[NDArray[np.uint8] | str]:
     """Decoded images or reasons, in order, with a bounded number in memory."""
-    for start in range(0, count, ahead):
-        block = range(start, min(start + ahead, count))
-        yield from pool.map(lambda i: read_reduced(source, i, side), block)
+    for part in _parts(count):
+        # A few at once: handing over each by itself takes as long as decoding a small one.
+        some = [part[i : i + AT_ONCE] for i in range(0, len(part), AT_ONCE)]
+        for done in pool.map(lambda few: [read_reduced(source, i, side) for i in few], some):
+            yield from done
+
+
+def _parts(count: int) -> Iterator[range]:
+    for start in range(0, count, AHEAD):
+        yield range(start, min(start + AHEAD, count))
 
 
 def longest_side(source: ImageList, index: int) -> int:
@@ -204,18 +222,16 @@ def longest_side(source: ImageList, index: int) -> int:
 
 def read_reduced(source: ImageList, index: int, side: int) -> NDArray[np.uint8] | str:
     """uint8 [H, W, 3] with no side above `side`, or the reason why not."""
+    if source.arrays is not None:
+        pixels = source.arrays[index]
+        fits = max(pixels.shape[:2]) <= side
+        return pixels if fits else np.asarray(reduce(Image.fromarray(pixels), side))
     try:
-        pixels = decode(source.read(index)) if source.arrays is None else source.arrays[index]
+        return decode(source.read(index), side)
     except UnreadableImage as error:
         return str(error)
     except OSError as error:
         return error.strerror or str(error)
-    height, width = pixels.shape[:2]
-    if max(height, width) <= side:
-        return pixels
-    scale = side / max(height, width)
-    target = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(pixels).resize(target, Image.Resampling.BILINEAR))
 
 
 def refuse_lost_classes(source: ImageList, labels: Tensor) -> None:

@@ -1,0 +1,54 @@
+"""The benchmarks' files of figures say where they come from, and the GPU's pieces run without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+FIGURES = sorted((BENCHMARKS / "results").rglob("*.json"))
+
+
+def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+@pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.name)
+def test_figures_say_where_they_come_from(path: Path) -> None:
+    figures = json.loads(path.read_text("utf-8"))
+    assert "command" in figures or "settings" in figures
+    assert {"python", "torch", "hardware"} <= figures["versions"].keys()
+    assert figures["rows"]
+
+
+@pytest.mark.slow
+def test_the_pieces_for_a_gpu_are_listed_and_need_one() -> None:
+    listed = run("gpu.py", "--list")
+    assert listed.returncode == 0, listed.stderr
+    lines = [line.split() for line in listed.stdout.splitlines()]
+    assert {"tests", "sync", "views-64", "rates-resnet18-64"} <= {line[0] for line in lines}
+    assert all(int(line[1]) <= 540 for line in lines)
+    without = run("gpu.py")
+    assert (without.returncode, without.stdout) == (0, "no GPU\n")
+
+
+@pytest.mark.slow
+def test_a_piece_is_done_once_and_only_within_the_budget(tmp_path: Path) -> None:
+    arguments = ("--dry-run", "--only", "views-64", "--out", tmp_path)
+    late = run("gpu.py", *arguments, "--budget", "1")
+    assert late.returncode == 0 and "views-64: not started" in late.stdout
+    first = run("gpu.py", *arguments)
+    assert first.returncode == 0 and "views-64: done\n" in first.stdout, first.stdout
+    test_figures_say_where_they_come_from(tmp_path / "views-64.json")
+    assert "views-64: done before" in run("gpu.py", *arguments).stdout
