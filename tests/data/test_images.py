@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from sample_images import mosaics, sample_images
 
-from mixco.data.images import Box, UnreadableImage, decode, decode_crops
+from mixco.data.images import Box, UnreadableImage, decode, decode_crops, reduce
 
 RGB: NDArray[np.uint8] = sample_images(4)[2].permute(1, 2, 0).numpy()
 PICTURE = Image.fromarray(RGB)
@@ -208,3 +208,21 @@ def test_a_decompression_bomb_is_refused() -> None:
     bomb = encoded(Image.new("1", (20_000, 10_000)), "PNG")
     with pytest.raises(UnreadableImage, match="89 million pixels"):
         decode(bomb)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_reduced_while_it_is_decoded(orientation: int) -> None:
+    """A level or so away, on the mean, from decoding all of it and reducing that; turned as it says."""
+    tiles = mosaics(16).permute(0, 2, 3, 1).numpy()
+    large = np.vstack([np.hstack(tiles[i : i + 4]) for i in range(0, 12, 4)])  # 384 x 512
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encoded(Image.fromarray(large), "JPEG", quality=95, exif=exif)
+    ours = decode(data, 100)
+    whole = Image.fromarray(decode(data))
+    assert whole.size == ((512, 384) if orientation == 1 else (384, 512))
+    theirs = np.asarray(reduce(whole, 100))
+    assert ours.shape == theirs.shape == ((75, 100, 3) if orientation == 1 else (100, 75, 3))
+    difference = np.abs(ours.astype(int) - theirs)
+    assert difference.mean() < 1.5, difference.mean()
+    assert decode(data, 600).shape == decode(data).shape, "never enlarged"

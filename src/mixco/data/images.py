@@ -2,9 +2,10 @@
 
 import io
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,20 @@ from PIL.JpegImagePlugin import JpegImageFile
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
+MOST_PIXELS = 89_478_485  # a file that claims more is taken for a decompression bomb, as by Pillow
+TOO_MANY = "more than 89 million pixels"
+
+
 class UnreadableImage(Exception):
     """A file that is no readable image; the message is the reason, in words."""
 
 
 def decode(data: bytes, longest: int | None = None) -> NDArray[np.uint8]:
     """The bytes of an image file -> uint8 [H, W, 3] RGB, no side above `longest` (see `reduce`).
+
+    A JPEG (not of CMYK) is decoded at an eighth, a quarter or half of its scale where it still has
+    `longest` pixels then, which is several times as fast; libjpeg leaves out the frequencies that the
+    reduction would take away.
 
     Turned as its EXIF orientation says. Greyscale is repeated over the channels; palettes and CMYK
     are converted; 16-bit greyscale is scaled to 8 bits (65535 becomes 255), not cut off; transparent
@@ -28,6 +37,8 @@ def decode(data: bytes, longest: int | None = None) -> NDArray[np.uint8]:
     Raises UnreadableImage for empty, damaged, truncated or oversized files and for what is no image.
     """
     with _opened(data) as file:
+        if longest is not None and _reducible(file):
+            _reduce(file, max(file.size) // longest)
         return np.array(reduce(_to_rgb(ImageOps.exif_transpose(file)), longest))
 
 
@@ -55,7 +66,7 @@ def decode_crops(
     Raises UnreadableImage, as `decode` does.
     """
     with _opened(data) as file:
-        reducible = isinstance(file, JpegImageFile) and file.mode in ("RGB", "L")
+        reducible = _reducible(file)
         if not reducible:
             file.load()  # a PNG or TIFF may know its orientation only then
         orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
@@ -80,6 +91,10 @@ def decode_crops(
         return crops
 
 
+def _reducible(file: Image.Image) -> bool:
+    return isinstance(file, JpegImageFile) and file.mode in ("RGB", "L")
+
+
 def _reduce(file: Image.Image, most: int) -> int:
     """Have an opened JPEG decoded at 1 / (the result): the largest of 8, 4, 2 that `most` allows."""
     factor = next((f for f in (8, 4, 2) if f <= most), 1)
@@ -95,23 +110,37 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     if not data:
         raise UnreadableImage("the file is empty")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of odd but readable files (EXIF, palettes); of a possible decompression
-            # bomb too, and that one is to be refused.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as file:
-                yield file
+        with quietly() if in_main_thread() else nullcontext(), Image.open(io.BytesIO(data)) as file:
+            if file.width * file.height > MOST_PIXELS:
+                raise UnreadableImage(TOO_MANY)
+            yield file
+    except UnreadableImage:
+        raise
     except UnidentifiedImageError:
         start = data[:64].lstrip().lower()
         kind = "an HTML page" if start.startswith((b"<!doctype", b"<html")) else "no known format"
         raise UnreadableImage(f"not an image ({kind})") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadableImage("more than 89 million pixels") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage(TOO_MANY) from None
     except MemoryError:
         raise UnreadableImage("too large for the memory") from None
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise UnreadableImage(str(error) or type(error).__name__) from None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the warnings that Pillow gives of odd but readable files (EXIF, palettes).
+
+    For the whole process: where threads decode, around all of them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -125,4 +154,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(page, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

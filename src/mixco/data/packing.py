@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from mixco.data.image_list import ImageList
-from mixco.data.images import UnreadableImage, decode, reduce
+from mixco.data.images import UnreadableImage, decode, quietly, reduce
 from mixco.errors import UserError
 
-FORMAT = 1  # part of the key: raise it whenever the same files would be packed differently
+FORMAT = 2  # part of the key: raise it whenever the same files would be packed differently
 MAX_UNREADABLE = 0.01
 AHEAD = 512  # images that are decoded ahead of being written
 AT_ONCE = 8  # images that a thread takes at once
@@ -135,7 +135,7 @@ def _write(
 ) -> None:
     count = len(source.files)
     # Threads suffice: Pillow lets go of the interpreter while it decodes.
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with quietly(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         side = _canvas_side(pool, source, longest)
         if side == 0:
             raise UserError(f"{source.root}: none of its {count} images can be read")
