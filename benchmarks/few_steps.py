@@ -31,7 +31,7 @@ def few_steps(
     Returns images_per_second, waiting_share, steps and seconds of the timed ones. Only once in a
     process, since the loop is not put back as it was.
     """
-    watch, done = Stopwatch(), 0
+    watch, stepped = Stopwatch(), 0
 
     def watched(items: Iterator[Any], *watches: Stopwatch) -> Iterator[Any]:
         for item in waited(items, watch, *watches):
@@ -39,17 +39,20 @@ def few_steps(
             yield item
 
     @contextmanager
-    def training(_name: str, _steps: int) -> Generator[Callable[[str, Stopwatch], None]]:
+    def training(
+        _name: str, _steps: int, done: int = 0
+    ) -> Generator[Callable[[str, Stopwatch], None]]:
         def on_step(_text: str, _epoch: Stopwatch) -> None:
-            nonlocal done
-            done += 1
-            if done == untimed:
+            nonlocal stepped
+            stepped += 1
+            if stepped == untimed:
                 finish_device()
                 watch.reset()
-            elif done >= untimed + least and watch.seconds >= seconds:
+            elif stepped >= untimed + least and watch.seconds >= seconds:
                 finish_device()
                 raise Enough
 
+        assert done == 0, "a new run"
         yield on_step
 
     loop.waited, loop.training = watched, training  # type: ignore[assignment]
@@ -59,10 +62,12 @@ def few_steps(
         return {
             "images_per_second": watch.rate,
             "waiting_share": watch.waiting_share,
-            "steps": done - untimed,
+            "steps": stepped - untimed,
             "seconds": watch.seconds,
         }
-    raise RuntimeError(f"the run ended after {done} steps, before it was timed; give more epochs")
+    raise RuntimeError(
+        f"the run ended after {stepped} steps, before it was timed; give more epochs"
+    )
 
 
 def finish_device() -> None:

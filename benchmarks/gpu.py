@@ -19,9 +19,8 @@ The pieces:
   modes-*   the encoder's forward and backward, torch.compile in one mode against none, in turn
   sync      does a step wait for the device anywhere? torch's own watch, and where
   views-*   two views of resident images, and nothing else
-  train-*   a recipe of Tiny-ImageNet, pretraining and evaluation. A run cannot be resumed yet, so it has
-            as many epochs as fit into one piece after a first one has told the rate, at most 100: the
-            row says how many, and its accuracies are those of that many epochs.
+  train-*   a recipe of Tiny-ImageNet, 100 epochs, and its evaluation. What does not fit into one piece
+            is stopped there, saved in --runs, and gone on with the next time.
 """
 
 import argparse
@@ -57,7 +56,7 @@ from mixco.training.pretrain import AUGMENTATIONS, build_method, build_optimizer
 HERE = Path(__file__).parent
 LONGEST = 540  # seconds of a piece
 BATCH = 256
-TRAINING_IMAGES = 100_000
+TO_SAVE, TO_EVALUATE = 30, 60  # seconds
 Rows = list[dict[str, object]]
 
 
@@ -70,6 +69,10 @@ class Scale:
     data_path: Path | None
     out: Path
     """The piece's file."""
+    runs: Path
+    """Where runs are that take several pieces."""
+    ends: float
+    """Of time.monotonic(): when the piece has to be over."""
 
     @property
     def batch(self) -> int:
@@ -180,7 +183,7 @@ def configured(method: str, mix: str, arch: str, size: int, scale: Scale) -> Pre
         method=MethodConfig(method=method, mix=mix),  # type: ignore[arg-type]
         optimisation=OptimisationConfig(batch_size=scale.batch),
     )
-    return resolve(config, TRAINING_IMAGES)
+    return resolve(config, 100_000)  # as many as Tiny-ImageNet has
 
 
 def random_images(count: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -314,45 +317,41 @@ def measure_views(size: int, side: int, scale: Scale) -> Rows:
 
 
 def train(recipe: str, scale: Scale) -> Rows:
-    """A recipe and its evaluation, within one piece."""
-    began = time.perf_counter()
-    options = ["--recipe", recipe, "--device", scale.device.type]
+    """A recipe, then its evaluation; what is not done when the piece ends, the next one does."""
+    run = scale.runs / recipe
+    options = ["--recipe", recipe, "--device", scale.device.type, "--out", str(run)]
     if scale.dry:
-        options += ["--data", "sample", "--size", "32", "--arch", "test_resnet"]
+        options += ["--data", "sample", "--size", "32", "--arch", "test_resnet", "--epochs", "1"]
         options += ["--batch-size", "64", "--knn-every", "0"]
     elif scale.data_path is None:
         raise LeftOut("give --data-path, the folder with tiny-imagenet-200")
     else:
         options += ["--data-path", str(scale.data_path)]
 
-    def mixco(*arguments: str) -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "mixco", *arguments], check=True)
-        return time.perf_counter() - started
-
-    with tempfile.TemporaryDirectory() as folder:
-        runs = Path(folder)
-        mixco("pretrain", *options, "--epochs", "1", "--out", str(runs / "first"))
-        first = read_json(runs / "first" / "results.json")["pretrain"]
-        for_training = LONGEST - (time.perf_counter() - began) - 120  # evaluation, and some room
-        fitting = int(0.9 * for_training * first["images_per_second"] / first["images"])
-        epochs = 1 if scale.dry else min(100, fitting)
-        if epochs < 1:
-            raise LeftOut(f"{first['images_per_second']} images/s: not an epoch fits into a piece")
-        run = str(runs / "run")
-        on = ["--run", run, "--device", scale.device.type]
-        seconds = {
-            "pretrain": mixco("pretrain", *options, "--epochs", str(epochs), "--out", run),
-            "knn": mixco("knn", *on),
-            "linear": mixco("linear", *on, *["--epochs", "2"] * scale.dry),
-        }
-        results = read_json(Path(run) / "results.json")
-    why = (
-        ""
-        if scale.dry or epochs == 100
-        else "more do not fit into one piece, and a run cannot be resumed yet"
-    )
-    return [{"recipe": recipe, "epochs": epochs, "why": why, "seconds": seconds, **results}]
+    process = subprocess.Popen([sys.executable, "-m", "mixco", "pretrain", *options])
+    try:
+        process.wait(scale.ends - time.monotonic() - TO_SAVE)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it finishes its step and saves
+        process.wait(TO_SAVE)
+        raise LeftOut(f"so far: {run} is stopped and saved, the next piece goes on") from None
+    if process.returncode:
+        raise RuntimeError(f"mixco pretrain ended with {process.returncode}")
+    seconds: dict[str, float] = {}
+    for verb in ("knn", "linear"):
+        if verb not in read_json(run / "results.json"):
+            if scale.ends - time.monotonic() < TO_EVALUATE:
+                raise LeftOut(f"so far: {run} is trained, the next piece evaluates it")
+            command = [sys.executable, "-m", "mixco", verb, "--run", str(run)]
+            command += [
+                "--device",
+                scale.device.type,
+                *["--epochs", "2"] * (scale.dry and verb == "linear"),
+            ]
+            started = time.perf_counter()
+            subprocess.run(command, check=True)
+            seconds[verb] = time.perf_counter() - started
+    return [{"recipe": recipe, "evaluation_seconds": seconds, **read_json(run / "results.json")}]
 
 
 PIECES: dict[str, Piece] = {
@@ -377,7 +376,7 @@ PIECES: dict[str, Piece] = {
         )
     },
     **{
-        f"train-{recipe}": Piece(LONGEST, functools.partial(train, recipe))
+        f"train-{recipe}": Piece(150, functools.partial(train, recipe))
         for recipe in (
             "tinyimg64_moco",
             "tinyimg64_moco_mixco",
@@ -388,10 +387,11 @@ PIECES: dict[str, Piece] = {
 }
 
 
-def command_of(name: str, out: Path, arguments: argparse.Namespace) -> list[str]:
+def command_of(name: str, out: Path, arguments: argparse.Namespace, most: float) -> list[str]:
     piece = PIECES[name]
     if piece.measure is not None:
-        command = [sys.argv[0], "--piece", name, "--out", str(out)]
+        command = [sys.argv[0], "--piece", name, "--out", str(out), "--budget", str(int(most) - 10)]
+        command += ["--runs", str(out.parent / "runs" if arguments.dry_run else arguments.runs)]
         command += ["--dry-run"] * arguments.dry_run
         if arguments.data_path:
             command += ["--data-path", str(arguments.data_path)]
@@ -407,12 +407,10 @@ def command_of(name: str, out: Path, arguments: argparse.Namespace) -> list[str]
 
 def do_piece(name: str, folder: Path, arguments: argparse.Namespace, most: float) -> str:
     """Run a piece; what became of it, in words."""
-    if PIECES[name].measure is None and not (HERE / "pretraining.py").is_file():
-        return "left out: benchmarks/pretraining.py is not there yet"
     with (folder / f"{name}.log").open("w") as log:
         try:
             done = subprocess.run(
-                command_of(name, folder / f"{name}.json", arguments),
+                command_of(name, folder / f"{name}.json", arguments, most),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 timeout=most,
@@ -448,14 +446,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(PIECES), default=list(PIECES))
     parser.add_argument("--dry-run", action="store_true", help="each for seconds, on the CPU")
     parser.add_argument("--data-path", type=Path, help="where tiny-imagenet-200 lies, for train-*")
+    parser.add_argument("--runs", type=Path, default=Path("runs/gpu"), help="where runs are kept")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--piece", choices=list(PIECES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.piece:
         device = pick_device("cpu" if arguments.dry_run else "cuda")
-        run_one(
-            arguments.piece, Scale(arguments.dry_run, device, arguments.data_path, arguments.out)
-        )
+        ends = time.monotonic() + arguments.budget
+        data_path, out, runs = arguments.data_path, arguments.out, arguments.runs
+        run_one(arguments.piece, Scale(arguments.dry_run, device, data_path, out, runs, ends))
         return
     if arguments.dry_run and arguments.out is None:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,19 @@
+import subprocess
+import sys
+from functools import lru_cache
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_images import sample_images
 from torch import Tensor
 
+from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, evaluation_view
+from mixco.evaluation.features import extract_features
 from mixco.evaluation.knn import knn_scores, neighbours, topk_accuracy
+from mixco.models.encoder import build_backbone
 
 
 def clusters(n: int, seed: int, classes: int = 5, dim: int = 16) -> tuple[Tensor, Tensor]:
@@ -47,6 +55,66 @@ def test_chunks_change_nothing(n: int, m: int, k: int, chunk: int) -> None:
     found = F.normalize(bank, dim=1)[of_parts] @ F.normalize(queries, dim=1)[:, :, None]
     torch.testing.assert_close(found.squeeze(2), whole)
     assert torch.equal(of_whole.sort(1).values, of_parts.sort(1).values)
+
+
+@lru_cache
+def sample_features() -> Tensor:
+    """float32 [300, 512] of real images."""
+    extents = torch.full((300, 2), 64)
+    seen = evaluation_view(sample_images(300), extents, 32, IMAGENET_MEAN, IMAGENET_STD)
+    backbone = build_backbone("resnet18", 32)
+    return extract_features(
+        backbone, seen.split(100), device=torch.device("cpu"), dtype=torch.float32
+    )
+
+
+@pytest.mark.parametrize("k", [1, 20, 237, 500])
+@pytest.mark.parametrize("chunk", [7, 64, 100, 4096])
+def test_features_of_images_find_what_one_product_finds(k: int, chunk: int) -> None:
+    queries, bank = sample_features()[:63], sample_features()[63:]
+    found, index = neighbours(bank, queries, k, chunk=chunk)
+    everything = F.normalize(queries.double(), dim=1) @ F.normalize(bank.double(), dim=1).T
+    expected = everything.topk(min(k, 237), dim=1).values.float()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(everything.gather(1, index).float(), expected, atol=1e-6, rtol=0)
+    assert (index.sort(1).values.diff(dim=1) > 0).all(), "none comes twice"
+    assert (found.diff(dim=1) <= 0).all(), "the nearest first"
+
+
+@pytest.mark.parametrize("order", ["rising", "falling", "all equal"])
+def test_any_order_of_the_bank_will_do(order: str) -> None:
+    angles = torch.linspace(0, 1.5, 600)
+    bank = torch.stack([angles.cos(), angles.sin()], dim=1)
+    bank = {"rising": bank.flip(0), "falling": bank, "all equal": bank[:1].expand(600, 2)}[order]
+    found, index = neighbours(bank, torch.tensor([[2.0, 0.0]]), 50, chunk=96)
+    torch.testing.assert_close(found[0], (bank @ torch.tensor([1.0, 0.0])).topk(50).values)
+    assert len(index.unique()) == 50
+
+
+def test_halves_are_compared_in_float32() -> None:
+    bank, queries = clusters(80, 2)[0].half(), clusters(9, 3)[0].bfloat16()
+    found, index = neighbours(bank, queries, 5)
+    whole, of_whole = neighbours(bank.float(), queries.float(), 5)
+    assert torch.equal(found, whole) and torch.equal(index, of_whole)
+
+
+def test_memory_is_that_of_a_block() -> None:
+    """All similarities at once would take 1.6 GB, and a sorted copy of them more."""
+    script = """
+import resource, torch
+from mixco.evaluation.knn import neighbours
+torch.set_num_threads(1)
+bank, queries = torch.randn(200_000, 16), torch.randn(2000, 16)
+neighbours(bank[:100], queries[:100], 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+neighbours(bank, queries, 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    pytest.importorskip("resource", reason="only Unix tells a process's peak of memory")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stdout) * unit < 100 * 2**20
 
 
 def test_lengths_do_not_matter() -> None:

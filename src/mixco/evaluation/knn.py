@@ -1,8 +1,14 @@
 """Weighted k-nearest-neighbour classification (Wu et al. 2018, arXiv 1805.01978, section 3.4)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Queries of a block: few enough that the processor still has its similarities when they are looked at.
+QUERIES = 1024
+GROUP, TAKE = 32, 4
 
 
 def neighbours(
@@ -10,27 +16,49 @@ def neighbours(
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of the bank by cosine similarity, the nearest first.
 
-    bank: [N, D], queries: [M, D], of any length. k is cut down to N.
+    bank: [N, D], queries: [M, D], of any length and floating type, on one device. k is cut down to N.
+    chunk: rows of the bank, and at most 1024 queries, that are compared at once.
 
-    Returns similarities float32 [M, k] and indices int64 [M, k]. Exact, in the memory of a chunk x
-    chunk block of similarities, whatever N and M are.
+    Returns similarities float32 [M, k] and indices int64 [M, k]. Exact; products are in float32. Which
+    of equally similar rows come first, or are the last to come in, is not defined.
+
+    Beside what is given and returned it needs a float32 copy of the queries, and blocks: less than
+    100 MiB for a chunk of 4096 and a D of up to 2048, whatever N and M are.
     """
     k = min(k, len(bank))
-    bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
-    similarities, indices = [], []
-    for query in torch.split(queries, chunk):
-        best = query.new_full((len(query), 0), 0.0)
-        where = torch.zeros(len(query), 0, dtype=torch.int64, device=query.device)
-        for start in range(0, len(bank), chunk):
-            block = query @ bank[start : start + chunk].T
-            number = torch.arange(start, start + block.shape[1], device=query.device)
-            best = torch.cat([best, block], dim=1)
-            where = torch.cat([where, number.expand(len(query), -1)], dim=1)
-            best, order = best.topk(min(k, best.shape[1]), dim=1)
-            where = where.gather(1, order)
-        similarities.append(best)
-        indices.append(where)
-    return torch.cat(similarities), torch.cat(indices)
+    queries = F.normalize(queries.float(), dim=1)
+    best = queries.new_full((len(queries), k), -math.inf)
+    where = torch.zeros(best.shape, dtype=torch.int64, device=best.device)
+    parts = [torch.split(t, min(chunk, QUERIES)) for t in (queries, best, where)]
+    for start in range(0, len(bank), chunk):
+        rows = F.normalize(bank[start : start + chunk].float(), dim=1)
+        for query, *found in zip(*parts, strict=True):
+            _keep_best(query @ rows.T, start, *found)
+    return best, where
+
+
+def _keep_best(block: Tensor, start: int, best: Tensor, where: Tensor) -> None:
+    """Bring the best k so far up to date with a block of similarities, in place.
+
+    block: [m, c], with the bank's rows from `start` on; best: [m, k], falling; where: int64 [m, k].
+
+    Sorting the whole block would take longer than computing it. But most of it is below the k-th best
+    already: one look at the maxima of groups tells which groups are not. They are merged a few at a
+    time, the best first, until no group left has anything that is better.
+    """
+    if missing := -block.shape[1] % GROUP:  # a whole group is no place for a copy of everything
+        block = F.pad(block, (0, missing), value=-math.inf)
+    block = torch.unflatten(block, 1, (-1, GROUP))
+    maxima = block.amax(2)
+    within = torch.arange(GROUP, device=block.device)
+    while len(row := (maxima.amax(1) > best[:, -1]).nonzero().squeeze(1)):
+        group = maxima[row].topk(min(TAKE, maxima.shape[1]), dim=1).indices  # [r, TAKE]
+        maxima[row[:, None], group] = -math.inf
+        values = torch.cat([best[row], block[row[:, None], group].flatten(1)], dim=1)
+        columns = start + GROUP * group[:, :, None] + within
+        columns = torch.cat([where[row], columns.flatten(1)], dim=1)
+        best[row], order = values.topk(best.shape[1], dim=1)
+        where[row] = columns.gather(1, order)
 
 
 def knn_scores(

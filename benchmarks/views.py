@@ -1,0 +1,207 @@
+"""Two views of each image, and nothing else: ours against torchvision and kornia, in turn.
+
+    python benchmarks/views.py [--size 32 64 96 224] [--rounds 5] [--device cpu] [--out FILE.json]
+
+The same images, operations and distributions of parameters, of MoCo v2's and SimCLR's augmentation:
+
+- ours: `two_views` of a batch of resident uint8 images
+- torchvision-v2: its transforms on uint8 tensors, an image at a time
+- torchvision-pil: as the code of 2020 had it, on PIL images, an image at a time, blurred by PIL
+- kornia: batches, parameters of each image its own, where this interpreter has it; its crop does not
+  antialias, and one order of the jitter's operations is drawn for a whole batch
+
+Images are decoded before. They are mosaics of the built-in sample, of the view's size, or 256 pixels
+for 224. All ends in normalised float32 batches on the device. On a CPU every subject has --threads (1):
+so figures are those of one core, since torchvision's users multiply theirs by loader workers. On CUDA
+torchvision still works on the CPU, and its batches are copied over. Ratios are within a round.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.transforms as v1
+from loading import make_photos
+from measuring import in_turn, ratios, spread, write_figures
+from PIL import Image, ImageFilter
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from mixco.data.views import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augmentation,
+    moco_v2,
+    simclr,
+    two_views,
+)
+from mixco.hardware import pick_device
+
+try:
+    import kornia.augmentation
+except ImportError:
+    kornia = None
+    print("without kornia: install it beside mixco (pip install kornia) to compare with it")
+
+PRESETS = {"moco-v2": moco_v2, "simclr": simclr}
+Views = tuple[Tensor, Tensor]
+
+
+def photos(count: int, side: int) -> Tensor:
+    """uint8 [count, 3, side, side]"""
+    with tempfile.TemporaryDirectory() as folder:
+        make_photos(Path(folder) / "photos", count, side)
+        files = sorted(Path(folder).rglob("*.jpg"))
+        pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def blur_sigma(a: Augmentation) -> tuple[float, float]:
+    """In pixels of the view."""
+    low, high = (sigma * a.size / 224 for sigma in a.blur_sigma)
+    return low, high
+
+
+def of_ours(images: Tensor, a: Augmentation, device: torch.device) -> Callable[[], Views]:
+    resident = images.to(device)
+    extents = torch.tensor(images.shape[2:]).expand(len(images), 2)
+    generator = torch.Generator().manual_seed(0)
+    return lambda: two_views(resident, extents, a, generator, torch.float32)
+
+
+def of_torchvision_v2(images: Tensor, a: Augmentation, device: torch.device) -> Callable[[], Views]:
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(a.size, a.scale, a.ratio, antialias=True),
+            v2.RandomApply([v2.ColorJitter(*a.jitter)], a.jitter_probability),
+            v2.RandomGrayscale(a.grey),
+            v2.RandomApply([v2.GaussianBlur(a.blur_kernel, blur_sigma(a))], a.blur),
+            v2.RandomHorizontalFlip(a.flip),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(a.mean, a.std),
+        ]
+    )
+    return one_by_one(list(images), transform, device)
+
+
+class BlurOf2020:
+    """PIL's, three passes of a box; the radius is its sigma."""
+
+    def __init__(self, sigma: tuple[float, float]) -> None:
+        self.sigma = sigma
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(float(np.random.uniform(*self.sigma))))  # noqa: NPY002
+
+
+def of_torchvision_pil(
+    images: Tensor, a: Augmentation, device: torch.device
+) -> Callable[[], Views]:
+    transform = v1.Compose(
+        [
+            v1.RandomResizedCrop(a.size, a.scale, a.ratio),
+            v1.RandomApply([v1.ColorJitter(*a.jitter)], a.jitter_probability),
+            v1.RandomGrayscale(a.grey),
+            v1.RandomApply([BlurOf2020(blur_sigma(a))], a.blur),
+            v1.RandomHorizontalFlip(a.flip),
+            v1.ToTensor(),
+            v1.Normalize(a.mean, a.std),
+        ]
+    )
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    return one_by_one(pictures, transform, device)
+
+
+def one_by_one(
+    images: list, transform: Callable[..., Tensor], device: torch.device
+) -> Callable[[], Views]:
+    def views() -> Views:
+        pairs = [(transform(image), transform(image)) for image in images]
+        first, second = (torch.stack(half).to(device) for half in zip(*pairs, strict=True))
+        return first, second
+
+    return views
+
+
+def of_kornia(images: Tensor, a: Augmentation, device: torch.device) -> Callable[[], Views]:
+    k = kornia.augmentation
+    transform = nn.Sequential(
+        k.RandomResizedCrop((a.size, a.size), a.scale, a.ratio),
+        k.ColorJitter(*a.jitter, p=a.jitter_probability),
+        k.RandomGrayscale(p=a.grey),
+        k.RandomGaussianBlur((a.blur_kernel, a.blur_kernel), blur_sigma(a), p=a.blur),
+        k.RandomHorizontalFlip(p=a.flip),
+        k.Normalize(torch.tensor(a.mean), torch.tensor(a.std)),
+    ).to(device)
+    resident = images.to(device)
+
+    def views() -> Views:
+        unit = resident.float() / 255
+        return transform(unit), transform(unit)
+
+    return views
+
+
+def rate(views: Callable[[], Views], seconds: float, device: torch.device) -> float:
+    """Images a second, two views each, over so many seconds and one batch at least."""
+    images, began = 0, time.perf_counter()
+    while True:
+        images += len(views()[0])
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if (spent := time.perf_counter() - began) >= seconds:
+            return images / spent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, nargs="+", default=[32, 64, 96, 224])
+    parser.add_argument("--side", type=int, help="of the images; default: the view's, 256 for 224")
+    parser.add_argument("--augmentation", nargs="+", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.5, help="at least, of each measurement")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    torch.set_num_threads(arguments.threads)
+    makers = {
+        "ours": of_ours,
+        "torchvision-v2": of_torchvision_v2,
+        "torchvision-pil": of_torchvision_pil,
+    }
+    if kornia is not None:
+        makers["kornia"] = of_kornia
+    rows: list[dict[str, object]] = []
+    for size in arguments.size:
+        side = arguments.side or (256 if size == 224 else size)
+        images = photos(arguments.batch_size, side)
+        for name in arguments.augmentation:
+            augmentation = PRESETS[name](size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+            subjects = {}
+            for maker, make in makers.items():
+                make(images[:8], augmentation, device)()  # what only a first call has to do
+                views = make(images, augmentation, device)
+                subjects[maker] = lambda views=views: rate(views, arguments.seconds, device)
+            print(f"{name}, {size} pixels of {side}")
+            rates = in_turn(subjects, arguments.rounds)
+            row: dict[str, object] = {"augmentation": name, "size": size, "side": side}
+            if kornia is not None:
+                row["kornia"] = kornia.__version__
+            row["images_per_second"] = {subject: spread(v) for subject, v in rates.items()}
+            row["ours_over"] = {
+                peer: ratios(rates["ours"], v) for peer, v in rates.items() if peer != "ours"
+            }
+            rows.append(row)
+    out = arguments.out or Path(f"benchmarks/results/views-{device.type}.json")
+    write_figures(out, rows, device)
+
+
+if __name__ == "__main__":
+    main()
