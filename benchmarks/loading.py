@@ -8,8 +8,6 @@ time. The first two batches are not timed: workers start, and the packed file's 
 """
 
 import argparse
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import ratios, spread, write_figures
 from PIL import Image
 from torch import Tensor
 
@@ -25,8 +24,7 @@ from mixco.data.images import decode
 from mixco.data.loading import Images, open_images, view_batches
 from mixco.data.sources import list_images
 from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, moco_v2
-from mixco.hardware import describe, pick_device
-from mixco.results import versions
+from mixco.hardware import pick_device
 from mixco.seeding import generator_for
 
 UNTIMED = 2  # batches
@@ -119,25 +117,19 @@ def main() -> None:
                         of_packed = rate(packed, *settings)
                         rates.append((of_packed, rate(opened("streamed", workers), *settings)))
                 for workers, rates in pairs.items():
-                    ratios = [streamed / of_packed for of_packed, streamed in rates]
-                    row = {
-                        "side": side,
-                        "size": size,
-                        "workers": workers,
-                        "packed_images_per_second": statistics.median(p for p, _ in rates),
-                        "streamed_images_per_second": statistics.median(s for _, s in rates),
-                        "ratio_median": statistics.median(ratios),
-                        "ratio_min": min(ratios),
-                        "ratio_max": max(ratios),
-                    }
+                    of_packed, streamed = (list(side_) for side_ in zip(*rates, strict=True))
                     rows.append(
-                        {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
+                        {
+                            "side": side,
+                            "size": size,
+                            "workers": workers,
+                            "packed_images_per_second": spread(of_packed),
+                            "streamed_images_per_second": spread(streamed),
+                            "ratio": ratios(streamed, of_packed),
+                        }
                     )
                     print(rows[-1], flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in vars(arguments).items() if k != "out"}
-    figures = {"settings": settings, "versions": versions(describe(device)), "rows": rows}
-    arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+    write_figures(arguments.out, rows, device)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,151 @@
+"""The tables and the plot of docs/performance.md, from the files of figures.
+
+    python benchmarks/tables.py [--device cpu] > tables.md
+
+Prints Markdown and draws docs/images/performance.png. It measures nothing.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+PICTURE = HERE.parent / "docs" / "images" / "performance.png"
+COLOURS = {
+    "ours": "#d1495b",
+    "bare": "#9aa5b1",
+    "lightly": "#30638e",
+    "lightly-train": "#00798c",
+    "2020": "#edae49",
+}
+
+
+def figures(pattern: str) -> list[tuple[Path, dict[str, Any]]]:
+    paths = sorted((HERE / "results").glob(pattern))
+    return [(path, json.loads(path.read_text("utf-8"))) for path in paths]
+
+
+def shown(value: dict[str, float] | None, form: str) -> str:
+    """median (min to max)"""
+    if value is None:
+        return ""
+    low, middle, high = (format(value[key], form) for key in ("min", "median", "max"))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def table(head: list[str], rows: list[list[str]]) -> None:
+    for cells in (head, ["---"] * len(head), *rows):
+        print(f"| {' | '.join(cells)} |")
+    print()
+
+
+def pretraining(device: str) -> list[dict[str, Any]]:
+    everything = []
+    for path, content in figures(f"pretraining-{device}-*.json"):
+        rows = [row for row in content["rows"] if "images_per_second" in row]
+        print(
+            f"`{content['command']}` ({path.name}, commit {content['commit']}, {content['machine']})\n"
+        )
+        table(
+            ["size", "method", "subject", "images/s", "ours / theirs", "waiting", "peak MiB"],
+            [
+                [
+                    str(row["size"]),
+                    row["method"],
+                    row["subject"],
+                    shown(row["images_per_second"], ",.1f"),
+                    shown(row.get("ours_over_theirs_images_per_second"), ".2f"),
+                    shown(row["waiting_share"], ".0%"),
+                    shown(row.get("peak_memory_mib"), ",.0f"),
+                ]
+                for row in rows
+            ],
+        )
+        everything += [{**row, "file": path.stem} for row in rows]
+    return everything
+
+
+def views(device: str) -> None:
+    for path, content in figures(f"views-{device}.json"):
+        print(f"`{content['command']}` ({path.name}, commit {content['commit']})\n")
+        peers = list(content["rows"][0]["ours_over"])
+        table(
+            ["size", "augmentation", "ours, images/s", *(f"ours / {peer}" for peer in peers)],
+            [
+                [
+                    str(row["size"]),
+                    row["augmentation"],
+                    shown(row["images_per_second"]["ours"], ",.0f"),
+                    *(shown(row["ours_over"][peer], ".1f") for peer in peers),
+                ]
+                for row in content["rows"]
+            ],
+        )
+
+
+def others(device: str) -> None:
+    """Flat rows, whatever they hold."""
+    for pattern in (f"evaluation-{device}*.json", "startup*.json", "loading.json"):
+        for path, content in figures(pattern):
+            print(f"`{content['command']}` ({path.name}, commit {content['commit']})\n")
+            for row in content["rows"]:
+                cells = [
+                    f"{key} {shown(value, ',.3g')}"
+                    if isinstance(value, dict) and "median" in value
+                    else f"{key} {value}"
+                    for key, value in row.items()
+                ]
+                print(f"- {'; '.join(cells)}")
+            print()
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Images a second of each subject, a panel a size and encoder, a group a method."""
+    files = list(dict.fromkeys(row["file"] for row in rows))
+    figure, panels = plt.subplots(
+        1, len(files), figsize=(1 + 3.6 * len(files), 3.4), squeeze=False, layout="constrained"
+    )
+    for panel, file in zip(panels[0], files, strict=True):
+        some = [row for row in rows if row["file"] == file and row["subject"] in COLOURS]
+        methods = list(dict.fromkeys(row["method"] for row in some))
+        for place, method in enumerate(methods):
+            bars = [row for row in some if row["method"] == method]
+            for number, row in enumerate(bars):
+                rate = row["images_per_second"]
+                x = place + 0.17 * (number - (len(bars) - 1) / 2)
+                label = (
+                    row["subject"]
+                    if row["subject"] not in panel.get_legend_handles_labels()[1]
+                    else None
+                )
+                panel.bar(x, rate["median"], 0.15, color=COLOURS[row["subject"]], label=label)
+                panel.vlines(x, rate["min"], rate["max"], color="black", linewidth=1)
+        _, _, size, *arch = file.split("-")
+        panel.set_title(f"{arch[0] if arch else 'resnet18'}, {size} px", fontsize=10)
+        panel.set_xticks(range(len(methods)), methods, fontsize=8, rotation=15)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_ylim(0)
+    panels[0][0].set_ylabel("images a second")
+    panels[0][0].legend(fontsize=8, frameon=False)
+    figure.savefig(PICTURE, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    rows = pretraining(arguments.device)
+    views(arguments.device)
+    others(arguments.device)
+    if rows:
+        draw(rows)
+
+
+if __name__ == "__main__":
+    main()
