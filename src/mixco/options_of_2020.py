@@ -44,7 +44,8 @@ LEFT_OUT: dict[str, tuple[int | None, str]] = {
     "--log_every_n_steps": (1, "a bar and a line an epoch tell how far it is"),
     "--fp16_precision": (0, "bfloat16 is used where the hardware has it; see --precision"),
     "--save-freq": (1, "see --keep-every; the last epoch is always saved"),
-    "--start-epoch": (1, "a run begins with its first epoch"),
+    "--start-epoch": (1, "a run that was stopped goes on by itself, with the same command"),
+    "--resume": (1, "a run that was stopped goes on by itself, with the same command"),
 }
 ONLY_MOCO = {"--mlp", "--aug-plus", *(PRETRAINING.keys() - {"--out-dim"})}
 ONLY_SIMCLR = {"--out-dim", "--fp16_precision", "--log_every_n_steps"}
