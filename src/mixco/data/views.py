@@ -365,5 +365,6 @@ def _turn_hue(x: Tensor, shifts: Tensor) -> Tensor:
     difference = torch.where(red, g - b, torch.where(green, b - r, r - g))
     sector = torch.where(red, 0.0, torch.where(green, 2.0, 4.0))
     sixths = torch.addcdiv(sector, difference, chroma.clamp(min=1e-12))
-    k = torch.remainder(sixths + shifts[:, :, None, None], 6)  # [B, 3, S, S]
+    k = (sixths + shifts[:, :, None, None]).div_(6)  # in turns, [B, 3, S, S]
+    k = k.sub_(k.floor()).mul_(6)  # torch.remainder takes three times as long
     return torch.addcmul(value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1)
