@@ -148,8 +148,8 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         print(f"mixco: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("mixco: stopped; what was written stays", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"mixco: {str(stopped) or 'stopped; what was written stays'}", file=sys.stderr)
         sys.exit(130)
 
 

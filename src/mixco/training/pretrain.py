@@ -375,11 +375,10 @@ def leave_on(number: int, folder: Path, step: int) -> None:
     """Raise what the signal asks for: KeyboardInterrupt, or SystemExit with 128 + its number."""
     if number == 0:
         return
-    say(
-        f"stopped after step {step:,}, which is saved; the same command goes on from there: {folder}"
-    )
+    what = f"stopped after step {step:,}, saved in {folder}; the same command goes on from there"
     if number == signal.SIGINT:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(what)
+    say(what)
     raise SystemExit(128 + number)
 
 
