@@ -27,7 +27,7 @@ COLOURS = {
 
 
 def figures(pattern: str) -> list[tuple[Path, dict[str, Any]]]:
-    paths = sorted((HERE / "results").glob(pattern))
+    paths = sorted((HERE / "results").glob(pattern), key=lambda path: (len(path.name), path.name))
     return [(path, json.loads(path.read_text("utf-8"))) for path in paths]
 
 
@@ -108,9 +108,17 @@ def others(device: str) -> None:
 def draw(rows: list[dict[str, Any]]) -> None:
     """Images a second of each subject, a panel a size and encoder, a group a method."""
     files = list(dict.fromkeys(row["file"] for row in rows))
+    files.sort(key=lambda file: (file.split("-")[3:], int(file.split("-")[2])))
+    widths = [len({row["method"] for row in rows if row["file"] == file}) for file in files]
     figure, panels = plt.subplots(
-        1, len(files), figsize=(1 + 3.6 * len(files), 3.4), squeeze=False, layout="constrained"
+        1,
+        len(files),
+        figsize=(1 + 1.4 * sum(widths), 3.6),
+        width_ratios=widths,
+        squeeze=False,
+        layout="constrained",
     )
+    named = {}
     for panel, file in zip(panels[0], files, strict=True):
         some = [row for row in rows if row["file"] == file and row["subject"] in COLOURS]
         methods = list(dict.fromkeys(row["method"] for row in some))
@@ -118,21 +126,21 @@ def draw(rows: list[dict[str, Any]]) -> None:
             bars = [row for row in some if row["method"] == method]
             for number, row in enumerate(bars):
                 rate = row["images_per_second"]
-                x = place + 0.17 * (number - (len(bars) - 1) / 2)
-                label = (
-                    row["subject"]
-                    if row["subject"] not in panel.get_legend_handles_labels()[1]
-                    else None
-                )
-                panel.bar(x, rate["median"], 0.15, color=COLOURS[row["subject"]], label=label)
+                x = place + 0.19 * (number - (len(bars) - 1) / 2)
+                bar = panel.bar(x, rate["median"], 0.17, color=COLOURS[row["subject"]])
+                named.setdefault(row["subject"], bar)
                 panel.vlines(x, rate["min"], rate["max"], color="black", linewidth=1)
         _, _, size, *arch = file.split("-")
         panel.set_title(f"{arch[0] if arch else 'resnet18'}, {size} px", fontsize=10)
-        panel.set_xticks(range(len(methods)), methods, fontsize=8, rotation=15)
+        panel.set_xticks(range(len(methods)), [m.replace("+", "\n+ ") for m in methods], fontsize=9)
+        panel.set_xlim(-0.5, len(methods) - 0.5)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_ylim(0)
     panels[0][0].set_ylabel("images a second")
-    panels[0][0].legend(fontsize=8, frameon=False)
+    labels = {name: "bare passes: the limit" if name == "bare" else name for name in named}
+    figure.legend(
+        named.values(), [labels[name] for name in named], loc="outside lower center", ncols=5
+    )
     figure.savefig(PICTURE, dpi=150)
 
 
