@@ -92,7 +92,8 @@ def test_progress_is_told(photos: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     source = list_images(str(photos), None, "pretrain")
     pack(source, size=64, cache=tmp_path, on_progress=lambda *pair: told.append(pair))
-    assert told == [(100, 200), (200, 200)]
+    done = [number for number, total in told if total == 200]
+    assert len(done) == len(told) > 5 and done == sorted(set(done)) and done[-1] == 200
 
 
 def test_a_packed_file_cut_short_is_packed_again(photos: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from mixco.errors import UserError
 FORMAT = 2  # part of the key: raise it whenever the same files would be packed differently
 MAX_UNREADABLE = 0.01
 AHEAD = 512  # images that are decoded ahead of being written
-AT_ONCE = 8  # images that a thread takes at once
+AT_ONCE = 16  # images that a thread takes at once
 
 
 @dataclass(frozen=True)
@@ -154,19 +155,14 @@ def _write(
         unreadable: list[tuple[int, str]] = []
         try:
             with rows.open("wb") as file:
-                decoded = _in_order(pool, source, side, count)
-                for index, result in enumerate(decoded):
-                    if isinstance(result, str):
-                        unreadable.append((index, result))
-                    else:
-                        canvas = np.zeros((3, side, side), np.uint8)
-                        height, width = result.shape[:2]
-                        canvas[:, :height, :width] = result.transpose(2, 0, 1)
-                        file.write(canvas.data)
-                        kept.append(index)
-                        extents.append((height, width))
-                    if on_progress and (index % 100 == 99 or index == count - 1):
-                        on_progress(index + 1, count)
+                for few, block in _in_order(pool, source, side, count):
+                    file.write(block.canvases.data)
+                    extents += block.extents
+                    unreadable += block.unreadable
+                    lost = {index for index, _ in block.unreadable}
+                    kept += [index for index in few if index not in lost]
+                    if on_progress:
+                        on_progress(few.stop, count)
             refuse_too_many(source, unreadable)
             notes = json.dumps({"kept": kept, "unreadable": unreadable})
             with temporary.open("wb") as file:
@@ -186,27 +182,52 @@ def _write(
 def _canvas_side(pool: ThreadPoolExecutor, source: ImageList, longest: int) -> int:
     """The longest side of any image, at most `longest`: once one has it, no more headers are read."""
     side = 0
-    for part in _parts(len(source.files)):
-        side = max(side, *pool.map(lambda i: longest_side(source, i), part))
+    for part in _cut(range(len(source.files)), AHEAD):
+        some = _cut(part, AT_ONCE)
+        side = max(side, *pool.map(lambda few: max(longest_side(source, i) for i in few), some))
         if side >= longest:
             return longest
     return side
 
 
+class _Block(NamedTuple):
+    """A few images, decoded: what of them could be read, in order, and what not, with reasons."""
+
+    canvases: NDArray[np.uint8]
+    extents: list[tuple[int, int]]
+    unreadable: list[tuple[int, str]]
+
+
 def _in_order(
     pool: ThreadPoolExecutor, source: ImageList, side: int, count: int
-) -> Iterator[NDArray[np.uint8] | str]:
-    """Decoded images or reasons, in order, with a bounded number in memory."""
-    for part in _parts(count):
-        # A few at once: handing over each by itself takes as long as decoding a small one.
-        some = [part[i : i + AT_ONCE] for i in range(0, len(part), AT_ONCE)]
-        for done in pool.map(lambda few: [read_reduced(source, i, side) for i in few], some):
-            yield from done
+) -> Iterator[tuple[range, _Block]]:
+    """A few images after the other, in order, with a bounded number in memory.
+
+    A thread does all that it takes for them: handing over each by itself would take longer than to
+    decode a small one.
+    """
+    for part in _cut(range(count), AHEAD):
+        some = _cut(part, AT_ONCE)
+        yield from zip(some, pool.map(lambda few: _decode(source, few, side), some), strict=True)
 
 
-def _parts(count: int) -> Iterator[range]:
-    for start in range(0, count, AHEAD):
-        yield range(start, min(start + AHEAD, count))
+def _decode(source: ImageList, few: range, side: int) -> _Block:
+    canvases = np.zeros((len(few), 3, side, side), np.uint8)
+    extents: list[tuple[int, int]] = []
+    unreadable: list[tuple[int, str]] = []
+    for index in few:
+        found = read_reduced(source, index, side)
+        if isinstance(found, str):
+            unreadable.append((index, found))
+        else:
+            height, width = found.shape[:2]
+            canvases[len(extents), :, :height, :width] = found.transpose(2, 0, 1)
+            extents.append((height, width))
+    return _Block(canvases[: len(extents)], extents, unreadable)
+
+
+def _cut(numbers: range, size: int) -> list[range]:
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
 def longest_side(source: ImageList, index: int) -> int:
