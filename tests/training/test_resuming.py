@@ -107,34 +107,28 @@ def test_stopped_by_a_signal(
     assert handler is signal.default_int_handler, "put back"
 
 
+def as_command(photos: Path, out: Path, method: str) -> list[str]:
+    """What `config` says, for a process of its own."""
+    return [
+        *(sys.executable, "-m", "mixco", "pretrain", "--data", str(photos), "--out", str(out)),
+        *("--method", method, "--size", "32", "--stem", "conv3s2", "--device", "cpu"),
+        *("--epochs", str(EPOCHS), "--batch-size", "16", "--knn-every", "1"),
+        *("--cache", str(photos.parent / "cache"), "--loading", "packed", "--workers", "1"),
+        *(("--queue", "20") if method == "moco" else ()),
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["moco", "simclr"])
 def test_killed_at_any_moment(photos: Path, tmp_path: Path, method: str) -> None:
     """Real processes, killed again and again before they have done many steps."""
     whole = pretrain(config(photos, tmp_path / "whole", method=method))
     out = tmp_path / "killed"
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "mixco",
-            "pretrain",
-            "--data",
-            photos,
-            "--out",
-            out,
-            "--size",
-            "32",
-        ),
-        *("--method", method, "--stem", "conv3s2", "--epochs", EPOCHS, "--batch-size", "16"),
-        *("--cache", photos.parent / "cache", "--loading", "packed", "--workers", "1"),
-        *("--checkpoint-steps", "1", "--knn-every", "1", "--device", "cpu"),
-        *(("--queue", "20") if method == "moco" else ()),
-    ]
+    command = [*as_command(photos, out, method), "--checkpoint-steps", "1"]
     draw = random.Random(method)
     kills = 0
     for _ in range(30):
-        process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         steps = {p.name for p in checkpoints(out)} if out.exists() else set()
         deadline = time.monotonic() + 120
         while process.poll() is None and kills < 3 and time.monotonic() < deadline:
@@ -287,34 +281,16 @@ def test_a_checkpoint_that_cannot_be_written_is_told(photos: Path, tmp_path: Pat
 
     out = tmp_path / "run"
     whole = pretrain(config(photos, tmp_path / "whole"))
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "mixco",
-            "pretrain",
-            "--data",
-            photos,
-            "--out",
-            out,
-            "--size",
-            "32",
-        ),
-        *("--method", "moco", "--stem", "conv3s2", "--epochs", EPOCHS, "--batch-size", "16"),
-        *("--cache", photos.parent / "cache", "--loading", "packed", "--workers", "1"),
-        *("--knn-every", "1", "--device", "cpu", "--queue", "20"),
-    ]
+    command = as_command(photos, out, "moco")
     size = checkpoints(whole)[-1].stat().st_size
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
 
-    done = subprocess.run(
-        [*map(str, command)], preexec_fn=limited, capture_output=True, text=True, timeout=200
-    )
+    done = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2, done.stderr
     assert "cannot be written" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert_equal(final_state(out), final_state(whole))
