@@ -51,7 +51,8 @@ from mixco.data.resident import gather
 from mixco.hardware import pick_device, pick_dtype
 from mixco.results import read_json
 from mixco.seeding import generator_for
-from mixco.training.pretrain import AUGMENTATIONS, build_method, build_optimizer
+from mixco.training.optimisers import build_optimizer
+from mixco.training.pretrain import AUGMENTATIONS, build_method
 
 HERE = Path(__file__).parent
 LONGEST = 540  # seconds of a piece

@@ -382,6 +382,11 @@ def check_classifier(config: LinearConfig | FinetuneConfig) -> None:
             raise UserError(message)
 
 
+def run_folder_of(config: PretrainConfig) -> Path:
+    name, method, run = Path(config.data.data).name, config.method, config.run
+    return run.out or Path("runs") / f"{name}-{method.method}-{method.mix}-s{run.seed}"
+
+
 def resolve(config: PretrainConfig, images: int) -> PretrainConfig:
     """Fill in every None, from the method and the number of images; refuse what cannot be.
 
@@ -450,8 +455,5 @@ def resolve(config: PretrainConfig, images: int) -> PretrainConfig:
         if optimisation.weight_decay is None
         else optimisation.weight_decay,
     )
-    name = Path(config.data.data).name
-    run = dataclasses.replace(
-        run, out=run.out or Path("runs") / f"{name}-{method.method}-{method.mix}-s{run.seed}"
-    )
+    run = dataclasses.replace(run, out=run_folder_of(config))
     return dataclasses.replace(config, method=method, optimisation=optimisation, run=run)

@@ -96,7 +96,10 @@ def test_what_a_run_leaves_behind(photos: Path, tmp_path: Path) -> None:
     assert all(torch.equal(encoder.backbone.state_dict()[k], v) for k, v in weights(run).items())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checkpoint_steps", [0, 1])
+def test_a_loss_that_is_not_finite_stops_the_run(
+    photos: Path, tmp_path: Path, checkpoint_steps: int
+) -> None:
     """A learning rate out of all proportion: the weights overflow after the first step."""
     out = tmp_path / "run"
     with pytest.raises(
@@ -108,6 +111,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(photos: Path, tmp_path: Path) -
                 out,
                 optimisation={"optimizer": "sgd", "lr": 1e30, "warmup": 0.0, "epochs": 4},
                 precision="float32",
+                checkpoint_steps=checkpoint_steps,
             )
         )
     state = torch.load(checkpoints(out)[-1], weights_only=True)

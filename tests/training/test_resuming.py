@@ -65,17 +65,18 @@ def stop_in(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "step"),
+    ("settings", "step", "number"),
     [
-        ({"method": "moco", "mix": "mixco"}, 1),
-        ({"method": "moco", "mix": "none"}, 2),  # the last of an epoch: its end is reached first
-        ({"method": "simclr", "mix": "mixco"}, 3),  # the first of one
-        ({"method": "moco", "loading": "streamed"}, 4),
-        ({"method": "simclr", "arch": "mobilenetv3_small_050"}, 4),  # draws dropout
-        ({"method": "moco"}, 8),  # the last of all: nothing is left to stop
+        ({"method": "moco", "mix": "mixco"}, 1, signal.SIGTERM),
+        ({"method": "moco", "mix": "mixco"}, 1, signal.SIGINT),
+        # The last step of an epoch: its end is reached first.
+        ({"method": "moco", "mix": "none"}, 2, signal.SIGTERM),
+        ({"method": "simclr", "mix": "mixco"}, 3, signal.SIGTERM),  # the first of one
+        ({"method": "moco", "loading": "streamed"}, 4, signal.SIGTERM),
+        ({"method": "simclr", "arch": "mobilenetv3_small_050"}, 4, signal.SIGTERM),  # draws dropout
+        ({"method": "moco"}, 8, signal.SIGTERM),  # the last of all: nothing is left to stop
     ],
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal(
     photos: Path,
     tmp_path: Path,
@@ -84,8 +85,6 @@ def test_stopped_by_a_signal(
     step: int,
     number: int,
 ) -> None:
-    if number == signal.SIGINT and step not in (1, 2):
-        pytest.skip("the same way, shown by other steps")
     whole = pretrain(config(photos, tmp_path / "whole", **settings))
     stopped = config(photos, tmp_path / "stopped", **settings)
     stop_in(monkeypatch, step, number)
@@ -222,6 +221,41 @@ def test_other_settings_are_refused_and_harmless_ones_told(
     assert "changed since the run began: --workers was 1, is 0" in said
     assert "--checkpoint-steps was 1, is 0" in said
     assert_equal(final_state(run), final_state(whole))
+
+
+def test_auto_loading_stays_what_it_was(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that filled up in between would have it streamed, and the crops would be others."""
+    whole = pretrain(config(photos, tmp_path / "whole"))
+    settings = interrupted(photos, tmp_path / "run", monkeypatch)
+    monkeypatch.setattr("mixco.data.loading.fits_packed", lambda *_: False)
+    auto = dataclasses.replace(settings, data=dataclasses.replace(settings.data, loading="auto"))
+    assert_equal(final_state(pretrain(auto)), final_state(whole))
+
+
+def test_a_config_of_something_else_is_refused(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.json").write_text('["mine"]')
+    with pytest.raises(UserError, match=r"config\.json is of no run"):
+        pretrain(config(photos, out))
+    assert [path.name for path in out.iterdir()] == ["config.json"]
+
+
+def test_after_an_error_the_run_can_be_tried_again(tmp_path: Path) -> None:
+    """Also while the error is still at hand, as in a notebook: the lock went with the call."""
+    own = unpack_sample(tmp_path / "photos", train=16, test=2, classes=3)
+    pretrain(config(own, tmp_path / "run"))
+    (tmp_path / "run" / "results.json").unlink()
+    image = next((own / "train").rglob("*.jpg"))
+    pixels = image.read_bytes()
+    image.unlink()
+    with pytest.raises(UserError, match="now there are 47") as held:
+        pretrain(config(own, tmp_path / "run"))
+    image.write_bytes(pixels)
+    assert pretrain(config(own, tmp_path / "run")) == tmp_path / "run"
+    assert held.value is not None
 
 
 def test_other_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

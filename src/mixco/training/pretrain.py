@@ -4,18 +4,18 @@ import dataclasses
 import math
 import signal
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixco.checkpoint import EncoderDescription, save_encoder
-from mixco.config import PretrainConfig, resolve, to_dict
+from mixco.config import PretrainConfig, resolve, run_folder_of, to_dict
 from mixco.data import views
 from mixco.data.download import download
-from mixco.data.loading import Images, canvases, open_images, view_batches
+from mixco.data.loading import open_images, view_batches
 from mixco.data.packing import PackedImages
 from mixco.data.resident import batches
 from mixco.data.sources import list_images
@@ -32,13 +32,22 @@ from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.mixing import MIXERS
 from mixco.models.encoder import Encoder, build_backbone, build_head, drops_at_random, feature_dim
-from mixco.pictures import draw_curves, draw_views
+from mixco.pictures import draw_curves
 from mixco.progress import Stopwatch, counting, downloading, say, training, waited
 from mixco.results import add_result, append_metrics, read_json, versions, write_json, write_metrics
 from mixco.schedules import learning_rate
 from mixco.seeding import generator_for, global_draws
 from mixco.training.held_out import knn_check, split_holdout
-from mixco.training.resuming import Due, newest_state, open_run, save_step, signals_noticed
+from mixco.training.optimisers import build_optimizer
+from mixco.training.resuming import (
+    Due,
+    as_begun,
+    newest_state,
+    open_run,
+    save_step,
+    signals_noticed,
+)
+from mixco.training.telling import note_once, report_data, say_epoch, show_what_it_saw
 
 # The loss is looked at this often for not being finite: on a GPU each look waits for the device.
 STEPS_BETWEEN_LOOKS = {"cpu": 1}
@@ -54,6 +63,12 @@ def pretrain(config: PretrainConfig) -> Path:
     finite: then the last good checkpoint stays. On SIGINT and SIGTERM the step is finished and saved,
     and KeyboardInterrupt or SystemExit(143) raised; a second signal acts at once.
     """
+    with ExitStack() as until_the_end:
+        return _pretrain(config, until_the_end)
+
+
+def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
+    """`pretrain`; until_the_end holds what is given back when it is left, however."""
     device = pick_device(config.run.device)
     dtype = pick_dtype(device, config.run.precision)
     keep_freed_memory(device)
@@ -71,7 +86,7 @@ def pretrain(config: PretrainConfig) -> Path:
             source,
             size=config.data.size,
             cache=cache,
-            loading=config.data.loading,
+            loading=as_begun(run_folder_of(config), config.data.loading),
             workers=workers,
             memory=memory_bytes(),
             on_progress=on_progress,
@@ -94,11 +109,10 @@ def pretrain(config: PretrainConfig) -> Path:
     # The method around its encoder; what cannot be built leaves no run folder.
     method = build_method(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     folder = run.out
-    lock = open_run(folder, to_dict(config), say)
+    until_the_end.enter_context(open_run(folder, to_dict(config), say))
     if is_finished(folder):
         say(f"{folder}: this run is finished already")
-        with lock:
-            return folder
+        return folder
     write_json(folder / "versions.json", versions(describe(device)))
     report_data(images, members, method_config.queue, folder)
     augmentation = views.weaken_jitter(
@@ -119,7 +133,7 @@ def pretrain(config: PretrainConfig) -> Path:
     steps = steps_per_epoch * optimisation.epochs
 
     # Where the run stands: after `step` steps, `records` of whole epochs, `sums` of the one it is in.
-    step = 0
+    step, rate = 0, 0.0
     records: list[dict[str, float]] = []
     sums: dict[str, Tensor] = {}
     total, epoch_watch = Stopwatch(), Stopwatch()
@@ -127,6 +141,9 @@ def pretrain(config: PretrainConfig) -> Path:
     identity = {"name": source.name, "images": len(images)}
 
     def save(keep: bool = False) -> None:
+        # The loss of the last step says nothing of the weights that came after it.
+        if not all(value.isfinite().all() for value in method.state_dict().values()):
+            raise not_finite("the weights are", step, rate, config, folder)
         state = {
             "method": method.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -200,7 +217,6 @@ def pretrain(config: PretrainConfig) -> Path:
     knn_possible = run.knn_every > 0 and len(held_out) > 0
     method.train()
     with (
-        lock,
         training(name, steps, done=step) as on_step,
         closing(views_of_run),
         signals_noticed() as signal_that_came,
@@ -264,7 +280,9 @@ def pretrain(config: PretrainConfig) -> Path:
     board.close()
 
     save_encoder(folder / "encoder.safetensors", method.encoder.backbone, encoder)
-    show_what_it_saw(folder / "views.png", images, augmentation, config)
+    show_what_it_saw(
+        folder / "views.png", images, augmentation, MIXERS[method_config.mix], run.seed
+    )
     draw_curves(folder / "curves.png", {name: records})
     add_result(
         folder,
@@ -337,33 +355,6 @@ def plan(
                 yield index, generator_for(seed, "views", step=step)
 
 
-def build_optimizer(method: nn.Module, name: str, weight_decay: float) -> torch.optim.Optimizer:
-    """SGD with momentum 0.9 and decay on all parameters, as published, or AdamW.
-
-    AdamW's decay leaves out biases and the scales of norms: decoupled, it would pull them to zero
-    whatever the gradient.
-    """
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    fused = parameters[0].device.type in ("cpu", "cuda")
-    if name == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=0.0, momentum=0.9, weight_decay=weight_decay, fused=fused
-        )
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, fused=fused)
-
-
-def note_once(path: Path, line: str) -> None:
-    """Add a line to a text file, unless an earlier part of the run has."""
-    with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
-        file.seek(0)
-        if line not in file:
-            file.write(line)
-
-
 def is_finished(folder: Path) -> bool:
     results = folder / "results.json"
     return (folder / "encoder.safetensors").exists() and (
@@ -386,60 +377,16 @@ def stop_unless_finite(
     loss: Tensor, step: int, rate: float, config: PretrainConfig, folder: Path
 ) -> None:
     """Raises UserError with what a person needs to know, before a bad step reaches the weights."""
-    if math.isfinite(loss.item()):
-        return
-    raise UserError(
-        f"the loss is not finite at step {step} (learning rate {rate:.3g}, temperature "
+    if not math.isfinite(loss.item()):
+        raise not_finite("the loss is", step, rate, config, folder)
+
+
+def not_finite(
+    what: str, step: int, rate: float, config: PretrainConfig, folder: Path
+) -> UserError:
+    return UserError(
+        f"{what} not finite at step {step} (learning rate {rate:.3g}, temperature "
         f"{config.method.temperature:g}, mixed temperature {config.method.mix_temperature:g}); "
         f"the last good checkpoint is in {folder / 'checkpoints'}. "
         "Lower --lr, raise --temperature or --warmup, or give --precision float32"
     )
-
-
-def report_data(images: Images, members: Tensor, queue: int | None, folder: Path) -> None:
-    """List what was left out, and warn of a queue that meets its own images."""
-    if isinstance(images, PackedImages) and images.unreadable:
-        lines = [f"{file}\t{reason}\n" for file, reason in images.unreadable]
-        (folder / "unreadable.txt").write_text("".join(lines), "utf-8")
-        say(f"{len(lines)} unreadable images left out, listed in {folder / 'unreadable.txt'}")
-    if queue is not None and queue > len(members) // 2:
-        say(
-            f"warning: the queue of {queue:,} keys is more than half of the {len(members):,} images:"
-            f" an image meets its own old keys as negatives; --queue {len(members) // 4} is safer"
-        )
-
-
-def say_epoch(record: dict[str, float], epochs: int) -> None:
-    """A line in the log at each kNN check, the first and the last epoch, and each tenth of the run."""
-    epoch = int(record["epoch"])
-    if "knn" in record or epoch in (1, epochs) or epoch % max(1, epochs // 10) == 0:
-        knn = f"  kNN {record['knn']:.1f} % (held out)" if "knn" in record else ""
-        say(
-            f"epoch {epoch:>4}/{epochs}  loss {record['loss']:.3f}{knn}  "
-            f"{record['images_per_second']:,.0f} images/s  data {record['waiting_share']:.0%}"
-        )
-
-
-def show_what_it_saw(
-    path: Path, images: Images, augmentation: views.Augmentation, config: PretrainConfig
-) -> None:
-    """The picture of the views and mixtures of eight images, drawn as in training."""
-    count = min(8, len(images))
-    index = torch.linspace(0, len(images) - 1, count).long()
-    originals, extents = canvases(images, index, 2 * config.data.size)
-    generator = generator_for(config.run.seed, "what it saw")
-    view_q, view_k = views.two_views(originals, extents, augmentation, generator, torch.float32)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augmentation.mean, augmentation.std))
-
-    def visible(view: Tensor) -> Tensor:
-        return (view * std + mean).clamp(0, 1)
-
-    mixed: Tensor | None = None
-    shares: list[tuple[int, int, float]] = []
-    mixer = MIXERS[config.method.mix]
-    if mixer is not None and count >= 2:
-        mixture = mixer(view_q, generator)
-        mixed = visible(mixture.images)
-        half = count // 2
-        shares = [(i, i + half, mixture.targets[i, i].item()) for i in range(half)]
-    draw_views(path, originals, visible(view_q), visible(view_k), mixed, shares)

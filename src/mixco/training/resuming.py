@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -21,6 +21,8 @@ from filelock import FileLock, Timeout
 from mixco.checkpoint import save_checkpoint
 from mixco.errors import UserError
 from mixco.results import new_run_folder, read_json, write_json
+
+Loading = Literal["auto", "packed", "streamed"]
 
 LOCK = ".run.lock"
 TEMPORARY = re.compile(r"\.\d+-")  # of files.replacing
@@ -48,14 +50,14 @@ def open_run(
     held, other processes are refused.
     Raises UserError when the folder holds something else or another run, or is in use.
     """
-    path = folder / "config.json"
-    if not path.exists():
+    begun = begun_config(folder)
+    if begun is None:
         if not _barely_begun(folder):
             new_run_folder(folder)
         lock = _lock(folder)
-        write_json(path, config)
+        write_json(folder / "config.json", config)
         return lock
-    changed = list(differences(read_json(path), config))
+    changed = list(differences(begun, config))
     fatal = [text for key, text in changed if key not in MAY_CHANGE]
     if fatal:
         raise UserError(
@@ -67,6 +69,23 @@ def open_run(
         if key not in SILENTLY:
             say(f"changed since the run began: {text}")
     return lock
+
+
+def begun_config(folder: Path) -> dict[str, Any] | None:
+    """What a run in the folder began with; None where there is none. Raises UserError for no run's."""
+    path = folder / "config.json"
+    if not path.exists():
+        return None
+    config = read_json(path)
+    if not (isinstance(config, dict) and {"data", "method", "run"} <= config.keys()):
+        raise UserError(f"--out {folder}: its config.json is of no run; give another --out")
+    return config
+
+
+def as_begun(folder: Path, loading: Loading) -> Loading:
+    """ "auto" is what it was when the run began: how full memory and disk are may have changed."""
+    begun = begun_config(folder) if loading == "auto" else None
+    return begun["data"].get("loading", loading) if begun else loading
 
 
 def _barely_begun(folder: Path) -> bool:

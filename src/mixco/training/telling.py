@@ -1,0 +1,74 @@
+"""What a run tells a person: of its data, at the end of an epoch, and in the picture of what it saw."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mixco.data import views
+from mixco.data.loading import Images, canvases
+from mixco.data.packing import PackedImages
+from mixco.mixing import Mixer
+from mixco.pictures import draw_views
+from mixco.progress import say
+from mixco.seeding import generator_for
+
+
+def note_once(path: Path, line: str) -> None:
+    """Add a line to a text file, unless an earlier part of the run has."""
+    with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
+        file.seek(0)
+        if line not in file:
+            file.write(line)
+
+
+def report_data(images: Images, members: Tensor, queue: int | None, folder: Path) -> None:
+    """List what was left out, and warn of a queue that meets its own images."""
+    if isinstance(images, PackedImages) and images.unreadable:
+        lines = [f"{file}\t{reason}\n" for file, reason in images.unreadable]
+        (folder / "unreadable.txt").write_text("".join(lines), "utf-8")
+        say(f"{len(lines)} unreadable images left out, listed in {folder / 'unreadable.txt'}")
+    if queue is not None and queue > len(members) // 2:
+        say(
+            f"warning: the queue of {queue:,} keys is more than half of the {len(members):,} images:"
+            f" an image meets its own old keys as negatives; --queue {len(members) // 4} is safer"
+        )
+
+
+def say_epoch(record: dict[str, float], epochs: int) -> None:
+    """A line in the log at each kNN check, the first and the last epoch, and each tenth of the run."""
+    epoch = int(record["epoch"])
+    if "knn" in record or epoch in (1, epochs) or epoch % max(1, epochs // 10) == 0:
+        knn = f"  kNN {record['knn']:.1f} % (held out)" if "knn" in record else ""
+        say(
+            f"epoch {epoch:>4}/{epochs}  loss {record['loss']:.3f}{knn}  "
+            f"{record['images_per_second']:,.0f} images/s  data {record['waiting_share']:.0%}"
+        )
+
+
+def show_what_it_saw(
+    path: Path,
+    images: Images,
+    augmentation: views.Augmentation,
+    mixer: Mixer | None,
+    seed: int,
+) -> None:
+    """The picture of the views and mixtures of eight images, drawn as in training."""
+    count = min(8, len(images))
+    index = torch.linspace(0, len(images) - 1, count).long()
+    originals, extents = canvases(images, index, 2 * augmentation.size)
+    generator = generator_for(seed, "what it saw")
+    view_q, view_k = views.two_views(originals, extents, augmentation, generator, torch.float32)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augmentation.mean, augmentation.std))
+
+    def visible(view: Tensor) -> Tensor:
+        return (view * std + mean).clamp(0, 1)
+
+    mixed: Tensor | None = None
+    shares: list[tuple[int, int, float]] = []
+    if mixer is not None and count >= 2:
+        mixture = mixer(view_q, generator)
+        mixed = visible(mixture.images)
+        half = count // 2
+        shares = [(i, i + half, mixture.targets[i, i].item()) for i in range(half)]
+    draw_views(path, originals, visible(view_q), visible(view_k), mixed, shares)
