@@ -439,8 +439,13 @@ def test_an_interrupt_in_the_terminal_ends_a_run_with_one_sentence(
         *("--size", "32", "--batch-size", "4", "--epochs", "10000", "--device", "cpu"),
         *("--checkpoint-minutes", "0", "--cache", str(tmp_path), "--out", str(tmp_path / "run")),
     ]
+    # Where the tests run in the background, Ctrl-C is ignored, by what they start as well.
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:
         assert run.stderr is not None
         try:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,17 @@ from mixco.config import (
 )
 from mixco.errors import UserError
 from mixco.training.pretrain import pretrain
-from mixco.training.resuming import checkpoints
+from mixco.training.resuming import checkpoints, signals_noticed
 
 EPOCHS, STEPS_PER_EPOCH = 3, 3
+
+
+@pytest.fixture(autouse=True)
+def usual_handler() -> Iterator[None]:
+    """Of Ctrl-C; where the tests run in the background, it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +111,7 @@ def test_stopped_by_a_signal(
         whole / "encoder.safetensors"
     ).read_bytes()
     assert len(checkpoints(run)) == 2
-    handler = signal.getsignal(signal.SIGINT)
-    assert handler is signal.default_int_handler, "put back"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "put back"
 
 
 def as_command(photos: Path, out: Path, method: str) -> list[str]:
@@ -143,6 +151,16 @@ def test_killed_at_any_moment(photos: Path, tmp_path: Path, method: str) -> None
     assert kills >= 2, "the test must have killed"
     assert_equal(final_state(out), final_state(whole))
     assert not list(out.rglob(".*-*.pt")), "half written files are cleared away"
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with signals_noticed() as came:
+        signal.raise_signal(signal.SIGINT)
+        assert came() == 0
+        signal.raise_signal(signal.SIGTERM)
+        assert came() == signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def interrupted(photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **run: Any) -> Any:

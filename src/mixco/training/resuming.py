@@ -217,7 +217,9 @@ def signals_noticed() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, note)
+        # A shell lets what it starts in the background ignore Ctrl-C; that stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, note)
     try:
         yield lambda: came
     finally:
