@@ -5,9 +5,10 @@ alone as encoder.safetensors (the description in the file's metadata), and insid
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class EncoderDescription:
 class LoadedEncoder:
     """A backbone whose every weight came from the file."""
 
-    backbone: nn.Module
+    backbone: nn.Module = field(repr=False)
     description: EncoderDescription
     path: Path
     matched: int
@@ -107,6 +108,15 @@ def load_encoder(
         feature_dim(backbone, size)  # refuses what it cannot take
         description = dataclasses.replace(description, size=size)
     return LoadedEncoder(backbone.eval(), description, path, len(content))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over the names and bytes of all weights and buffers, running statistics among them."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key}/{value.dtype}/{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _load_foreign(

@@ -10,9 +10,12 @@ import tyro
 from mixco.config import (
     DemoConfig,
     DownloadConfig,
+    DuplicatesConfig,
+    EmbedConfig,
     FinetuneConfig,
     KNNConfig,
     LinearConfig,
+    NeighboursConfig,
     PretrainConfig,
     ReportConfig,
     load_recipe,
@@ -33,6 +36,9 @@ Pretrain an image encoder without labels, with or without mixed images, and see 
   linear     a linear classifier on a run's frozen encoder, fast or as published
   knn        nearest-neighbour classification with a run's frozen encoder
   finetune   train the whole network with labels, starting from a run's encoder
+  embed      a vector of each image, in a Parquet, NumPy or safetensors file
+  neighbours the images of a collection that are nearest to yours
+  duplicates groups of images that are nearly, or exactly, the same
   report     the results of several runs in one table, or collected in one file
   download   get a data set by its name
 
@@ -91,6 +97,47 @@ def finetune(arguments: list[str]) -> None:
     _print_accuracy("fine-tuned", run(config))
 
 
+def embed(arguments: list[str]) -> None:
+    config = parse(EmbedConfig, "embed", arguments, EmbedConfig(tyro.MISSING))
+    from mixco.collection.commands import embed as run
+    from mixco.progress import say
+
+    say(f"done: {run(config)}")
+
+
+def neighbours(arguments: list[str]) -> None:
+    default = NeighboursConfig(tyro.MISSING, tyro.MISSING)
+    config = parse(NeighboursConfig, "neighbours", arguments, default)
+    from mixco.collection.commands import neighbours as run
+
+    for each in run(config):
+        print(each.image)
+        for path, similarity in zip(each.paths, each.similarities, strict=True):
+            print(f"  {similarity:6.3f}  {path}")
+
+
+def duplicates(arguments: list[str]) -> None:
+    config = parse(DuplicatesConfig, "duplicates", arguments, DuplicatesConfig(tyro.MISSING))
+    from mixco.collection.commands import duplicates as run
+
+    groups = run(config)
+    for number, group in enumerate(groups[: config.show or None], 1):
+        print(f"group {number}: {len(group.paths)} images")
+        rows = zip(group.paths, group.similarities, group.same_pixels_as, strict=True)
+        for path, similarity, same in rows:
+            print(f"  {similarity:6.3f}  {path}" + (f"  (the pixels of {same})" if same else ""))
+    if 0 < config.show < len(groups):
+        print(
+            f"and {len(groups) - config.show:,} groups more: --show 0, or --out FILE, has them all"
+        )
+    more = sum(len(group.paths) - 1 for group in groups)
+    exact = sum(same is not None for group in groups for same in group.same_pixels_as)
+    print(
+        f"{len(groups):,} groups at a similarity of {config.threshold:g} or more; without "
+        f"{more:,} images, {exact:,} of them exact copies, no two would be so near"
+    )
+
+
 def report(arguments: list[str]) -> None:
     config = parse(ReportConfig, "report", arguments, ReportConfig(tyro.MISSING))
     from mixco.report import table
@@ -124,6 +171,9 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "linear": linear,
     "knn": knn,
     "finetune": finetune,
+    "embed": embed,
+    "neighbours": neighbours,
+    "duplicates": duplicates,
     "report": report,
     "download": download,
 }
