@@ -113,7 +113,7 @@ def neighbours(arguments: list[str]) -> None:
     for each in run(config):
         print(each.image)
         for path, similarity in zip(each.paths, each.similarities, strict=True):
-            print(f"  {similarity:6.3f}  {path}")
+            print(f"  {similarity:.4f}  {path}")
 
 
 def duplicates(arguments: list[str]) -> None:
@@ -125,7 +125,7 @@ def duplicates(arguments: list[str]) -> None:
         print(f"group {number}: {len(group.paths)} images")
         rows = zip(group.paths, group.similarities, group.same_pixels_as, strict=True)
         for path, similarity, same in rows:
-            print(f"  {similarity:6.3f}  {path}" + (f"  (the pixels of {same})" if same else ""))
+            print(f"  {similarity:.4f}  {path}" + (f"  (the pixels of {same})" if same else ""))
     if 0 < config.show < len(groups):
         print(
             f"and {len(groups) - config.show:,} groups more: --show 0, or --out FILE, has them all"
@@ -133,8 +133,8 @@ def duplicates(arguments: list[str]) -> None:
     more = sum(len(group.paths) - 1 for group in groups)
     exact = sum(same is not None for group in groups for same in group.same_pixels_as)
     print(
-        f"{len(groups):,} groups at a similarity of {config.threshold:g} or more; without "
-        f"{more:,} images, {exact:,} of them exact copies, no two would be so near"
+        f"groups: {len(groups):,}, at a similarity of {config.threshold:g} or more; images beside the "
+        f"first ones: {more:,}, exact copies among them: {exact:,}"
     )
 
 

@@ -432,7 +432,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return from_dict(typing.cast(type, kind), value, where)
     if origin is Literal and value in options:
         return value
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):  # the latter with a Literal in it
         if value is None and types.NoneType in options:
             return None
         return _convert(next(o for o in options if o is not types.NoneType), value, where)

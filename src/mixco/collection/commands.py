@@ -18,7 +18,7 @@ from mixco.config import CollectionConfig, DuplicatesConfig, EmbedConfig, Neighb
 from mixco.data.folders import whole_folder
 from mixco.data.image_list import ImageList
 from mixco.data.images import UnreadableImage, decode
-from mixco.data.loading import canvases
+from mixco.data.loading import FEATURE_BATCH, canvases
 from mixco.data.packing import state_key
 from mixco.data.sources import NAMED, list_images
 from mixco.data.streaming import stream
@@ -187,6 +187,9 @@ def _embed(
     device = pick_device(settings.device)
     keep_freed_memory(device)
     new = not out.exists()
+    workers = processors() if settings.workers is None else settings.workers
+    if len(source.files) <= FEATURE_BATCH:
+        workers = 0  # one batch, which one process decodes: this one does not have to be started
     with counting(f"embedding {source.name}") as on_progress:
         embed_to_file(
             out,
@@ -194,7 +197,7 @@ def _embed(
             source,
             notes,
             normalise=normalise,
-            workers=processors() if settings.workers is None else settings.workers,
+            workers=workers,
             device=device,
             dtype=pick_dtype(device, settings.precision),
             on_progress=on_progress,
