@@ -38,7 +38,7 @@ def test_three_lines(tmp_path: Path) -> None:
 
 def test_a_plain_loop(tmp_path: Path) -> None:
     found = losses(output_of(tmp_path, "plain_loop"))
-    assert len(found) == 3 and found[0] > found[1] > found[2]
+    assert len(found) == 3 and found[0] > found[-1]
 
 
 @pytest.mark.skipif(find_spec("lightning") is None, reason="lightning is not installed")

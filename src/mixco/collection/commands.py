@@ -43,8 +43,7 @@ def embed(config: EmbedConfig) -> Path:
         raise UserError(f"give --out, the file of vectors, which ends in {', '.join(KINDS)}")
     check_kind(config.out)
     encoder = _load(config.run, config.collection)
-    _embed(config.out, encoder, config.run, config.data, config.normalise, config.collection)
-    return config.out
+    return _embed(config.out, encoder, config.run, config.data, config.normalise, config.collection)
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def _collection(
                 f"images with {run}"
             )
         return vectors
-    return _embed(None, encoder, run, among, True, settings)
+    return read_vectors(_embed(None, encoder, run, among, True, settings))
 
 
 def _embed(
@@ -164,13 +163,12 @@ def _embed(
     data: str | None,
     normalise: bool,
     settings: CollectionConfig,
-) -> Vectors:
-    """Embed a collection into a file; None for the one that is kept beside the run."""
+) -> Path:
+    """Embed a collection into a file, and return it; None for the one that is kept beside the run."""
     source, where = _images(run, data, settings)
     size = encoder.description.size
     notes = {
         "images": state_key(source, size),
-        "count": len(source.files),
         "root": str(source.root.resolve()),
         "packed": bool(source.containers),
         **where,
@@ -182,16 +180,14 @@ def _embed(
     if out is None:
         beside = run if run.is_dir() else run.parent
         key = hashlib.sha256(json.dumps(notes).encode()).hexdigest()[:16]
-        name = source.name.replace("/", "-")
-        out = beside / "embeddings" / f"{name}-{key}.safetensors"
+        out = beside / "embeddings" / f"{source.name.replace('/', '-')}-{key}.safetensors"
     device = pick_device(settings.device)
     keep_freed_memory(device)
-    new = not out.exists()
     workers = processors() if settings.workers is None else settings.workers
     if len(source.files) <= FEATURE_BATCH:
         workers = 0  # one batch, which one process decodes: this one does not have to be started
     with counting(f"embedding {source.name}") as on_progress:
-        embed_to_file(
+        written = embed_to_file(
             out,
             encoder,
             source,
@@ -202,13 +198,14 @@ def _embed(
             dtype=pick_dtype(device, settings.precision),
             on_progress=on_progress,
         )
-    vectors = read_vectors(out)
-    missing = len(source.files) - len(vectors)
-    if new and missing:
-        say(f"warning: {missing:,} images cannot be read, listed in {out}.unreadable.txt")
-    if new:
-        say(f"{out}: vectors of {len(vectors):,} images, {vectors.vectors.shape[1]} numbers each")
-    return vectors
+    if written is not None:
+        if written < len(source.files):
+            say(
+                f"warning: of {len(source.files):,} images {len(source.files) - written:,} cannot be "
+                f"read; they are listed in {out}.unreadable.txt"
+            )
+        say(f"{out}: the vectors of {written:,} images")
+    return out
 
 
 def _images(
@@ -216,12 +213,14 @@ def _images(
 ) -> tuple[ImageList, dict[str, str | None]]:
     """The images of a collection, and how they can be listed again."""
     split, data_path = settings.split, settings.data_path
+    config = run / "config.json"
+    trained_on = read_json(config)["data"] if config.is_file() else None
     if data is None:
-        if not (run / "config.json").is_file():
+        if trained_on is None:
             raise UserError(f"{run}: no run folder, whose data would be known; give the images too")
-        trained_on = read_json(run / "config.json")["data"]
         data, split = str(trained_on["data"]), split or "pretrain"
-        data_path = data_path or (Path(p) if (p := trained_on["data_path"]) else None)
+    if trained_on is not None and data == trained_on["data"] and trained_on["data_path"]:
+        data_path = data_path or Path(trained_on["data_path"])
     cache = settings.cache.expanduser()
     folder = Path(data).expanduser()
     if split is None and data not in NAMED and folder.is_dir():
@@ -229,8 +228,11 @@ def _images(
     else:
         split = split or "pretrain"
         source = list_images(data, data_path, split, cache)
-    where = {"data": data, "data_path": str(data_path) if data_path else None, "split": split}
-    return source, where
+    return source, {
+        "data": data,
+        "data_path": str(data_path) if data_path else None,
+        "split": split,
+    }
 
 
 def _whole(image: str) -> str:

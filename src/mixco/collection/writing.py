@@ -40,8 +40,10 @@ def embed_to_file(
     dtype: torch.dtype,
     on_progress: Callable[[int, int], None] | None = None,
     shard: int = SHARD,
-) -> None:
+) -> int | None:
     """Write the vectors of all images of a list that can be read; the others into <path>.unreadable.txt.
+
+    Returns how many it wrote, None when the file was finished already.
 
     notes: kept in the file (see vectors.py), and what tells one such work from another: a file with
         the same notes is finished already, shards with the same are gone on with.
@@ -53,7 +55,7 @@ def embed_to_file(
     check_kind(path, source.files)
     if path.exists():
         if read_notes(path) == notes:
-            return
+            return None
         raise UserError(
             f"{path}: holds vectors of other images, or of another encoder; give another --out, or "
             "remove it"
@@ -91,8 +93,9 @@ def embed_to_file(
                 done += len(wanted)
                 if on_progress:
                     on_progress(done, count)
-            _assemble(path, source, files, notes)
+            written = _assemble(path, source, files, notes)
         shutil.rmtree(part)
+        return written
     except Timeout:
         raise UserError(f"{path}: another process is writing it; wait for it, or end it") from None
     except OSError as error:
@@ -122,7 +125,7 @@ def _save(path: Path, seen: list[tuple[Tensor, Tensor]], unreadable: list[tuple[
         save_file(tensors, temporary, {"unreadable": json.dumps(unreadable)})
 
 
-def _assemble(path: Path, source: ImageList, files: list[Path], notes: dict[str, Any]) -> None:
+def _assemble(path: Path, source: ImageList, files: list[Path], notes: dict[str, Any]) -> int:
     names: list[str] = []
     unreadable: list[tuple[str, str]] = []
     dim = 0
@@ -137,6 +140,7 @@ def _assemble(path: Path, source: ImageList, files: list[Path], notes: dict[str,
     if not names:
         raise UserError(f"{source.root}: none of its {len(source.files)} images can be read")
     write_vectors(path, names, dim, map(_vectors, files), notes)
+    return len(names)
 
 
 def _vectors(file: Path) -> Tensor:
