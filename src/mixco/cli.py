@@ -120,12 +120,14 @@ def duplicates(arguments: list[str]) -> None:
     config = parse(DuplicatesConfig, "duplicates", arguments, DuplicatesConfig(tyro.MISSING))
     from mixco.collection.commands import duplicates as run
 
-    groups = run(config)
-    for number, group in enumerate(groups[: config.show or None], 1):
+    groups, most = run(config), config.show or sys.maxsize
+    for number, group in enumerate(groups[:most], 1):
         print(f"group {number}: {len(group.paths)} images")
-        rows = zip(group.paths, group.similarities, group.same_pixels_as, strict=True)
-        for path, similarity, same in rows:
+        rows = list(zip(group.paths, group.similarities, group.same_pixels_as, strict=True))
+        for path, similarity, same in rows[:most]:
             print(f"  {similarity:.4f}  {path}" + (f"  (the pixels of {same})" if same else ""))
+        if len(rows) > most:
+            print(f"  and {len(rows) - most:,} more")
     if 0 < config.show < len(groups):
         print(
             f"and {len(groups) - config.show:,} groups more: --show 0, or --out FILE, has them all"

@@ -297,12 +297,13 @@ class DuplicatesConfig:
     """A run folder, an encoder or a checkpoint; or a file of `mixco embed`."""
     among: str | None = None
     """As of neighbours; default: the run's data."""
-    threshold: float = 0.95
-    """The least cosine similarity to the first image of a group, above 0 and at most 1."""
+    threshold: float = 0.999
+    """The least cosine similarity to the first image of a group, above 0 and at most 1; see
+    docs/embedding.md, for it depends on the encoder."""
     out: Path | None = None
     """Write the groups into this file, .csv or .json."""
     show: int = 20
-    """Groups that are printed, the surest first; 0: all."""
+    """Groups that are printed, the tightest first, and images of each; 0: all."""
     collection: CollectionConfig = field(default_factory=CollectionConfig)
 
 

@@ -121,9 +121,9 @@ def draw_neighbours(
             right = correct is None or bool(correct[row, column])
             frame = None if correct is None else RIGHT if right else WRONG
             _show(axes, neighbours[row, column], frame=frame, dashed=not right)
-            axes.set_xlabel(
-                f"{float(similarities[row, column]):.2f}", fontsize=7, color=INK, labelpad=2
-            )
+            value = float(similarities[row, column])
+            text = f"{value:.4f}" if correct is None else f"{value:.2f}"  # among all, many are near
+            axes.set_xlabel(text, fontsize=7, color=INK, labelpad=2)
     _save(figure, path)
 
 

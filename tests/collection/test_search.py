@@ -45,7 +45,7 @@ def test_blocks_give_what_the_whole_matrix_gives(
     for group in groups:
         near = [similarity for _, similarity in group]
         assert near == sorted(near, reverse=True) and near[-1] >= threshold - 1e-6
-    assert [g[1][1] for g in groups] == sorted((g[1][1] for g in groups), reverse=True)
+    assert [g[-1][1] for g in groups] == sorted((g[-1][1] for g in groups), reverse=True)
 
 
 def test_a_chain_is_not_one_group() -> None:

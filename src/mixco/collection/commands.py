@@ -102,7 +102,7 @@ class Duplicates:
 
 
 def duplicates(config: DuplicatesConfig) -> list[Duplicates]:
-    """Groups of near-duplicates, the surest first, written into a file if one is given.
+    """Groups of near-duplicates, the tightest first, written into a file if one is given.
 
     See search.near_duplicates for what a group is. Raises UserError for what the user can mend.
     """

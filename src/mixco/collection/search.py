@@ -29,7 +29,7 @@ def near_duplicates(
     near each other: they are what is left when all others go. A chain, each near the next but the ends
     strangers, is not one group.
 
-    Of two rows at least; the first, then the nearest to it. Groups with the nearest come first.
+    Of two rows at least; the first, then the nearest to it. The tightest groups come first.
     """
     count = len(vectors)
     free = torch.ones(count, dtype=torch.bool)
@@ -64,7 +64,7 @@ def near_duplicates(
             on_progress(min(start + BLOCK, count), count)
     for group in groups.values():
         group[1:] = sorted(group[1:], key=lambda member: -member[1])
-    return sorted(groups.values(), key=lambda group: -group[1][1])
+    return sorted(groups.values(), key=lambda group: -group[-1][1])
 
 
 def _free_rows(free: Tensor, begin: int, end: int) -> Tensor:
