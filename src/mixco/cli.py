@@ -166,6 +166,8 @@ def _recipe_in(arguments: list[str]) -> str | None:
 
 
 def _print_accuracy(what: str, result: dict[str, Any]) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # of the processes that torchrun starts the first one speaks
     print(
         f"{what}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %  "
         f"({result['test_images']:,} images of {result['data']}, "

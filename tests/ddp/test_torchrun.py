@@ -153,7 +153,11 @@ def test_a_process_that_hangs_ends_the_run_with_the_reason(photos: Path, tmp_pat
     process = started(photos, out, 2, "--timeout-minutes", "0.1", epochs=200)
     when_saved(out, 0, process)
     time.sleep(2)
-    os.kill(workers(process)[1], signal.SIGSTOP)
+    first, hanging = workers(process)
+    os.kill(hanging, signal.SIGSTOP)
+    while Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.1)  # until the first one has given up
+    os.kill(hanging, signal.SIGKILL)  # torchrun would wait for half a minute
     code, text = ended(process)
     assert code != 0
     assert "process 0 of 2 has lost another one, which ended or did not answer for 0.1" in text
@@ -164,3 +168,26 @@ def test_a_mistake_ends_all_processes_with_its_sentence(photos: Path, tmp_path: 
     assert code != 0
     assert "--bn-over all: MoCo leaks through statistics that all images share" in text
     assert "mixco/training" not in text  # torchrun's own account has a traceback, ours has none
+
+
+def test_evaluation_is_shared_out(unbroken: Path, photos: Path) -> None:
+    """Two processes find what one finds, and say and write it once."""
+    results = []
+    for processes in (1, 2):
+        launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+        cache = str(photos.parent / "cache")
+        # Not --run: torchrun takes it for an abbreviation of its own --run-path.
+        encoder = ("--checkpoint", str(unbroken / "encoder.safetensors"), "--data", str(photos))
+        where = ("--out", str(unbroken), "--cache", cache)
+        command = [*launcher, "-m", "mixco", "knn", *encoder, *where]
+        done = subprocess.run(
+            [sys.executable, *command, "--precision", "float32"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("kNN: top-1") == 1
+        results.append(read_json(unbroken / "results.json").popitem()[1])
+    assert results[0] == results[1]
