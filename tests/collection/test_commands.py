@@ -70,7 +70,7 @@ def test_duplicates_tell_copies_from_what_is_only_alike(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert photos.name == "photos"
-    text = typed(capsys, "duplicates", "run", "--threshold", "0.99", "--show", "1")
+    text = typed(capsys, "duplicates", "run", "--threshold", "0.99", "--show", "2")
     assert text.startswith("group 1: 2 images\n  1.0000  photos/7.jpg\n  1.0000  photos/again.jpg")
     assert "(the pixels of photos/7.jpg)" in text
     assert "exact copies among them: 1" in text

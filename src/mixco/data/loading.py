@@ -12,15 +12,7 @@ from torch import Tensor
 
 from mixco.data import views
 from mixco.data.image_list import ImageList
-from mixco.data.packing import (
-    MAX_UNREADABLE,
-    PackedImages,
-    is_whole,
-    longest_side,
-    pack,
-    packed_path,
-    read_reduced,
-)
+from mixco.data.packing import PackedImages, is_whole, longest_side, pack, packed_path, read_reduced
 from mixco.data.resident import gather, make_resident, send
 from mixco.data.streaming import Batch, Request, StreamedImages, decode_batches, stream
 from mixco.errors import UserError
@@ -183,12 +175,12 @@ def evaluation_batches(
     dtype: torch.dtype,
     on_unreadable: Callable[[str, str], None],
     batch_size: int = FEATURE_BATCH,
-    tolerated: float = MAX_UNREADABLE,
+    tolerated: float | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What evaluation sees (`evaluation_view`), in order, of those images that can be read.
 
     index: int64 [N]. Yields parts of it and [b, 3, size, size] of `dtype` on the device; b may be 0.
-    tolerated: the share of unreadable streamed images above which it raises UserError.
+    tolerated: the share of unreadable streamed images above which it raises UserError; default: 1 %.
     """
     parts = torch.split(index, batch_size)
     if isinstance(images, PackedImages):

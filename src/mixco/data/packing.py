@@ -266,11 +266,11 @@ def refuse_lost_classes(source: ImageList, labels: Tensor) -> None:
 
 
 def refuse_too_many(
-    source: ImageList, unreadable: Sequence[tuple[int, str]], share: float = MAX_UNREADABLE
+    source: ImageList, unreadable: Sequence[tuple[int, str]], share: float | None = None
 ) -> None:
     """Raises UserError when more than this share of the files, usually 1 %, is unreadable."""
     count = len(source.files)
-    if len(unreadable) <= share * count:
+    if len(unreadable) <= (MAX_UNREADABLE if share is None else share) * count:
         return
     shown = "; ".join(f"{source.files[i]}: {reason}" for i, reason in unreadable[:3])
     raise UserError(

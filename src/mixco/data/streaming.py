@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixco.data.image_list import ImageList
 from mixco.data.images import Box, UnreadableImage, decode_crops
-from mixco.data.packing import MAX_UNREADABLE, refuse_too_many
+from mixco.data.packing import refuse_too_many
 from mixco.data.views import Augmentation, central_squares, place_crops
 from mixco.errors import UserError
 
@@ -185,7 +185,7 @@ def decode_batches(
     augmentation: Augmentation | None = None,
     members: Tensor | None = None,
     pin: bool = False,
-    tolerated: float = MAX_UNREADABLE,
+    tolerated: float | None = None,
 ) -> Iterator[Batch]:
     """The batches of the requests, in order.
 
@@ -194,8 +194,9 @@ def decode_batches(
     members: int64, sorted: the images of which the next one stands in for an unreadable one; None to
         have none. So a batch is the same whichever worker makes it.
 
-    Raises UserError when a larger share of the files than `tolerated` is unreadable, when a hundred
-    members one after the other are, when the shared memory is too small, and when a worker is killed.
+    Raises UserError when a larger share of the files than `tolerated` (default: 1 %) is unreadable, when
+    a hundred members one after the other are, when the shared memory is too small, and when a worker
+    is killed.
     """
     if images.workers:
         _refuse_little_shared_memory(images.workers, most * 3 * size**2)
