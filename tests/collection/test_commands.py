@@ -59,7 +59,7 @@ def test_the_vectors_are_kept_until_something_changes(
     typed(capsys, "neighbours", "run", "photos/7.jpg")
     first = kept()
     typed(capsys, "neighbours", "run", "photos/8.jpg")
-    typed(capsys, "duplicates", "run")
+    typed(capsys, "duplicates", "run", "--among", "photos/")
     assert kept() == first
     shutil.copy(photos / "9.jpg", photos / "new.jpg")
     assert "1.0000  photos/new.jpg" in typed(capsys, "neighbours", "run", "photos/9.jpg")

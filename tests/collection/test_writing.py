@@ -107,6 +107,22 @@ write(*map(Path, sys.argv[1:]),
     assert not part.exists()
 
 
+def test_one_that_was_stopped_before_its_end_needs_no_image_again(
+    tmp_path: Path, run: Path, photos: Path
+) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    whole, stopped = tmp_path / "whole.npz", tmp_path / "stopped.npz"
+    write(whole, run, photos)
+    with pytest.raises(KeyboardInterrupt):
+        write(stopped, run, photos, on_progress=stop)
+    write(stopped, run, photos, on_progress=stop)
+    first, second = np.load(whole), np.load(stopped)
+    assert all(np.array_equal(first[key], second[key]) for key in ("paths", "vectors", "notes"))
+
+
 def test_only_the_same_work_goes_on(tmp_path: Path, run: Path, photos: Path) -> None:
     def stop(done: int, _total: int) -> None:
         if done == 16:

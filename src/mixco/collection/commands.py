@@ -138,7 +138,10 @@ def duplicates(config: DuplicatesConfig) -> list[Duplicates]:
 
 
 def _load(run: Path, settings: CollectionConfig) -> Embedder:
-    return load_encoder(run, arch=settings.arch, stem=settings.stem, size=settings.size)
+    encoder = load_encoder(run, arch=settings.arch, stem=settings.stem, size=settings.size)
+    for line in encoder.report:
+        say(line)
+    return encoder
 
 
 def _collection(
@@ -171,7 +174,7 @@ def _embed(
         "images": state_key(source, size),
         "root": str(source.root.resolve()),
         "packed": bool(source.containers),
-        **where,
+        **(where if source.containers else {}),
         "encoder": fingerprint(encoder.backbone),
         "training": encoder.description.training,
         "size": size,
@@ -180,7 +183,7 @@ def _embed(
     if out is None:
         beside = run if run.is_dir() else run.parent
         key = hashlib.sha256(json.dumps(notes).encode()).hexdigest()[:16]
-        out = beside / "embeddings" / f"{source.name.replace('/', '-')}-{key}.safetensors"
+        out = beside / "embeddings" / f"{source.name.split('/')[0]}-{key}.safetensors"
     device = pick_device(settings.device)
     keep_freed_memory(device)
     workers = processors() if settings.workers is None else settings.workers
@@ -257,28 +260,24 @@ def _pixel_hash(source: ImageList, index: int) -> str:
 
 
 def _draw(path: Path, found: list[Neighbours], among: Vectors, places: dict[str, int]) -> None:
-    def pictures(source: ImageList, index: list[int]) -> Tensor:
-        """[n, 3, SIDE, SIDE] in [0, 1]"""
-        images, extents = canvases(stream(source, 0), torch.tensor(index), 2 * SIDE)
-        return evaluation_view(images, extents, SIDE, mean=(0, 0, 0), std=(1, 1, 1))
-
-    def of_names(names: list[str]) -> Tensor:
-        rows = [places.get(name, places.get(_whole(name))) for name in names]
-        shown = torch.zeros(len(names), 3, SIDE, SIDE)
-        for i, (name, row) in enumerate(zip(names, rows, strict=True)):
-            if row is None:
-                shown[i] = pictures(
-                    ImageList("", Path(), (str(Path(name).expanduser()),), None, ()), [0]
-                )
-            else:
-                shown[i] = pictures(among.source, [int(among.index[row])])
-        return shown
-
     k = min(len(each.paths) for each in found)
+    if k == 0:
+        raise UserError(f"--picture {path}: {among.source.name} has no other image")
+
+    def square(name: str) -> Tensor:
+        """[3, SIDE, SIDE] in [0, 1]"""
+        row = places.get(name, places.get(_whole(name)))
+        if row is None:
+            source, index = ImageList("", Path(), (_whole(name),), None, ()), torch.tensor([0])
+        else:
+            source, index = among.source, among.index[row, None]
+        images, extents = canvases(stream(source, 0), index, 2 * SIDE)
+        return evaluation_view(images, extents, SIDE, mean=(0, 0, 0), std=(1, 1, 1))[0]
+
     draw_neighbours(
         path,
-        of_names([each.image for each in found]),
-        torch.stack([of_names(list(each.paths[:k])) for each in found]),
+        torch.stack([square(each.image) for each in found]),
+        torch.stack([torch.stack([square(name) for name in each.paths[:k]]) for each in found]),
         torch.tensor([each.similarities[:k] for each in found]),
         None,
         [Path(each.image).name for each in found],

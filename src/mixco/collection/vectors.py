@@ -119,7 +119,9 @@ def _read(path: Path, notes_only: bool = False) -> tuple[dict[str, Any], tuple[s
         # Arrow's messages are its own; they tell of damage too.
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (SafetensorError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged, or not written by `mixco embed` ({error})") from None
+        raise UserError(
+            f"{path}: damaged, or not written by `mixco embed` ({error}); remove it, or give another"
+        ) from None
 
 
 def _write_safetensors(

@@ -68,22 +68,26 @@ def embed_to_file(
             count = len(source.files)
             files = [part / f"shard-{i:06d}.safetensors" for i in range(-(-count // shard))]
             todo = [i for i, file in enumerate(files) if not file.exists()]
-            unreadable: list[tuple[str, str]] = []
-
             index = [torch.arange(i * shard, min((i + 1) * shard, count)) for i in todo]
-            seen: list[tuple[Tensor, Tensor]] = []
             done = count - sum(map(len, index))
-            for wanted, readable, vectors in embedded(
-                encoder,
-                source,
-                torch.cat(index) if index else torch.empty(0, dtype=torch.int64),
-                normalise=normalise,
-                workers=workers,
-                device=device,
-                dtype=dtype,
-                on_unreadable=lambda file, reason: unreadable.append((file, reason)),
-                batch_size=min(FEATURE_BATCH, shard),
-            ):
+            seen: list[tuple[Tensor, Tensor]] = []
+            unreadable: list[tuple[str, str]] = []
+            batches = (
+                embedded(
+                    encoder,
+                    source,
+                    torch.cat(index),
+                    normalise=normalise,
+                    workers=workers,
+                    device=device,
+                    dtype=dtype,
+                    on_unreadable=lambda file, reason: unreadable.append((file, reason)),
+                    batch_size=min(FEATURE_BATCH, shard),
+                )
+                if todo
+                else ()
+            )
+            for wanted, readable, vectors in batches:
                 seen.append((readable, vectors))
                 last = int(wanted[-1]) + 1
                 if last % shard == 0 or last == count:
