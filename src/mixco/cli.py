@@ -129,10 +129,8 @@ def duplicates(arguments: list[str]) -> None:
             print(f"  {similarity:.4f}  {path}" + (f"  (the pixels of {same})" if same else ""))
         if len(rows) > most:
             print(f"  and {len(rows) - most:,} more")
-    if 0 < config.show < len(groups):
-        print(
-            f"and {len(groups) - config.show:,} groups more: --show 0, or --out FILE, has them all"
-        )
+    if len(groups) > most:
+        print(f"and {len(groups) - most:,} groups more; --show 0, or --out FILE, has them all")
     more = sum(len(group.paths) - 1 for group in groups)
     exact = sum(same is not None for group in groups for same in group.same_pixels_as)
     print(

@@ -302,7 +302,7 @@ class NeighboursConfig:
 class DuplicatesConfig:
     """`mixco duplicates`: groups of images that are nearly or exactly the same."""
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    run: Annotated[Positional[Path], arg(metavar="RUN|VECTORS")]
     """A run folder, an encoder or a checkpoint; or a file of `mixco embed`."""
     among: str | None = None
     """As of neighbours; default: the run's data."""
