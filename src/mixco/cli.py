@@ -10,10 +10,12 @@ import tyro
 from mixco.config import (
     DemoConfig,
     DownloadConfig,
+    ExportConfig,
     FinetuneConfig,
     KNNConfig,
     LinearConfig,
     PretrainConfig,
+    PushConfig,
     ReportConfig,
     load_recipe,
     nearest,
@@ -34,6 +36,8 @@ Pretrain an image encoder without labels, with or without mixed images, and see 
   knn        nearest-neighbour classification with a run's frozen encoder
   finetune   train the whole network with labels, starting from a run's encoder
   report     the results of several runs in one table, or collected in one file
+  export     a run's encoder for timm, torchvision, ONNX or the Hugging Face hub, with a model card
+  push       put it onto the Hugging Face hub
   download   get a data set by its name
 
 `mixco VERB --help` tells a verb's options.
@@ -109,6 +113,20 @@ def report(arguments: list[str]) -> None:
         print(table(config.runs))
 
 
+def export(arguments: list[str]) -> None:
+    config = parse(ExportConfig, "export", arguments, ExportConfig(tyro.MISSING))
+    from mixco.export.export import export as run
+
+    print(run(config))
+
+
+def push(arguments: list[str]) -> None:
+    config = parse(PushConfig, "push", arguments, PushConfig(tyro.MISSING, tyro.MISSING))
+    from mixco.export.push import push as run
+
+    print(run(config))
+
+
 def download(arguments: list[str]) -> None:
     config = parse(DownloadConfig, "download", arguments, DownloadConfig(tyro.MISSING))
     from mixco.data.download import download as run
@@ -125,6 +143,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "knn": knn,
     "finetune": finetune,
     "report": report,
+    "export": export,
+    "push": push,
     "download": download,
 }
 
