@@ -16,7 +16,7 @@ LICENCES = {"mit", "apache-2.0", "unknown"}
 
 
 class StandIn(ThreadingHTTPServer):
-    """Knows one token. `repositories`: {name: {"private": bool, "commits": n, "files": {name: bytes}}}."""
+    """Knows one token. A repository is {"private": bool, "commits": int, "files": {name: bytes}}."""
 
     def __init__(self, token: str, writes: bool = True) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -47,7 +47,14 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        content = b""
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
 
     def do_PUT(self) -> None:
         self.server.uploads[self.path.rpartition("/")[2]] = self.body()
@@ -58,7 +65,9 @@ class Handler(BaseHTTPRequestHandler):
         hub.asked.append(self.path)
         if self.path == "/api/validate-yaml":
             header = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
-            wrong = [] if header["license"] in LICENCES else [{"message": '"license" must be known'}]
+            wrong = (
+                [] if header["license"] in LICENCES else [{"message": '"license" must be known'}]
+            )
             return self.answer(400 if wrong else 200, {"errors": wrong, "warnings": []})
         if self.headers["Authorization"] != f"Bearer {hub.token}":
             refusal = {"X_Error_Message": "Invalid credentials in Authorization header"}
@@ -100,14 +109,16 @@ class Handler(BaseHTTPRequestHandler):
                     uploaded = hub.uploads[value["oid"]]
                     assert hashlib.sha256(uploaded).hexdigest() == value["oid"]
                     repository["files"][value["path"]] = uploaded
-            return self.answer(200, {"commitUrl": f"{hub.url}/commit", "commitOid": "0" * 40})
+            return self.answer(
+                200, {"commitUrl": f"{hub.url}/{match[1]}/commit/0", "commitOid": "0" * 40}
+            )
         return self.answer(404, {"error": self.path})
 
     def do_GET(self) -> None:
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", self.path):
-            if repository := self.server.repositories.get(match[1]):
-                about = {"id": match[1], "private": repository["private"], "sha": "0" * 40}
-                return self.answer(200, about)
+        name = self.path.removeprefix("/api/models/")
+        if repository := self.server.repositories.get(name):
+            about = {"id": name, "private": repository["private"], "sha": "0" * 40}
+            return self.answer(200, about)
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/main/(.+)", self.path):
             files = self.server.repositories.get(match[1], {"files": {}})["files"]
             if (content := files.get(match[2])) is not None:

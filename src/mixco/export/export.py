@@ -28,7 +28,7 @@ FORMATS: dict[str, Callable[[LoadedEncoder, Path], Lines]] = {
     "hub": formats.as_hub,
 }
 IMAGES = 16
-BATCHES = (1, 5, IMAGES)  # sizes that the loaded model is asked with
+FEWER = (1, 5)  # batches that the loaded model is asked with, beside all images at once
 
 
 def export(config: ExportConfig) -> Path:
@@ -78,18 +78,20 @@ def compare(encoder: LoadedEncoder, lines: Lines, folder: Path, pixels: Tensor, 
     about = encoder.description
     expected = encoder.backbone(formats.normalised(encoder)(pixels))
     features = load_back(lines, folder)
-    scale = expected.abs().max()
-    found = [(features(pixels[:count]) - expected[:count]).abs().max() / scale for count in BATCHES]
-    largest = torch.stack(found).max().item()
+    batches = sorted({*(count for count in FEWER if count < len(pixels)), len(pixels)})
+    found = [(features(pixels[:count]) - expected[:count]).abs().max() for count in batches]
+    largest = (torch.stack(found).max() / expected.abs().max()).item()
     library = f"{lines.library} {version(lines.library)}"
     if not largest <= lines.tolerance:  # NaN is not
         raise UserError(
             f"{about.arch}: loaded back with {library}, features differ by {largest:.2g} of the largest "
             f"one where {lines.tolerance:g} is rounding; nothing was written, use another --to"
         )
+    *few, most = map(str, batches)
+    sizes = [", ".join(few), most] if few else [most]
     return (
         f"Loaded back with {library}, it gave the features of mixco's encoder for {len(pixels)} images "
-        f"of {seen}, in batches of {', '.join(map(str, BATCHES[:-1]))} and {BATCHES[-1]}: the largest "
+        f"of {seen}, in batches of {' and '.join(sizes)}: the largest "
         f"difference was {largest:.1g} of the largest feature, where {lines.tolerance:g} is allowed."
     )
 

@@ -97,20 +97,20 @@ def _in_a_sentence(repo_id: str, endpoint: str) -> Iterator[None]:
             f"{repo_id}: not a name on the hub; expected OWNER/NAME of letters, digits, - _ and ."
         ) from None
     except Exception as error:  # the client's, its HTTP library's, or wrapped ones of theirs
-        found: BaseException | None = error
-        while found is not None and not isinstance(found, HfHubHTTPError):
+        found: BaseException = error
+        while found.__cause__ is not None and not isinstance(found, HfHubHTTPError):
             found = found.__cause__  # uploads wrap it
         status = found.response.status_code if isinstance(found, HfHubHTTPError) else None
         if status == 400 and str(error).startswith("Invalid metadata"):
             reasons = " ".join(str(error).split("\n- ")[1:])
             raise UserError(
-                f"{repo_id}: the hub refuses the card's header ({reasons}); nothing was pushed"
+                f"{repo_id}: the hub refuses the head of README.md ({reasons}); nothing was pushed"
             ) from None
         text = {
             401: f"{endpoint} does not know the token in HF_TOKEN; make a new one with write access",
             403: f"the token in HF_TOKEN may not write to {repo_id}; give it write access there",
             404: f"{endpoint} does not know {repo_id}, or the token in HF_TOKEN may not see it",
-            None: f"{endpoint} cannot be reached ({type(error).__name__}); try again later, or see "
+            None: f"{endpoint} cannot be reached ({type(found).__name__}); try again later, or see "
             "to HF_ENDPOINT",
         }.get(status, f"{endpoint} answers with error {status}; try again later")
-        raise UserError(f"{text}. Nothing was pushed") from None
+        raise UserError(text) from None
