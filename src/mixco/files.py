@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -29,7 +31,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     path: not there yet, or an empty folder.
     """
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -41,3 +43,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Inside is only one process at a time, the others wait. The lock ends with its process."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        yield
