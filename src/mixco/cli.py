@@ -13,11 +13,13 @@ from mixco.config import (
     DownloadConfig,
     DuplicatesConfig,
     EmbedConfig,
+    ExportConfig,
     FinetuneConfig,
     KNNConfig,
     LinearConfig,
     NeighboursConfig,
     PretrainConfig,
+    PushConfig,
     ReportConfig,
     load_recipe,
     nearest,
@@ -41,6 +43,8 @@ Pretrain an image encoder without labels, with or without mixed images, and see 
   neighbours the images of a collection that are nearest to yours
   duplicates groups of images that are nearly, or exactly, the same
   report     the results of several runs in one table, or collected in one file
+  export     a run's encoder for timm, torchvision, ONNX or the Hugging Face hub, with a model card
+  push       put it onto the Hugging Face hub
   download   get a data set by its name
 
 `mixco VERB --help` tells a verb's options.
@@ -157,6 +161,20 @@ def report(arguments: list[str]) -> None:
         print(table(config.runs))
 
 
+def export(arguments: list[str]) -> None:
+    config = parse(ExportConfig, "export", arguments, ExportConfig(tyro.MISSING))
+    from mixco.export.export import export as run
+
+    print(run(config))
+
+
+def push(arguments: list[str]) -> None:
+    config = parse(PushConfig, "push", arguments, PushConfig(tyro.MISSING, tyro.MISSING))
+    from mixco.export.push import push as run
+
+    print(run(config))
+
+
 def download(arguments: list[str]) -> None:
     config = parse(DownloadConfig, "download", arguments, DownloadConfig(tyro.MISSING))
     from mixco.data.download import download as run
@@ -176,6 +194,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "neighbours": neighbours,
     "duplicates": duplicates,
     "report": report,
+    "export": export,
+    "push": push,
     "download": download,
 }
 

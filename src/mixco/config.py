@@ -341,6 +341,42 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """`mixco export`: take an encoder away in another library's format, with a model card."""
+
+    run: Path
+    """A run folder, an encoder.safetensors or a checkpoint, also of another project."""
+    to: Literal["timm", "torchvision", "safetensors", "onnx", "hub"] = "timm"
+    """hub: a folder for the Hugging Face hub, which timm loads from there."""
+    out: Path | None = None
+    """The folder to make; default: exports/FORMAT in the run, or beside the file."""
+    license: str | None = None
+    """Of the weights, for the card: mit, apache-2.0, cc-by-nc-4.0, ...; default: said to be unknown."""
+    onnx_input: Literal["unit", "bytes", "normalised"] = "unit"
+    """What the onnx graph takes: float from 0 to 1 or bytes, normalised in it, or what is normalised."""
+    arch: str | None = None
+    """timm's name of another project's encoder; default: a ResNet is known by its weights."""
+    stem: Literal["standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"] | None = None
+    """First layers of another project's ResNet; default: by the first convolution."""
+    size: int | None = None
+    """Side in pixels of what the encoder sees; default: what it was pretrained at, or 224, or 32."""
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """`mixco push`: put an encoder onto the Hugging Face hub, with the token in HF_TOKEN."""
+
+    run: Path
+    """A run folder, an encoder.safetensors or a checkpoint; or what `mixco export --to hub` made."""
+    repo_id: str
+    """OWNER/NAME of the repository, which is made unless it is there."""
+    private: bool = False
+    """Make it a private one."""
+    license: str | None = None
+    """As in `mixco export`; an export has it in its card already."""
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """`mixco demo`: the main job on the built-in sample, with and without mixing."""
 
