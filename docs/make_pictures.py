@@ -1,7 +1,7 @@
 """Draws the pictures of how-it-works.md with the product's own views, mixer, method and loss.
 
-    python docs/make_pictures.py            # trains MoCo + MixCo on the built-in sample first, a few minutes
-    python docs/make_pictures.py --run RUN  # with the method of a run: MoCo + MixCo on the sample
+python docs/make_pictures.py            # trains MoCo + MixCo on the built-in sample first, a few minutes
+python docs/make_pictures.py --run RUN  # with the method of a run: MoCo + MixCo on the sample
 """
 
 import argparse
@@ -17,8 +17,8 @@ from torch import Tensor
 from mixco import (
     DataConfig,
     MethodConfig,
-    ModelConfig,
     MoCo,
+    ModelConfig,
     OptimisationConfig,
     PretrainConfig,
     RunConfig,
