@@ -1,6 +1,6 @@
 """Draws the pictures of how-it-works.md with the product's own views, mixer, method and loss.
 
-python docs/make_pictures.py            # trains MoCo + MixCo on the built-in sample first, a few minutes
+python docs/make_pictures.py            # trains MoCo + MixCo on the sample first, minutes
 python docs/make_pictures.py --run RUN  # with the method of a run: MoCo + MixCo on the sample
 """
 
@@ -190,7 +190,7 @@ def column(images: Tensor) -> Tensor:
 
 
 def draw_parts() -> None:
-    """Who shares statistics with whom: parts of the queries, and of the keys without and with permutation."""
+    """Who shares statistics with whom: as queries, and as keys without and with permutation."""
     batch, parts = 32, 4
     dealt = torch.arange(batch) % parts
     order = torch.randperm(batch, generator=generator_for(3, "pictures"))

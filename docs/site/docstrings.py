@@ -1,11 +1,11 @@
-"""Docstrings are prose with one line a parameter ("images: [B, C, H, W], ..."); here these become lists."""
+"""Docstrings are prose with a line a parameter ("images: [B, C, H, W]"); these become lists."""
 
 import re
 from typing import Any
 
 import griffe
 
-# "images: ...", "arch, stem: ...", "on_progress(done, total): ..." at the beginning of a line; indented ones go on.
+# "images: ...", "arch, stem: ...", "on_progress(done, total): ..."; indented lines belong to it.
 ENTRY = re.compile(r"^(\w+(?:\([\w, ]*\))?(?:, \w+)*): (?=\S)")
 
 
