@@ -1,8 +1,8 @@
 """What makes a site of the repository's own Markdown: nothing is written twice.
 
 The files at the root of the repository become pages of the site, and links between Markdown files, which
-are those of GitHub, are turned to the pages. A link that leads out of the site is shown as text, or, where
-mkdocs.yml names a `repo_url`, as a link to it there.
+are those of GitHub, are turned to the pages. A link that leads out of the site is shown as text, or,
+where mkdocs.yml names a `repo_url`, as a link to it there.
 """
 
 import posixpath

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 from mixco.data.archives import ARCHIVES, Archive
 from mixco.data.sources import BELOW_DATA_PATH, NAMED, list_images
 from mixco.data.unpacking import unpack
@@ -234,8 +236,9 @@ def _alone(root: Path) -> Iterator[None]:
     """One process at a time downloads into a folder; a second one waits, and finds it done."""
     try:
         import fcntl
-    except ImportError:  # on Windows there is no locking of a folder
-        yield
+    except ImportError:  # Windows locks no folders
+        with FileLock(root / ".mixco-download.lock"):
+            yield
         return
     descriptor = os.open(root, os.O_RDONLY)
     try:
