@@ -7,6 +7,7 @@ where mkdocs.yml names a `repo_url`, as a link to it there.
 
 import posixpath
 import re
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -44,6 +45,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
     return "".join([*parts, _with_links(markdown[end:], source, path, config)])
 
 
+def _title(path: str) -> str:
+    """A page's first heading."""
+    lines = Path(path).read_text("utf-8").splitlines()
+    return next(line for line in lines if line.startswith("# "))[2:].strip()
+
+
 def _with_links(text: str, source: str, path: str, config: MkDocsConfig) -> str:
     def turned(link: re.Match[str]) -> str:
         target, hash_, anchor = link["target"].partition("#")
@@ -60,9 +67,8 @@ def _with_links(text: str, source: str, path: str, config: MkDocsConfig) -> str:
             return link["text"] if link["text"] == wanted else f"{link['text']} (`{wanted}`)"
         here = posixpath.relpath(inside, posixpath.dirname(path) or ".")
         text = link["text"]
-        # "docs/data.md" is a good name for a link in the repository, and none in the site.
-        if text == link["target"] and text.endswith(".md"):
-            text = inside
+        if text.endswith(".md"):  # a good name for a link in the repository, and none in the site
+            text = _title(posixpath.join(posixpath.dirname(config.config_file_path), wanted))
         return f"{link['image']}[{text}]({here}{hash_}{anchor})"
 
     return LINK.sub(turned, text)
