@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
 from mixco.data.archives import ARCHIVES, Archive
 from mixco.data.sources import BELOW_DATA_PATH, NAMED, list_images
 from mixco.data.unpacking import unpack
 from mixco.errors import UserError
+from mixco.files import one_at_a_time
 
 SECONDS_WITHOUT_A_BYTE = 30
 # A connection that broke is made again as long as bytes come, but not for ever.
@@ -237,7 +236,7 @@ def _alone(root: Path) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # Windows locks no folders
-        with FileLock(root / ".mixco-download.lock"):
+        with one_at_a_time(root / ".mixco-download.lock"):
             yield
         return
     descriptor = os.open(root, os.O_RDONLY)
