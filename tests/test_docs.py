@@ -9,6 +9,7 @@ line's parser; those that only read that run are run.
 A block that cannot run stands behind a comment with the reason:  <!-- not run: it needs ... -->
 """
 
+import dataclasses
 import os
 import re
 import shlex
@@ -23,7 +24,7 @@ import torch
 from sample_images import sample_images, unpack_sample
 
 import mixco
-from mixco import cli
+from mixco import cli, config
 from mixco.checkpoint import EncoderDescription, save_encoder
 from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mixco.models.encoder import build_backbone
@@ -171,6 +172,27 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.*)$", wanted.read_text("utf-8"), re.MULTILINE)
             assert anchor in map(slug, headings), f"{page.name}: {target}"
+
+
+def options(cls: type) -> Iterator[str]:
+    """Those of a dataclass of settings and of its parts."""
+    for field in dataclasses.fields(cls):
+        yield f"--{field.name.replace('_', '-')}"
+        if isinstance(field.default_factory, type):
+            yield from options(field.default_factory)
+
+
+@pytest.mark.parametrize("name", ["coming-from.md", "settings.md"])
+def test_the_options_in_our_column_exist(name: str) -> None:
+    known = {
+        option
+        for cls in vars(config).values()
+        if dataclasses.is_dataclass(cls) and isinstance(cls, type)
+        for option in options(cls)
+    }
+    rows = re.findall(r"^\|.*\|$", (ROOT / "docs" / name).read_text("utf-8"), re.MULTILINE)
+    ours = " ".join(row.split("|")[-2] for row in rows)
+    assert set(re.findall(r"--[a-z][\w-]*", ours)) <= known
 
 
 def test_the_reference_has_every_public_name() -> None:
