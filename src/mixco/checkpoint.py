@@ -73,7 +73,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_encoder(
-    path: Path, *, arch: str | None = None, stem: Stem | None = None, size: int | None = None
+    path: Path | str, *, arch: str | None = None, stem: Stem | None = None, size: int | None = None
 ) -> LoadedEncoder:
     """Build the backbone that a file holds and load its weights, all of them.
 
@@ -86,6 +86,7 @@ def load_encoder(
     the backbone is missing, left over or of another shape. There is no way to get random weights
     from here.
     """
+    path = Path(path)
     if path.is_dir():
         path = path / "encoder.safetensors"
     if not path.is_file():

@@ -83,9 +83,11 @@ def pack(
             cache.mkdir(parents=True, exist_ok=True)
             _write(source, 2 * size, path, workers, on_progress)
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); free the disk or give --cache"
-            ) from None
+            # Windows replaces no file that is mapped: another process may have packed the same.
+            if not is_whole(path):
+                raise UserError(
+                    f"{path}: cannot be written ({error.strerror}); free the disk or give --cache"
+                ) from None
     header, data = _map(path)
     notes = json.loads(header["__metadata__"]["mixco"])
     kept = notes["kept"]
