@@ -33,7 +33,7 @@ Pretrain an image encoder without labels, with or without mixed images, and see 
   linear     a linear classifier on a run's frozen encoder, fast or as published
   knn        nearest-neighbour classification with a run's frozen encoder
   finetune   train the whole network with labels, starting from a run's encoder
-  report     the results of several runs in one table, or collected in one file
+  report     a page to look at: curves, neighbours, a map, classes; several runs side by side
   download   get a data set by its name
 
 `mixco VERB --help` tells a verb's options.
@@ -93,13 +93,11 @@ def finetune(arguments: list[str]) -> None:
 
 def report(arguments: list[str]) -> None:
     config = parse(ReportConfig, "report", arguments, ReportConfig(tyro.MISSING))
-    from mixco.report import table
+    from mixco.report.table import table
     from mixco.results import collect
 
     if not config.runs:
         raise UserError("report: give run folders, or results.json files that hold several runs")
-    if not config.table and config.collect is None:
-        raise UserError("report: say what to make of them: --table, --collect FILE, or both")
     if config.name is not None and (config.collect is None or len(config.runs) != 1):
         raise UserError("--name is what --collect calls a single run; leave it out")
     if config.collect is not None:
@@ -107,6 +105,11 @@ def report(arguments: list[str]) -> None:
             collect(run, config.collect, config.name or run.resolve().name)
     if config.table:
         print(table(config.runs))
+    if not config.table and config.collect is None:
+        from mixco.progress import say
+        from mixco.report.page import write_page
+
+        say(f"done: {write_page(config)}")
 
 
 def download(arguments: list[str]) -> None:

@@ -92,17 +92,19 @@ def draw_neighbours(
     queries: Tensor,
     neighbours: Tensor,
     similarities: Tensor,
-    correct: Tensor,
+    correct: Tensor | None,
     names: Sequence[str],
     title: str,
 ) -> None:
     """Each query, then the images whose features are nearest to its own, nearest first.
 
     queries: uint8 [Q, 3, H, W]; neighbours: uint8 [Q, K, 3, H, W]; similarities: [Q, K] in [-1, 1].
-    correct: bool [Q, K], whether the neighbour is of the query's class: the frame's colour.
-    names: the class of each query.
+    correct: bool [Q, K], whether the neighbour is of the query's class: the frame's colour; None for
+        no frames.
+    names: of each query, its class where it has one.
     """
-    title += "\nsolid green: of the same class; dashed orange: of another; below: cosine similarity"
+    frames = "solid green: of the same class; dashed orange: of another; "
+    title += f"\n{frames if correct is not None else ''}below: cosine similarity"
     count, k = similarities.shape
     figure = Figure(figsize=(1.0 * (k + 1.9), 1.05 * count + 0.9), layout="constrained")
     figure.suptitle(title, fontsize=11, color=INK)
@@ -115,8 +117,12 @@ def draw_neighbours(
         )
         for column in range(k):
             axes = figure.add_subplot(grid[row, column + 2])
-            right = bool(correct[row, column])
-            _show(axes, neighbours[row, column], frame=RIGHT if right else WRONG, dashed=not right)
+            if correct is None:
+                _show(axes, neighbours[row, column])
+            else:
+                right = bool(correct[row, column])
+                frame = RIGHT if right else WRONG
+                _show(axes, neighbours[row, column], frame=frame, dashed=not right)
             axes.set_xlabel(
                 f"{float(similarities[row, column]):.2f}", fontsize=7, color=INK, labelpad=2
             )

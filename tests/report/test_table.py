@@ -16,7 +16,7 @@ from mixco.config import (
     to_dict,
 )
 from mixco.errors import UserError
-from mixco.report import spread, table
+from mixco.report.table import spread, table
 from mixco.results import add_result, read_json, write_json
 
 
