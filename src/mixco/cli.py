@@ -100,12 +100,15 @@ def report(arguments: list[str]) -> None:
         raise UserError("report: give run folders, or results.json files that hold several runs")
     if config.name is not None and (config.collect is None or len(config.runs) != 1):
         raise UserError("--name is what --collect calls a single run; leave it out")
+    page = not config.table and config.collect is None
+    if not page and (config.out or config.images):
+        raise UserError("--out and --images are of the page; leave out --table and --collect")
     if config.collect is not None:
         for run in config.runs:
             collect(run, config.collect, config.name or run.resolve().name)
     if config.table:
         print(table(config.runs))
-    if not config.table and config.collect is None:
+    if page:
         from mixco.progress import say
         from mixco.report.page import write_page
 

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -26,17 +24,6 @@ HOSTILE = "<b onclick='alert(1)'>&amp; \"$x_{ 90%"
 NAMES = ("AnnualCrop", "Forest", "HerbaceousVegetation", HOSTILE)
 
 
-def command(*arguments: str | Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mixco", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of timm's smallest ResNet on real images: with labels (two seeds), and without."""
@@ -53,14 +40,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("seed1", photos, ["--seed", "1", "--mix", "none"]),
         ("flat-run", flat, []),
     ):
-        command(
-            *("pretrain", "--data", data, "--size", "32", "--arch", "test_resnet", *more),
-            *("--epochs", "3", "--batch-size", "16", "--cache", place / "cache"),
-            *("--out", place / name, "--holdout", "0.2"),
-        )
+        settings = ["--size", "32", "--arch", "test_resnet", "--epochs", "3", "--batch-size", "16"]
+        paths = ["--data", data, "--cache", place / "cache", "--out", place / name]
+        mixco.cli.main(["pretrain", *map(str, paths), *settings, "--holdout", "0.2", *more])
     for verb in ("knn", "linear"):
-        command(verb, "--run", place / "labelled", "--cache", place / "cache")
+        paths = ["--run", place / "labelled", "--cache", place / "cache"]
+        mixco.cli.main([verb, *map(str, paths)])
     return place
+
+
+@pytest.fixture(scope="module")
+def page(place: Path) -> Path:
+    """The page of the run with labels."""
+    return write_page(ReportConfig(runs=(place / "labelled",), out=place / "pages" / "a.html"))
 
 
 def page_of(*runs: Path, out: Path, **settings: Any) -> str:
@@ -106,29 +98,30 @@ def checked(text: str) -> str:
     return text
 
 
-def test_the_page_of_a_run(place: Path, tmp_path: Path) -> None:
+def test_the_page_of_a_run(place: Path, page: Path) -> None:
     run = place / "labelled"
-    text = checked(page_of(run, out=tmp_path / "a.html"))
+    text = checked(page.read_text("utf-8"))
     assert sections(text) == [
         *("results", "curves", "saw", "neighbours", "map", "classes", "settings")
     ]
-    assert "trained without labels by SimCLR with MixCo on 40 images of photos/train" in text
+    assert "trained without labels by SimCLR with MixCo on 40 images of photos at 32 × 32 pixels" in text
     check = read_metrics(run)[-1]["knn"]
     results = read_json(run / "results.json")
     for value in (check, results["knn"]["top1"], results["linear"]["top1"]):
         assert f'<dd class="value">{value:.1f} %</dd>' in text
     assert "kNN, 8 held-out training images" in text
     for picture in ("loss", "knn", "lr", "images-per-second", "waiting-share", "views", "map-pca"):
-        with Image.open(tmp_path / "a" / f"{picture}.png") as file:
+        with Image.open(page.with_suffix("") / f"{picture}.png") as file:
             assert min(file.size) > 300
-    assert len(list((tmp_path / "a").iterdir())) == 7 + 1 + 3, "and neighbours, and confusions"
+    others = {"neighbours.png", "confusions-knn-test-images.png"}
+    assert others < {p.name for p in page.with_suffix("").iterdir()}
     assert "mixco pretrain --data " in text
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "a.html"]
+    assert sorted(p.name for p in page.parent.iterdir()) == ["a", "a.html"]
 
 
-def test_the_check_on_the_page_is_the_run_s_own(place: Path, tmp_path: Path) -> None:
+def test_the_check_on_the_page_is_the_run_s_own(place: Path, page: Path) -> None:
     """Held out as in training, and by the weights of the end: its last check again."""
-    text = page_of(place / "labelled", out=tmp_path / "a.html")
+    text = page.read_text("utf-8")
     table = text[text.index('<table class="classes">') :]
     cells = [row.split("<td>")[1] for row in table.split("</table>")[0].split("<tr>")[2:]]
     found = [re.search(r'</span>(\d+) <span class="quiet">of (\d+)', cell) for cell in cells]
@@ -189,12 +182,6 @@ def test_chosen_images(place: Path, tmp_path: Path) -> None:
     assert part.count(inside.name) == 2, "alt and title: no image is its own neighbour"
 
 
-def test_of_many_images_a_part(place: Path, tmp_path: Path) -> None:
-    text = checked(page_of(place / "labelled", out=tmp_path / "a.html", most_images=20))
-    assert "A random part, 20 of 40 images" in text
-    assert "with a random part of the images" in text
-
-
 def test_images_that_are_gone(place: Path, tmp_path: Path) -> None:
     run = shutil.copytree(place / "labelled", tmp_path / "run")
     config = read_json(run / "config.json")
@@ -204,8 +191,11 @@ def test_images_that_are_gone(place: Path, tmp_path: Path) -> None:
     assert sections(text) == ["results", "curves", "classes", "settings"]
     assert "The run&#39;s images are not at hand" in text
     assert "linear probe, test images" in text, "what the evaluations left is still shown"
-    again = page_of(run, out=tmp_path / "b.html", data=str(place / "photos"))
+    moved = {"data": str(place / "photos"), "most_images": 20}
+    again = checked(page_of(run, out=tmp_path / "b.html", **moved))
     assert "neighbours" in sections(again)
+    assert "A random part, 20 of 40 images" in again
+    assert "with a random part of the images" in again
 
 
 def test_a_run_that_is_not_finished(place: Path, tmp_path: Path) -> None:
@@ -328,15 +318,14 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 WIDTHS = (360, 768, 1280)
 
 
-def test_in_a_browser(place: Path, tmp_path: Path, chromium: Page) -> None:
+def test_in_a_browser(place: Path, page: Path, tmp_path: Path, chromium: Page) -> None:
     """Nothing overflows, nothing is loaded, nothing goes wrong; the dark is dark; the map moves."""
-    page_of(place / "labelled", place / "seed1", out=tmp_path / "a.html")
-    page_of(place / "flat-run", out=tmp_path / "b.html")
+    page_of(place / "flat-run", place / "seed1", out=tmp_path / "b.html")
     lightness = {}
-    for name in ("a", "b"):
+    for path in (page, tmp_path / "b.html"):
         for width in WIDTHS:
             for dark in (False, True):
-                chromium.open(tmp_path / f"{name}.html", width, dark=dark)
+                chromium.open(path, width, dark=dark)
                 assert chromium.evaluate("document.documentElement.scrollWidth") <= width
                 body = "getComputedStyle(document.body)"
                 for what in ("backgroundColor", "color"):
@@ -353,7 +342,7 @@ def test_in_a_browser(place: Path, tmp_path: Path, chromium: Page) -> None:
     text = "getComputedStyle(document.querySelector('.drawing text[style*=currentColor]')).fill"
     assert sum(map(int, re.findall(r"\d+", chromium.evaluate(text))[:3])) / 3 > 200
 
-    chromium.open(tmp_path / "a.html", 1280)
+    chromium.open(page, 1280)
     box = "document.querySelector('.map svg').getAttribute('viewBox').split(' ').map(Number)"
     whole = chromium.evaluate(box)
     chromium.evaluate("document.querySelector('[data-zoom=\"2\"]').click()")

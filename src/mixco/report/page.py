@@ -146,7 +146,7 @@ def with_check(result: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
     """A run's results with its last check on held-out images, which results.json does not hold."""
     for run in runs:
         check = run.last("knn")
-        if check is not None and result.items() >= run.results.items():
+        if check is not None and run.results and result.items() >= run.results.items():
             return {**result, "kNN, held-out": {"top1": check}}
     return result
 

@@ -48,6 +48,7 @@ def what_was_trained(run: Run) -> str:
         return f"A {arch} with random weights, not trained: what a trained one has to beat."
     images = f"{pretraining['images']:,} images of " if "images" in pretraining else ""
     data = pretraining.get("data", config.get("data.data", "a data set"))
+    data = str(data).removesuffix("/pretrain").removesuffix("/train")
     side, seed = config.get("data.size", "?"), config.get("run.seed", "?")
     return (
         f"A {arch}, trained without labels by {run.method} on {images}{data} at {side} × {side} pixels, "
