@@ -289,7 +289,7 @@ def umap(features: Tensor, seed: int) -> NDArray[np.float32] | None:
     return np.asarray(mapping.fit_transform(features.numpy()), np.float32)
 
 
-def place(points: NDArray[np.float32], margin: float = 40) -> NDArray[np.float32]:
+def place(points: NDArray[np.float32], margin: float = 48) -> NDArray[np.float32]:
     """[n, 2] in the units of a map, the first axis to the right, the second upwards."""
     low, high = points.min(0), points.max(0)
     unit = (points - low) / np.maximum(high - low, 1e-12)

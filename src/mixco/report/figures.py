@@ -129,8 +129,9 @@ def dots(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> Figure:
         axes = figure.subplots()
         for place, (_, values) in enumerate(rows):
             colour = SERIES[place % len(SERIES)]
-            axes.plot(values, [place] * len(values), "o", ms=5, color=colour, alpha=0.6, mew=0)
-            axes.plot([np.mean(values)] * 2, [place - 0.32, place + 0.32], color=colour, lw=2)
+            axes.plot(values, [place] * len(values), "o", ms=6, color=colour, alpha=0.7, mew=0)
+            if len(values) > 1:
+                axes.plot([np.mean(values)] * 2, [place - 0.32, place + 0.32], color=colour, lw=2)
         axes.set_yticks(range(len(rows)), [name for name, _ in rows], color=INK)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.margins(x=0.15)

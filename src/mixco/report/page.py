@@ -257,5 +257,5 @@ def render(content: dict[str, Any]) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """A name that may be broken where a word begins in it: HerbaceousVegetation, sea_lake."""
-    return Markup("<wbr>").join(re.split(r"(?<=[a-z])(?=[A-Z])|(?<=[_/-])", name))
+    """A name that may be broken where a word begins in it: HerbaceousVegetation, method.mix."""
+    return Markup("<wbr>").join(re.split(r"(?<=[a-z])(?=[A-Z])|(?<=[._/-])", name))

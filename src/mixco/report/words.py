@@ -150,11 +150,7 @@ def _uncertain(percent: float, images: int | None) -> str:
     if not images:
         return ""
     error = standard_error(percent, images)
-    return (
-        f" So few images make it uncertain by ± {error:.1f} points (one standard error)."
-        if (error >= 0.1)
-        else ""
-    )
+    return f" By their number alone uncertain by ± {error:.1f} points (one standard error)."
 
 
 def caveats(run: Run, labelled: bool | None) -> list[str]:
