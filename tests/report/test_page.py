@@ -104,7 +104,10 @@ def test_the_page_of_a_run(place: Path, page: Path) -> None:
     assert sections(text) == [
         *("results", "curves", "saw", "neighbours", "map", "classes", "settings")
     ]
-    assert "trained without labels by SimCLR with MixCo on 40 images of photos at 32 × 32 pixels" in text
+    assert (
+        "trained without labels by SimCLR with MixCo on 40 images of photos at 32 × 32 pixels"
+        in text
+    )
     check = read_metrics(run)[-1]["knn"]
     results = read_json(run / "results.json")
     for value in (check, results["knn"]["top1"], results["linear"]["top1"]):

@@ -20,7 +20,7 @@ IGNORED = {
     *("recipe", "data.data", "data.data_path", "data.download", "data.cache", "data.size"),
     *("data.workers", "model.arch", "optimisation.epochs", "run.out", "run.seed"),
     *("run.device", "run.knn_every", "run.linear_lr"),
-    *("run.checkpoint_minutes", "run.checkpoint_steps", "run.keep_every"),
+    *("run.checkpoint_minutes", "run.checkpoint_steps", "run.keep_every", "run.timeout_minutes"),
 }
 
 # Of an evaluation: what was set beforehand, not what came out or was chosen by the data.
