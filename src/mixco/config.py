@@ -7,6 +7,7 @@ resolved config is written into the run folder.
 import dataclasses
 import difflib
 import os
+import shlex
 import tomllib
 import types
 import typing
@@ -328,14 +329,28 @@ class DownloadConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """`mixco report`: put the results of runs together."""
+    """`mixco report`: a page on a run, or on several beside each other; or only their table."""
 
     runs: tuple[Path, ...]
-    """Run folders, or results.json files that hold several runs."""
+    """Run folders, or results.json files that hold several runs. Pictures are of the first."""
+    out: Path | None = None
+    """The page; default: report.html in the run's folder, of several runs in the folder around it.
+    Its figures are also PNGs in a folder beside it that is named like it."""
+    images: tuple[Path, ...] = ()
+    """Image files whose nearest neighbours are shown, or names below the folder of the run's images."""
+    most_images: int = 5000
+    """So many images are looked at; of more a random part."""
+    data: str | None = None
+    """Where the run's images lie, if not where they were: a name or a folder, as in `mixco pretrain`."""
+    data_path: Path | None = None
+    """The folder that a named data set lies in; default: the run's."""
+    device: Device = "auto"
     table: bool = False
-    """Print a Markdown table: a row a setting, mean and spread where runs differ by their seed alone."""
+    """No page: print a Markdown table, a row a setting, mean and spread where runs differ by their seed
+    alone."""
     collect: Path | None = None
-    """A results.json of many runs, to which these are added; several processes may do so at once."""
+    """No page: a results.json of many runs, to which these are added; several processes may do so at
+    once."""
     name: str | None = None
     """What a single run is called in that file; default: its folder's name."""
 
@@ -506,6 +521,23 @@ def to_dict(config: Any) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
+
+
+def command_of(config: dict[str, Any]) -> str:
+    """The `mixco pretrain` of a run, from its config.json: all that differs from the defaults."""
+    words = ["mixco", "pretrain"]
+    for part, defaults in to_dict(PretrainConfig()).items():
+        for key, default in defaults.items() if isinstance(defaults, dict) else ():
+            value = config.get(part, {}).get(key, default)
+            option = key.replace("_", "-")
+            if value == default or value is None:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                values = value if isinstance(value, list) else [value]
+                words += [f"--{option}", *map(str, values)]
+    return shlex.join(words)
 
 
 def check_classifier(config: LinearConfig | FinetuneConfig) -> None:
