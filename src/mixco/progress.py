@@ -72,7 +72,7 @@ def waited(items: Iterator[T], *watches: Stopwatch) -> Iterator[T]:
 
 def _bar(*columns: ProgressColumn) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         *columns,
         TimeElapsedColumn(),
@@ -105,7 +105,7 @@ def training(
     description: str, steps: int, done: int = 0
 ) -> Iterator[Callable[[str, Stopwatch], None]]:
     """Yields on_step(text, stopwatch), to be called once a step; shows rate, wait and time left."""
-    with _bar(TextColumn("{task.fields[state]}")) as progress:
+    with _bar(TextColumn("{task.fields[state]}", markup=False)) as progress:
         task = progress.add_task(description, total=steps, completed=done, state="")
 
         def on_step(text: str, watch: Stopwatch) -> None:

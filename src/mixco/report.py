@@ -85,7 +85,8 @@ def table(paths: tuple[Path, ...]) -> str:
     notes = ["", "In percent; of several seeds `mean +- standard deviation (seeds)`."]
     if any(" / " in text for line in lines[2:] for text in line[len(SHOWN) + told :]):
         notes.append("A / parts evaluations with different settings.")
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *notes])
+    escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in escaped), *notes])
 
 
 def load(path: Path) -> list[dict[str, Any]]:
@@ -99,11 +100,17 @@ def load(path: Path) -> list[dict[str, Any]]:
     # A run's entries hold numbers and texts; those of a collection are runs, which hold entries.
     entries = {key: entry for key, entry in results.items() if key != "config"}
     nested = [all(isinstance(v, dict) for v in entry.values()) for entry in entries.values()]
-    if all(nested):
-        return list(entries.values())
-    if any(nested):
+    if any(nested) and not all(nested):
         raise UserError(f"{path}: neither the results of a run nor of several")
-    return [results]
+    runs = list(entries.values()) if all(nested) else [results]
+    for entry in (entry for run in runs for entry in run.values()):
+        for number in NUMBERS.keys() & entry.keys():
+            value = entry[number]
+            if type(value) not in (int, float) or not 0 <= value <= 100:
+                raise UserError(
+                    f"{path}: damaged, {number} is {value!r}; expected a percentage; evaluate again"
+                )
+    return runs
 
 
 def group(runs: list[dict[str, Any]]) -> list[Row]:

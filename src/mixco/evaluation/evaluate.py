@@ -8,13 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixco.config import EvaluationConfig, KNNConfig, LinearConfig, check_classifier
+from mixco.config import (
+    EvaluationConfig,
+    KNNConfig,
+    LinearConfig,
+    check_classifier,
+    check_knn,
+)
 from mixco.data.loading import canvases
 from mixco.evaluation.knn import knn_scores, neighbours
 from mixco.evaluation.linear import fit_linear_probe
 from mixco.evaluation.task import Task, accuracies, labels_of, load_task
 from mixco.evaluation.trained import evaluate_as_published
+from mixco.failures import machine_failures_told
 from mixco.pictures import draw_neighbours
+
+LOWER = "--size, or give --device cpu"
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Features:
         return labels_of(self.task.test)[self.test_index]
 
 
+@machine_failures_told(LOWER)
 def compute_features(config: EvaluationConfig) -> Features:
     """The task's features, computed once for all evaluations that need them."""
     task = load_task(config)
@@ -47,12 +57,14 @@ def compute_features(config: EvaluationConfig) -> Features:
     return Features(task, *task.outputs(backbone, task.train), *task.outputs(backbone, task.test))
 
 
+@machine_failures_told(LOWER)
 def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[str, Any]:
     """Weighted kNN of the test split among the train split; top-1 in percent.
 
     Written into the run's results.json and neighbours.png, when there is a run.
     features: those of an evaluation before, so that they are not computed twice.
     """
+    check_knn(config)
     f = features or compute_features(config.evaluation)
     scores = knn_scores(
         f.train_features,
@@ -76,6 +88,7 @@ def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[st
     return result
 
 
+@machine_failures_told(f"--batch-size, {LOWER}")
 def evaluate_linear(config: LinearConfig, features: Features | None = None) -> dict[str, Any]:
     """A linear classifier on the frozen encoder by either protocol; or the supervised baseline.
 

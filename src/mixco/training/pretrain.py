@@ -20,6 +20,7 @@ from mixco.data.packing import PackedImages
 from mixco.data.resident import batches
 from mixco.data.sources import list_images
 from mixco.errors import UserError
+from mixco.failures import machine_failures_told
 from mixco.hardware import (
     describe,
     keep_freed_memory,
@@ -34,7 +35,14 @@ from mixco.mixing import MIXERS
 from mixco.models.encoder import Encoder, build_backbone, build_head, drops_at_random, feature_dim
 from mixco.pictures import draw_curves
 from mixco.progress import Stopwatch, counting, downloading, say, training, waited
-from mixco.results import add_result, append_metrics, read_json, versions, write_json, write_metrics
+from mixco.results import (
+    add_result,
+    append_metrics,
+    read_results,
+    versions,
+    write_json,
+    write_metrics,
+)
 from mixco.schedules import learning_rate
 from mixco.seeding import generator_for, global_draws
 from mixco.training.held_out import knn_check, split_holdout
@@ -44,6 +52,7 @@ from mixco.training.resuming import (
     as_begun,
     newest_state,
     open_run,
+    restore,
     save_step,
     signals_noticed,
 )
@@ -63,7 +72,9 @@ def pretrain(config: PretrainConfig) -> Path:
     finite: then the last good checkpoint stays. On SIGINT and SIGTERM the step is finished and saved,
     and KeyboardInterrupt or SystemExit(143) raised; a second signal acts at once.
     """
-    with ExitStack() as until_the_end:
+    # With other settings it is another run.
+    lower = "--batch-size, --queue or --size and give another --out"
+    with ExitStack() as until_the_end, machine_failures_told(lower):
         return _pretrain(config, until_the_end)
 
 
@@ -166,8 +177,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
                 f"{state['data']['name']}, now there are {len(images):,} of {source.name}; give the "
                 "same images to go on with it, or another --out"
             )
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
+        restore(method, optimizer, state)
         step, records = state["step"], state["records"]
         sums = {key: value.to(device) for key, value in state["sums"].items()}
         total.go_on(*state["time"])
@@ -358,7 +368,7 @@ def plan(
 def is_finished(folder: Path) -> bool:
     results = folder / "results.json"
     return (folder / "encoder.safetensors").exists() and (
-        results.exists() and "pretrain" in read_json(results)
+        results.exists() and "pretrain" in read_results(results)
     )
 
 

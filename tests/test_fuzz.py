@@ -1,0 +1,39 @@
+"""Some hundred damaged and hostile inputs of each kind; thousands in tests/soak/fuzz.py."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from fuzzing import KINDS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+# As many as take about two seconds each.
+EXAMPLES = {"command lines": 25, "checkpoints and encoders": 50, "image files": 150}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_whatever_comes_ends_well_or_in_a_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kind = KINDS[name]
+
+    @settings(
+        max_examples=EXAMPLES.get(name, 100),
+        deadline=None,
+        database=None,
+        derandomize=True,  # the same ones in each run; the soak test draws others
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def attempt(data: st.DataObject) -> None:
+        case = data.draw(kind.cases)
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        try:
+            kind.attempt(case, folder)
+        finally:
+            shutil.rmtree(folder)
+
+    attempt()
