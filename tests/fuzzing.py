@@ -363,7 +363,10 @@ def checkpoints() -> tuple[bytes, ...]:
     state = {
         "method": method.state_dict(),
         "optimizer": optimizer.state_dict(),
-        **{"step": 3, "records": [], "sums": {}, "time": (1.0, 0.1, 9)},
+        "step": 3,
+        "records": [],
+        "sums": {},
+        "time": (1.0, 0.1, 9),
         "data": {"name": "photos/pretrain", "images": 9},
         "encoder": said.__dict__,
         "config": to_dict(PretrainConfig()),
@@ -456,14 +459,17 @@ AWKWARD = st.one_of(
 def archives(draw: st.DrawFn) -> bytes:
     """A few members with names and kinds of all sorts, in a tar or a zip file; harmed or not."""
     members = draw(st.lists(st.tuples(AWKWARD, st.binary(max_size=40)), max_size=3))
-    members = [("set/good", b"good"), *((f"set/{n}" if draw(st.booleans()) else n, c) for n, c in members)]
+    inside = [("set/" if draw(st.booleans()) else "") + name for name, _ in members]
+    members = [("set/good", b"good"), *zip(inside, (c for _, c in members), strict=True)]
     buffer = io.BytesIO()
     if draw(st.booleans()):
         mode = draw(st.sampled_from(["w", "w:gz", "w:bz2", "w:xz"]))
         with tarfile.open(fileobj=buffer, mode=mode) as tar:
             for name, content in members:
                 info = tarfile.TarInfo(name)
-                info.type = draw(st.sampled_from([tarfile.REGTYPE] * 6 + [*b"123456SLKxg"]) .map(_type))
+                info.type = draw(
+                    st.sampled_from([tarfile.REGTYPE] * 6 + [*b"123456SLKxg"]).map(_type)
+                )
                 info.linkname = draw(AWKWARD)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -472,7 +478,8 @@ def archives(draw: st.DrawFn) -> bytes:
         with zipfile.ZipFile(buffer, "w", method) as archive:
             for name, content in members:
                 info = zipfile.ZipInfo(name)
-                info.external_attr = draw(st.sampled_from([0, 0o100644, 0o120777, 0o20666, 0o40755])) << 16
+                modes = st.sampled_from([0, 0o100644, 0o120777, 0o20666, 0o40755])
+                info.external_attr = draw(modes) << 16
                 with contextlib.suppress(Exception), _no_warnings():
                     archive.writestr(info, content, method)
     data = buffer.getvalue()

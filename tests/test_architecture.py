@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "methods": {"mixing", "losses", "models"},
     "config": {"errors", "files"},
     "hardware": {"errors"},
-    "progress": set(),
+    "progress": {"files"},
     "results": {"errors", "files"},
     "files": set(),
     "failures": {"errors"},

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from fuzzing import KINDS
+from fuzzing import KINDS, SUCCESS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +18,7 @@ def test_whatever_comes_ends_well_or_in_a_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    kind = KINDS[name]
+    kind, outcomes = KINDS[name], set()
 
     @settings(
         max_examples=EXAMPLES.get(name, 100),
@@ -32,8 +32,9 @@ def test_whatever_comes_ends_well_or_in_a_sentence(
         case = data.draw(kind.cases)
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
         try:
-            kind.attempt(case, folder)
+            outcomes.add(kind.attempt(case, folder))
         finally:
             shutil.rmtree(folder)
 
     attempt()
+    assert SUCCESS in outcomes and (len(outcomes) > 1 or "packed" in name), outcomes

@@ -68,7 +68,10 @@ def _of_memory(error: Exception, lower: str) -> str | None:
 
 
 def _of_disk(error: Exception) -> str | None:
-    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    # A full disk names no file; what else names none is no matter of files.
+    if error.filename is None and error.errno not in (*FULL, errno.EIO):
         return None
     if error.errno in FULL:
         remedy = "make room"
@@ -77,6 +80,6 @@ def _of_disk(error: Exception) -> str | None:
     else:
         remedy = "see whether the disk is still there"
     return (
-        f"{error.filename}: cannot be written or read ({error.strerror}); what was there before is "
-        f"whole. {remedy.capitalize()} and start the same command again"
+        f"{error.filename or 'a file of the run'}: cannot be written or read ({error.strerror}); what "
+        f"was there before is whole. {remedy.capitalize()} and start the same command again"
     )

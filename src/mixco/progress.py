@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from mixco.files import shown
 
 T = TypeVar("T")
 
@@ -117,4 +118,4 @@ def training(
 
 def say(text: str) -> None:
     """A line for the person; above the bar where there is one."""
-    console.print(text, soft_wrap=True, markup=False)
+    console.print("\n".join(map(shown, text.split("\n"))), soft_wrap=True, markup=False)

@@ -19,7 +19,7 @@ MOST_PIXELS = 89_478_485  # a file that claims more is taken for a decompression
 TOO_MANY = "more than 89 million pixels"
 # What the endings of folders.EXTENSIONS stand for, whichever of them a file has. Of the others that
 # Pillow knows some would start programs (EPS: Ghostscript) or hold no picture of their own.
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class UnreadableImage(Exception):

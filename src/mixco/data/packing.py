@@ -114,7 +114,8 @@ def packed_path(source: ImageList, size: int, cache: Path) -> Path:
 
 def _key(source: ImageList, size: int) -> str:
     """Of everything that the packed file depends on."""
-    digest = hashlib.sha256(f"{FORMAT}/{size}/{source.root.resolve()}".encode())
+    place = f"{FORMAT}/{size}/{source.root.resolve()}"
+    digest = hashlib.sha256(place.encode("utf-8", "surrogateescape"))
     for path in source.containers:
         state = path.stat()
         digest.update(f"{state.st_size}/{state.st_mtime_ns}".encode())

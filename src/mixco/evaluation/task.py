@@ -197,8 +197,8 @@ def _of_run(run: Path) -> tuple[str, Path | None, float | None]:
     texts = isinstance(data, str) and isinstance(path, str | None)
     if not texts or not (rate is None or (type(rate) in (int, float) and 0 < rate < math.inf)):
         raise UserError(
-            f"{run / 'config.json'}: damaged, its data, data_path or linear_lr cannot be; restore it, or "
-            "give the encoder as --checkpoint"
+            f"{run / 'config.json'}: damaged, its data, data_path or linear_lr cannot be; restore it, "
+            "or give the encoder as --checkpoint"
         )
     return data, Path(path) if path else None, rate
 
