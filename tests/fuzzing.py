@@ -182,7 +182,18 @@ PLAIN = st.recursive(
 )
 SECTIONS = {k: v for k, v in to_dict(PretrainConfig()).items() if isinstance(v, dict)}
 OPTIONS = sorted(key for section in SECTIONS.values() for key in section)
-IMAGES = st.sampled_from([0, 1, 2, 3, 100, 1600, 1_281_167])
+IMAGES = st.sampled_from([0, 1, 3, 100, *[1600, 1_281_167] * 4])
+WORDS = st.sampled_from(["moco", "mixco", "none", "auto", "sgd", "adamw", "steps", "cpu", "linear"])
+
+
+def likely(option: str) -> st.SearchStrategy[Any]:
+    """Values of an option's type, of which many can be: they come further than any others."""
+    usual = next(section[option] for section in SECTIONS.values() if option in section)
+    if isinstance(usual, bool):
+        return st.booleans()
+    if isinstance(usual, float):
+        return st.floats(0, 1)
+    return st.integers(1, 256) if isinstance(usual, int | None) else WORDS | TEXTS
 
 
 def toml(value: Any) -> str:
@@ -206,9 +217,8 @@ def recipes(draw: st.DrawFn) -> tuple[bytes, int]:
         lines.append(f"[{section}]")
         known = st.sampled_from(sorted(SECTIONS[section]))
         for key in draw(st.lists(known | TEXTS, max_size=3, unique=True)):
-            # A value like the usual one comes further than any other.
-            usual = SECTIONS[section].get(key)
-            value = draw(NUMBERS if isinstance(usual, int | float | None) else PLAIN)
+            fits = key in SECTIONS[section] and draw(st.booleans())
+            value = draw(likely(key) if fits else PLAIN)
             lines.append(f"{json.dumps(key, ensure_ascii=False)} = {toml(value)}")
     return "\n".join(lines).encode("utf-8", "surrogatepass"), draw(IMAGES)
 
@@ -231,9 +241,14 @@ def command_lines(draw: st.DrawFn) -> tuple[list[str], int]:
     for option in draw(st.lists(st.sampled_from([*OPTIONS, "recipe", "epoch"]), max_size=4)):
         arguments.append(f"--{option.replace('_', '-')}")
         values = st.one_of(NUMBERS.map(str), TEXTS, st.sampled_from(recipe_names()))
+        if option == "recipe" and draw(st.booleans()):
+            values = st.sampled_from(recipe_names())
+        elif option in OPTIONS and draw(st.integers(0, 3)):
+            values = likely(option).map(str)
         if option == "milestones":
             values = st.floats(-1, 2).map(str)
-        arguments += draw(st.lists(values, min_size=0 if option == "download" else 1, max_size=1))
+        takes_none = option in ("download", "exclude_holdout")
+        arguments += draw(st.lists(values, min_size=0 if takes_none else 1, max_size=1))
     return arguments, draw(IMAGES)
 
 

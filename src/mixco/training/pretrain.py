@@ -125,7 +125,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         say(f"{folder}: this run is finished already")
         return folder
     write_json(folder / "versions.json", versions(describe(device)))
-    report_data(images, members, method_config.queue, folder)
+    report_data(images, members, method_config.queue, data.size, folder)
     augmentation = views.weaken_jitter(
         AUGMENTATIONS[method_config.augmentation](data.size, mean=source.mean, std=source.std),
         method_config.jitter,

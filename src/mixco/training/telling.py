@@ -23,13 +23,20 @@ def note_once(path: Path, line: str) -> None:
             file.write(line)
 
 
-def report_data(images: Images, members: Tensor, queue: int | None, folder: Path) -> None:
-    """List what was left out, and warn of a queue that meets its own images."""
+def report_data(
+    images: Images, members: Tensor, queue: int | None, size: int, folder: Path
+) -> None:
+    """List what was left out, and warn of a queue that meets its own images and of a size too large."""
     if isinstance(images, PackedImages) and images.unreadable:
         lines = [f"{shown(file)}\t{reason}\n" for file, reason in images.unreadable]
         with replacing(folder / "unreadable.txt") as temporary:
             temporary.write_text("".join(lines), "utf-8")
         say(f"{len(lines)} unreadable images left out, listed in {folder / 'unreadable.txt'}")
+    if isinstance(images, PackedImages) and (side := images.images.shape[-1]) < size:
+        say(
+            f"warning: no image is longer than {side} px, so --size {size} only enlarges them; "
+            f"--size {max(32, side)} shows as much in less time"
+        )
     if queue is not None and queue > len(members) // 2:
         say(
             f"warning: the queue of {queue:,} keys is more than half of the {len(members):,} images:"
