@@ -235,7 +235,7 @@ def test_folders_that_are_forbidden_are_named(photos: Path, tmp_path: Path) -> N
     cache = ["--cache", str(photos.parent / "cache")]
     commands = {
         "run: cannot be written": ["knn", "--run", str(run), *cache],
-        "begun: cannot be written": options(photos, begun),
+        "begun/versions.json: cannot be written": options(photos, begun),
         "parent/new: cannot be made": options(photos, tmp_path / "parent" / "new"),
         "Forest: cannot be listed": options(private, tmp_path / "new"),
         "safetensors: cannot be written": [
@@ -279,11 +279,11 @@ def test_memory_that_does_not_suffice_is_told_with_what_to_lower(
 ) -> None:
     """Of a process with 3 GiB: by the queue, by the batch, and in fine-tuning."""
     run = random_run(tmp_path / "run", photos)
-    many = ["--batch-size", "1600", "--data", "sample", "--arch", "resnet18", "--size", "224"]
+    many = ["--batch-size", "1600", "--data", "sample", "--arch", "resnet18", "--stem", "auto"]
     commands = [
         [*options(photos, tmp_path / "a"), "--method", "moco", "--queue", "2000000000"],
-        [*options(photos, tmp_path / "b"), *many, "--loading", "streamed", "--workers", "0"],
-        ["finetune", "--run", str(run), "--cache", str(photos.parent / "cache"), "--size", "4096"],
+        [*options(photos, tmp_path / "b"), *many],
+        ["finetune", "--run", str(run), "--cache", str(photos.parent / "cache"), "--size", "1024"],
     ]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, json.dumps(commands)],
@@ -337,7 +337,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_told_and_never_sav
 
     monkeypatch.setattr(mixco.training.pretrain, "build_method", overflowing)
     settings = config(photos, tmp_path / "run")
-    with pytest.raises(UserError, match=r"(loss is|weights are) not finite at step .*Lower --lr"):
+    with pytest.raises(UserError, match=r"(loss is|weights are|features of .* are) not finite"):
         pretrain(settings)
     for path in checkpoints(tmp_path / "run"):
         state = torch.load(path, weights_only=True)

@@ -140,8 +140,9 @@ def save_step(folder: Path, step: int, state: dict[str, Any], *, keep: bool) -> 
     path = folder / "checkpoints" / f"step-{step:08d}{'-kept' if keep else ''}.pt"
     try:
         save_checkpoint(path, state)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, RuntimeError) as error:
+        # torch's writer raises the latter on a full disk, and only counts the bytes in its text.
+        reason = getattr(error, "strerror", None) or "not all of it: the disk is full"
         raise UserError(
             f"{path}: cannot be written ({reason}); the checkpoints before it are whole. Make room "
             "and start the same command again, and it goes on from them"
