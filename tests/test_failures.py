@@ -17,6 +17,7 @@ from run_states import assert_equal, final_state
 from sample_images import unpack_sample
 from torch import Tensor, nn
 
+import mixco.cli
 import mixco.training.pretrain
 from mixco.checkpoint import EncoderDescription, save_encoder
 from mixco.config import (
@@ -162,6 +163,18 @@ def test_packing_that_fills_the_disk_leaves_nothing(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+ROOM_MADE = """
+import subprocess, sys
+from mixco import cli
+try:
+    cli.main(sys.argv[2:])
+except SystemExit as left:
+    assert left.code == 2
+    subprocess.run(["mount", "-o", "remount,size=1g", sys.argv[1]], check=True)
+    cli.main(sys.argv[2:])
+"""
+
+
 def test_a_full_disk_ends_a_run_in_a_sentence_and_it_goes_on(photos: Path, tmp_path: Path) -> None:
     """A small disk of its own, really full; with more room the same command ends as if never stopped."""
     whole = pretrain(config(photos, tmp_path / "whole"))
@@ -169,20 +182,16 @@ def test_a_full_disk_ends_a_run_in_a_sentence_and_it_goes_on(photos: Path, tmp_p
     disk = tmp_path / "disk"
     disk.mkdir()
     # Two checkpoints have room, and a third is written before the first goes.
-    script = (
-        'mount -t tmpfs -o size="$2" tmpfs "$1" && shift 2 && "$@"; first=$?\n'
-        '[ "$first" = 2 ] && mount -o remount,size=1g "$DISK" && "$@" && cp -r "$DISK/run" "$COPY"'
-    )
+    mount = f"mount -t tmpfs -o size={2 * size + size // 2} tmpfs {disk}"
+    command = [sys.executable, "-c", ROOM_MADE, str(disk), *options(photos, disk / "run")]
     done = subprocess.run(
         [
-            *("unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh"),
-            *(disk, str(2 * size + size // 2)),
-            *(sys.executable, "-m", "mixco", *options(photos, disk / "run")),
+            *("unshare", "--mount", "--map-root-user", "sh", "-c"),
+            *(f'{mount} && "$@" && cp -r {disk}/run {tmp_path}/copy', "sh", *command),
         ],
         capture_output=True,
         text=True,
         timeout=200,
-        env={**os.environ, "DISK": str(disk), "COPY": str(tmp_path / "copy")},
     )
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"no mounts of one's own here: {done.stderr.strip()}")
@@ -265,39 +274,43 @@ def test_folders_that_are_forbidden_are_named(photos: Path, tmp_path: Path) -> N
 
 # Memory.
 
-LIMITED = """
-import json, resource, sys
-from mixco import cli
-import mixco.training.pretrain, mixco.evaluation.evaluate
-limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 3 * 2**30
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-""" + FORBIDDEN.replace("import json, sys\nfrom mixco import cli\n", "")
+
+@pytest.fixture
+def memory_limit() -> Iterator[None]:
+    """A GiB more than this process has, and no other."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+@pytest.mark.usefixtures("memory_limit")
+@pytest.mark.parametrize("by", ["queue", "batch", "evaluation"])
 def test_memory_that_does_not_suffice_is_told_with_what_to_lower(
-    photos: Path, tmp_path: Path
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    by: str,
 ) -> None:
-    """Of a process with 3 GiB: by the queue, by the batch, and in fine-tuning."""
     run = random_run(tmp_path / "run", photos)
-    many = ["--batch-size", "1600", "--data", "sample", "--arch", "resnet18", "--stem", "auto"]
-    commands = [
-        [*options(photos, tmp_path / "a"), "--method", "moco", "--queue", "2000000000"],
-        [*options(photos, tmp_path / "b"), *many],
-        ["finetune", "--run", str(run), "--cache", str(photos.parent / "cache"), "--size", "1024"],
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert "Traceback" not in done.stderr and done.returncode == 0, done.stderr
-    ends = [part.strip().splitlines()[-1] for part in done.stderr.split("RC 2") if part.strip()]
-    assert len(ends) == 3, done.stderr
-    for end in ends:
-        assert "memory of this machine does not suffice" in end, end
-        assert "lower --batch-size" in end
-    assert not (tmp_path / "a").exists(), "what cannot be built leaves no run folder"
+    new = options(photos, tmp_path / "new")
+    large = ["--arch", "resnet18", "--size", "64"]
+    commands = {
+        "queue": [*new, "--method", "moco", "--queue", "2000000000"],
+        "batch": [*new, "--data", "sample", "--batch-size", "1600", *large],
+        "evaluation": [
+            *("finetune", "--run", str(run), "--cache", f"{photos.parent}/cache"),
+            *("--size", "1024", "--device", "cpu"),
+        ],
+    }
+    with pytest.raises(SystemExit) as left:
+        mixco.cli.main(commands[by])
+    end = capsys.readouterr().err.splitlines()[-1]
+    assert left.value.code == 2
+    assert "memory of this machine does not suffice" in end and "lower --batch-size" in end, end
+    if by == "queue":
+        assert not (tmp_path / "new").exists(), "what cannot be built leaves no run folder"
 
 
 @pytest.mark.gpu
