@@ -361,7 +361,25 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_told_and_never_sav
     assert len(read_metrics(pretrain(settings))) == 2, "goes on from the last good one"
 
 
-# Checkpoints of something else.
+# Checkpoints of something else, and those that cannot be read.
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(
+    photos: Path, tmp_path: Path
+) -> None:
+    run = pretrain(config(photos, tmp_path / "run"))
+    (run / "results.json").unlink()
+    newest = checkpoints(run)[-1]
+    newest.chmod(0o000)
+    command = [sys.executable, "-c", FORBIDDEN, json.dumps([options(photos, run)])]
+    done = subprocess.run(
+        command, preexec_fn=without_roots_rights, capture_output=True, text=True, timeout=200
+    )
+    if done.returncode == 77:
+        pytest.skip("root cannot give up its rights here")
+    end = f"{newest}: cannot be written or read (Permission denied)"
+    assert end in done.stderr and "RC 2" in done.stderr, done.stderr
+    assert newest.exists()
 
 
 def test_a_checkpoint_of_another_network_is_told(photos: Path, tmp_path: Path) -> None:

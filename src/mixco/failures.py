@@ -76,7 +76,7 @@ def _of_disk(error: Exception) -> str | None:
     if error.errno in FULL:
         remedy = "make room"
     elif error.errno in NOT_ALLOWED:
-        remedy = "make it writable"
+        remedy = "make it readable and writable"
     else:
         remedy = "see whether the disk is still there"
     return (
