@@ -14,12 +14,13 @@ MAY_IMPORT = {
     "errors": set(),
     "mixing": set(),
     "losses": set(),
+    "distributed": {"errors"},
     "seeding": set(),
     "schedules": set(),
-    "models": {"errors"},
+    "models": {"errors", "distributed"},
     "data": {"errors", "files"},
-    "methods": {"mixing", "losses", "models"},
-    "config": {"errors", "files"},
+    "methods": {"mixing", "losses", "models", "distributed"},
+    "config": {"errors"},
     "hardware": {"errors"},
     "progress": {"files"},
     "results": {"errors", "files"},
@@ -33,6 +34,7 @@ MAY_IMPORT = {
     "evaluation": {
         *("errors", "config", "data", "models", "checkpoint", "failures"),
         *("files", "hardware", "progress", "results", "pictures", "schedules", "seeding"),
+        "distributed",
     },
 }
 # The entry rooms put the others together; they may import everything but each other upwards.

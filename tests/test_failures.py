@@ -145,7 +145,7 @@ def test_whatever_cannot_be_written_is_named(
     before = path.read_bytes() if path.exists() else b""
     file_limit(2000)
     sentence = rf"{name}: cannot be written.*\(File too large\)"
-    with pytest.raises(UserError, match=sentence), machine_failures_told("--size"):
+    with pytest.raises(UserError, match=sentence), machine_failures_told("lower --size"):
         write(tmp_path)
     file_limit(resource.RLIM_INFINITY)
     assert (path.read_bytes() if path.exists() else b"")[: len(before)] == before
@@ -309,6 +309,7 @@ def test_memory_that_does_not_suffice_is_told_with_what_to_lower(
     end = capsys.readouterr().err.splitlines()[-1]
     assert left.value.code == 2
     assert "memory of this machine does not suffice" in end and "lower --batch-size" in end, end
+    assert ("raise --pieces" in end) == (by != "evaluation")
     if by == "queue":
         assert not (tmp_path / "new").exists(), "what cannot be built leaves no run folder"
 
@@ -317,13 +318,13 @@ def test_memory_that_does_not_suffice_is_told_with_what_to_lower(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_memory_of_a_gpu_that_does_not_suffice_is_told() -> None:
     sentence = "memory of the CUDA device does not suffice .*lower --x"
-    with pytest.raises(UserError, match=sentence), machine_failures_told("--x"):
+    with pytest.raises(UserError, match=sentence), machine_failures_told("lower --x"):
         torch.empty(2**42, device="cuda")
 
 
 def test_other_errors_stay_what_they_are() -> None:
     for error in (RuntimeError("a defect"), FileNotFoundError("none"), KeyError("x")):
-        with pytest.raises(type(error)), machine_failures_told("--x"):
+        with pytest.raises(type(error)), machine_failures_told("lower --x"):
             raise error
 
 

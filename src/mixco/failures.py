@@ -20,10 +20,10 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
-def machine_failures_told(lower: str) -> Iterator[None]:
+def machine_failures_told(remedy: str) -> Iterator[None]:
     """Inside, memory that runs out and files that cannot be written or read raise UserError.
 
-    lower: what asks for the memory, "--batch-size or --size".
+    remedy: for too little memory, as "lower --batch-size".
     Threads whose disk is full end without a traceback: who writes through them is told by his own
     next call. (TensorBoard's writer is such a thread.)
     """
@@ -37,7 +37,7 @@ def machine_failures_told(lower: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
-        sentence = _of_memory(error, lower) or _of_disk(error)
+        sentence = _of_memory(error, remedy) or _of_disk(error)
         if sentence is None:
             raise
         raise UserError(sentence) from None
@@ -51,7 +51,7 @@ def of_the_machine(error: Exception) -> bool:
     return disk or _of_memory(error, "") is not None
 
 
-def _of_memory(error: Exception, lower: str) -> str | None:
+def _of_memory(error: Exception, remedy: str) -> str | None:
     text = str(error)
     known = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, OSError) and error.errno == errno.ENOMEM
@@ -63,7 +63,7 @@ def _of_memory(error: Exception, lower: str) -> str | None:
     return (
         f"the memory {f'of the {whose} device' if whose else 'of this machine'} does not suffice"
         + (f" (another {asked[1]} were asked for)" if asked else "")
-        + f"; lower {lower}, or end what else is using it"
+        + f"; {remedy}, or end what else is using it"
     )
 
 

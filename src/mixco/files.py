@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -45,3 +47,11 @@ def naming(path: Path) -> Iterator[None]:
 def shown(name: str) -> str:
     """A file's name for people: as it is, or escaped where it holds what cannot be shown in a line."""
     return name if name.isprintable() else ascii(name)[1:-1]
+
+
+@contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Inside is only one process at a time, the others wait. The lock ends with its process."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        yield

@@ -16,6 +16,7 @@ from mixco.config import (
     check_knn,
 )
 from mixco.data.loading import canvases
+from mixco.distributed import joined, started
 from mixco.evaluation.knn import knn_scores, neighbours
 from mixco.evaluation.linear import fit_linear_probe
 from mixco.evaluation.task import Task, accuracies, labels_of, load_task
@@ -23,7 +24,8 @@ from mixco.evaluation.trained import evaluate_as_published
 from mixco.failures import machine_failures_told
 from mixco.pictures import draw_neighbours
 
-LOWER = "--size, or give --device cpu"
+REMEDY = "lower --size, or give --device cpu"
+MINUTES = 30.0  # that one of several processes waits for the shares of the others
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,20 @@ class Features:
         return labels_of(self.task.test)[self.test_index]
 
 
-@machine_failures_told(LOWER)
+@machine_failures_told(REMEDY)
 def compute_features(config: EvaluationConfig) -> Features:
-    """The task's features, computed once for all evaluations that need them."""
+    """The task's features, computed once for all evaluations that need them.
+
+    Where torchrun started several processes, each computes its share and all have all of them.
+    """
     task = load_task(config)
     backbone = task.encoder.backbone
-    return Features(task, *task.outputs(backbone, task.train), *task.outputs(backbone, task.test))
+    with joined(task.device, MINUTES):
+        train, test = task.outputs(backbone, task.train), task.outputs(backbone, task.test)
+    return Features(task, *train, *test)
 
 
-@machine_failures_told(LOWER)
+@machine_failures_told(REMEDY)
 def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[str, Any]:
     """Weighted kNN of the test split among the train split; top-1 in percent.
 
@@ -83,12 +90,12 @@ def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[st
         **f.task.describe(),
     }
     f.task.write("knn", result)
-    if f.task.folder is not None:
+    if f.task.folder is not None and started().rank == 0:
         show_neighbours(f.task.folder / f"neighbours{f.task.suffix}.png", f)
     return result
 
 
-@machine_failures_told(f"--batch-size, {LOWER}")
+@machine_failures_told("lower --batch-size or --size, or give --device cpu")
 def evaluate_linear(config: LinearConfig, features: Features | None = None) -> dict[str, Any]:
     """A linear classifier on the frozen encoder by either protocol; or the supervised baseline.
 
