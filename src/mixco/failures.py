@@ -48,16 +48,20 @@ def machine_failures_told(remedy: str) -> Iterator[None]:
 def of_the_machine(error: Exception) -> bool:
     """Does it say that memory or disk failed, and nothing about what was read?"""
     disk = isinstance(error, OSError) and error.errno in (*NOT_ALLOWED, errno.EIO)
-    return disk or _of_memory(error, "") is not None
+    return disk or out_of_memory(error)
+
+
+def out_of_memory(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    told = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def _of_memory(error: Exception, remedy: str) -> str | None:
-    text = str(error)
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, OSError) and error.errno == errno.ENOMEM
-    )
-    if not (known or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text))):
+    if not out_of_memory(error):
         return None
+    text = str(error)
     whose = next((name for name in ("CUDA", "MPS") if name in text), "")
     asked = ASKED_FOR.search(text)
     return (

@@ -21,7 +21,7 @@ from torch import nn
 
 from mixco.checkpoint import save_checkpoint
 from mixco.errors import UserError
-from mixco.failures import of_the_machine
+from mixco.failures import of_the_machine, out_of_memory
 from mixco.results import new_run_folder, read_config, write_json
 
 Loading = Literal["auto", "packed", "streamed"]
@@ -142,6 +142,8 @@ def save_step(folder: Path, step: int, state: dict[str, Any], *, keep: bool) -> 
     try:
         save_checkpoint(path, state)
     except (OSError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         # torch's writer raises the latter on a full disk, and only counts the bytes in its text.
         reason = getattr(error, "strerror", None) or "not all of it: the disk is full"
         raise UserError(

@@ -17,7 +17,7 @@ from mixco.seeding import generator_for
 
 def note_once(path: Path, line: str) -> None:
     """Add a line to a text file, unless an earlier part of the run has."""
-    with naming(path), path.open("a+", encoding="utf-8") as file:
+    with naming(path), path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
         file.seek(0)
         if line not in file:
             file.write(line)
