@@ -85,9 +85,8 @@ class ImageList:
             return open_zip(self.root).read(self.files[index])
         path = self.root / self.files[index]
         state = path.stat()
-        if not stat.S_ISREG(
-            state.st_mode
-        ):  # reading a pipe would wait, reading some devices never end
+        # Reading a pipe would wait for ever, and some devices have no end.
+        if not stat.S_ISREG(state.st_mode):
             raise OSError(errno.EINVAL, "no file with a content of its own")
         if state.st_size > MOST_BYTES:
             raise OSError(errno.EFBIG, "more than 1 GiB")
