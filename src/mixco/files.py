@@ -35,7 +35,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
+        if error.errno is not None:
+            error.filename, error.filename2 = str(path), None
         raise
     except Exception as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
