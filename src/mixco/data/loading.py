@@ -19,6 +19,7 @@ from mixco.errors import UserError
 
 Images = PackedImages | StreamedImages
 
+MOST_WORKERS = 1024
 HEADERS = 256  # files that are opened to see how large the images are
 FEATURE_BATCH = 512
 
@@ -39,8 +40,8 @@ def open_images(
 
     Raises UserError as `pack` does.
     """
-    if workers < 0:
-        raise UserError(f"--workers {workers}: 0 or more")
+    if not 0 <= workers <= MOST_WORKERS:
+        raise UserError(f"--workers {workers}: 0 to {MOST_WORKERS}")
     if loading == "auto":
         loading = "packed" if fits_packed(source, size, cache, memory) else "streamed"
     if loading == "streamed":
@@ -175,10 +176,12 @@ def evaluation_batches(
     dtype: torch.dtype,
     on_unreadable: Callable[[str, str], None],
     batch_size: int = FEATURE_BATCH,
+    tolerated: float | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What evaluation sees (`evaluation_view`), in order, of those images that can be read.
 
-    index: int64 [N]. Yields parts of it and [b, 3, size, size] of `dtype` on the device.
+    index: int64 [N]. Yields parts of it and [b, 3, size, size] of `dtype` on the device; b may be 0.
+    tolerated: the share of unreadable streamed images above which it raises UserError; default: 1 %.
     """
     parts = torch.split(index, batch_size)
     if isinstance(images, PackedImages):
@@ -193,6 +196,7 @@ def evaluation_batches(
         most=batch_size,
         on_unreadable=on_unreadable,
         pin=device.type == "cuda",
+        tolerated=tolerated,
     )
     for part, read in zip(parts, decoded, strict=True):
         readable = read.readable
