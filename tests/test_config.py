@@ -1,15 +1,19 @@
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from mixco.cli import parse
 from mixco.config import (
+    DataConfig,
     MethodConfig,
     ModelConfig,
     OptimisationConfig,
     PretrainConfig,
     RunConfig,
+    command_of,
     from_dict,
     load_recipe,
     recipe_names,
@@ -109,3 +113,23 @@ def test_combinations_that_cannot_be_are_refused(change: object, message: str) -
 def test_the_queue_stays_well_below_the_data(images: int, queue: int) -> None:
     config = PretrainConfig(method=MethodConfig(method="moco"))
     assert resolve(config, images).method.queue == queue
+
+
+def test_a_run_tells_the_command_that_gives_it() -> None:
+    """All that differs from the defaults is named, and parsed it is the same config."""
+    config = resolve(
+        PretrainConfig(
+            recipe="demo",
+            data=DataConfig(data="a folder; with $signs", data_path=Path("x y"), download=True),
+            method=MethodConfig(method="moco", mix="none"),
+            optimisation=OptimisationConfig(schedule="steps", milestones=(0.5, 0.7), warmup=0.0),
+            run=RunConfig(exclude_holdout=True, out=Path("runs/a")),
+        ),
+        images=1000,
+    )
+    mixco, verb, *arguments = shlex.split(command_of(to_dict(config)))
+    assert (mixco, verb) == ("mixco", "pretrain")
+    assert "--schedule" in arguments
+    assert "--dim" not in arguments
+    parsed = parse(PretrainConfig, "pretrain", arguments, PretrainConfig())
+    assert resolve(parsed, images=1000) == dataclasses.replace(config, recipe=None)

@@ -8,12 +8,15 @@ checkpoints/         step-00000780.pt, the last two, and those that are kept for
 encoder.safetensors  the backbone, in timm's (for ResNets also torchvision's) keys
 unreadable.txt       the images that were left out, and why; only when there are any
 results.json         {"pretrain": {...}, "knn": {...}, "linear": {...}, ...}; see docs/results.md
+confusions-*.csv     of knn and linear: how many test images of a class were taken for which
 *.safetensors        classifiers that were trained on it: classifier, supervised, finetune
 *.png                pictures
+exports/             what `mixco export` made
 
 The results of many runs may be collected in one file: {name: {"config": {...}, "pretrain": {...}, ...}}.
 """
 
+import csv
 import json
 import platform
 from collections.abc import Iterator
@@ -28,6 +31,7 @@ from mixco.errors import UserError
 from mixco.files import naming, replacing
 
 LIBRARIES = ("mixco", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+CONFUSIONS = ("class", "taken for", "images")
 LONGEST_WAIT = 60  # seconds for a file of results; writing one takes milliseconds
 
 
@@ -115,6 +119,30 @@ def add_result(run: Path, kind: str, values: dict[str, Any]) -> None:
     """Set results.json's entry of one kind ("pretrain", "knn", "linear"); keep the others."""
     with changing_json(run / "results.json") as results:
         results[kind] = values
+
+
+def write_confusions(run: Path, kind: str, counts: dict[tuple[str, str], int]) -> None:
+    """confusions-<kind>.csv; counts: (class, what it was taken for) -> test images."""
+    rows = [CONFUSIONS, *((*pair, number) for pair, number in counts.items())]
+    with (
+        replacing(run / f"confusions-{kind}.csv") as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        csv.writer(file).writerows(rows)
+
+
+def read_confusions(path: Path) -> dict[tuple[str, str], int]:
+    """Raises UserError when the file is missing or damaged."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            head, *rows = csv.reader(file)
+        if tuple(head) != CONFUSIONS:
+            raise ValueError(f"it begins with {head}")
+        return {(truth, guess): int(number) for truth, guess, number in rows}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is damaged: {error}; remove it, or evaluate again") from None
 
 
 def run_results(run: Path) -> dict[str, Any]:

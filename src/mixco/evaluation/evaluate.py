@@ -90,6 +90,7 @@ def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[st
         **f.task.describe(),
     }
     f.task.write("knn", result)
+    f.task.write_confusions("knn", scores, f.test_labels)
     if f.task.folder is not None and started().rank == 0:
         show_neighbours(f.task.folder / f"neighbours{f.task.suffix}.png", f)
     return result
@@ -113,7 +114,8 @@ def evaluate_linear(config: LinearConfig, features: Features | None = None) -> d
         seed=config.evaluation.seed,
         epochs=config.epochs,
     )
-    top1, top5 = accuracies(probe.scores(f.test_features), f.test_labels)
+    scores = probe.scores(f.test_features)
+    top1, top5 = accuracies(scores, f.test_labels)
     result = {
         "top1": round(top1, 2),
         "top5": round(top5, 2),
@@ -125,6 +127,7 @@ def evaluate_linear(config: LinearConfig, features: Features | None = None) -> d
         **f.task.describe(),
     }
     f.task.write("linear", result)
+    f.task.write_confusions("linear", scores, f.test_labels)
     return result
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from mixco.hardware import (
     processors,
 )
 from mixco.progress import counting, downloading, say
-from mixco.results import add_result, read_config
+from mixco.results import add_result, read_config, write_confusions
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,16 @@ class Task:
         """Into results.json, where there is a folder. Of several processes the first one writes."""
         if self.folder is not None and started().rank == 0:
             add_result(self.folder, kind + self.suffix, result)
+
+    def write_confusions(self, kind: str, scores: Tensor, labels: Tensor) -> None:
+        """What test images were taken for, beside results.json; scores [M, C], labels int64 [M]."""
+        if self.folder is not None and started().rank == 0:
+            guesses = scores.argmax(1).tolist()
+            counts = Counter(
+                (self.test.classes[truth], self.train.classes[guess])
+                for truth, guess in zip(labels.tolist(), guesses, strict=True)
+            )
+            write_confusions(self.folder, kind + self.suffix, dict(sorted(counts.items())))
 
 
 def load_task(config: EvaluationConfig) -> Task:

@@ -69,7 +69,7 @@ from mixco.training.resuming import (
     save_step,
     signals_noticed,
 )
-from mixco.training.telling import note_once, report_data, say_epoch, show_what_it_saw
+from mixco.training.telling import note_once, report_data, say_epoch, show_what_it_saw, what_it_sees
 
 # The loss is looked at this often for not being finite: on a GPU each look waits for the device.
 STEPS_BETWEEN_LOOKS = {"cpu": 1}
@@ -151,7 +151,9 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         write_json(folder / "versions.json", versions(describe(device)))
         report_data(images, members, method_config.queue, data.size, folder)
     augmentation = views.weaken_jitter(
-        AUGMENTATIONS[method_config.augmentation](data.size, mean=source.mean, std=source.std),
+        views.AUGMENTATIONS[method_config.augmentation](
+            data.size, mean=source.mean, std=source.std
+        ),
         method_config.jitter,
     )
     drops = drops_at_random(method)  # to be seeded at each step: they take no generator
@@ -332,9 +334,8 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     board.close()
 
     save_encoder(folder / "encoder.safetensors", method.encoder.backbone, encoder)
-    show_what_it_saw(
-        folder / "views.png", images, augmentation, MIXERS[method_config.mix], run.seed
-    )
+    seen = what_it_sees(images, augmentation, MIXERS[method_config.mix], run.seed)
+    show_what_it_saw(folder / "views.png", seen)
     draw_curves(folder / "curves.png", {name: records})
     add_result(
         folder,
@@ -354,13 +355,6 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         },
     )
     return folder
-
-
-AUGMENTATIONS = {
-    "moco-v1": views.moco_v1,
-    "moco-v2": views.moco_v2,
-    "simclr": views.simclr,
-}
 
 
 def build_method(config: PretrainConfig) -> MoCo | SimCLR:

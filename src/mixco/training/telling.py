@@ -1,6 +1,7 @@
 """What a run tells a person: of its data, at the end of an epoch, and in the picture of what it saw."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,20 +56,35 @@ def say_epoch(record: dict[str, float], epochs: int) -> None:
         )
 
 
-def show_what_it_saw(
-    path: Path,
+class Seen(NamedTuple):
+    """Images as training sees them."""
+
+    originals: Tensor
+    """uint8 [B, C, H, W], on canvases"""
+    extents: Tensor
+    """int64 [B, 2]"""
+    view_q: Tensor
+    view_k: Tensor
+    """float [B, C, S, S] in [0, 1], not normalised"""
+    mixed: Tensor | None
+    """float [M, C, S, S] in [0, 1]"""
+    shares: list[tuple[int, int, float]]
+    """Of each mixture its first and second source, and the share of the first."""
+
+
+def what_it_sees(
     images: Images,
     augmentation: views.Augmentation,
     mixer: Mixer | None,
     seed: int,
-) -> None:
-    """The picture of the views and mixtures of eight images, drawn as in training."""
+) -> Seen:
+    """Views and mixtures of eight images, drawn as in training."""
     count = min(8, len(images))
     index = torch.linspace(0, len(images) - 1, count).long()
     originals, extents = canvases(images, index, 2 * augmentation.size)
     generator = generator_for(seed, "what it saw")
     view_q, view_k = views.two_views(originals, extents, augmentation, generator, torch.float32)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augmentation.mean, augmentation.std))
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (augmentation.mean, augmentation.std))
 
     def visible(view: Tensor) -> Tensor:
         return (view * std + mean).clamp(0, 1)
@@ -80,4 +96,9 @@ def show_what_it_saw(
         mixture = mixer(view_q, draw_shares(half, generator))
         mixed = visible(mixture.images)
         shares = [(i, i + half, mixture.targets[i, i].item()) for i in range(half)]
-    draw_views(path, originals, visible(view_q), visible(view_k), mixed, shares)
+    return Seen(originals, extents, visible(view_q), visible(view_k), mixed, shares)
+
+
+def show_what_it_saw(path: Path, seen: Seen) -> None:
+    """The picture of it."""
+    draw_views(path, seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.shares)

@@ -16,7 +16,7 @@ from mixco.config import (
     to_dict,
 )
 from mixco.errors import UserError
-from mixco.report import spread, table
+from mixco.report.table import spread, table
 from mixco.results import add_result, read_json, write_json
 
 
@@ -145,7 +145,6 @@ def test_results_without_a_pretraining_are_a_row(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "give run folders, or results.json files"),
-        (["RUN"], "say what to make of them: --table, --collect FILE, or both"),
         (["RUN", "--table", "--name", "x"], "--name is what --collect calls a single run"),
         (["RUN", "RUN", "--collect", "all.json", "--name", "x"], "calls a single run"),
         (["nowhere", "--table"], "is this a run folder?"),
