@@ -42,7 +42,7 @@ from mixco.data.unpacking import unpack
 from mixco.errors import UserError
 from mixco.evaluation.task import _of_run
 from mixco.models.encoder import Encoder, build_backbone, build_head
-from mixco.report import table
+from mixco.report.table import table
 from mixco.results import add_result, collect
 from mixco.training.pretrain import is_finished
 from mixco.training.resuming import as_begun, newest_state, open_run
