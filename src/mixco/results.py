@@ -11,6 +11,7 @@ results.json         {"pretrain": {...}, "knn": {...}, "linear": {...}, ...}; se
 confusions-*.csv     of knn and linear: how many test images of a class were taken for which
 *.safetensors        classifiers that were trained on it: classifier, supervised, finetune
 *.png                pictures
+exports/             what `mixco export` made
 
 The results of many runs may be collected in one file: {name: {"config": {...}, "pretrain": {...}, ...}}.
 """

@@ -84,7 +84,11 @@ def simclr(size: int, *, mean: Channels, std: Channels) -> Augmentation:
     return Augmentation(size, jitter=(0.8, 0.8, 0.8, 0.2), mean=mean, std=std)
 
 
-AUGMENTATIONS = {"moco-v1": moco_v1, "moco-v2": moco_v2, "simclr": simclr}
+AUGMENTATIONS = {
+    "moco-v1": moco_v1,
+    "moco-v2": moco_v2,
+    "simclr": simclr,
+}
 
 
 def crop_and_flip(size: int, *, mean: Channels, std: Channels) -> Augmentation:
