@@ -9,6 +9,7 @@ from mixco.cli import parse
 from mixco.config import (
     DataConfig,
     MethodConfig,
+    ModelConfig,
     OptimisationConfig,
     PretrainConfig,
     RunConfig,
@@ -50,11 +51,20 @@ def test_a_recipe_sets_what_it_names_and_nothing_else(tmp_path: Path) -> None:
         ("[optimisation]\nepochs = true", "is not a int"),
         ("[metod]", "unknown key metod; did you mean method"),
         ("[method", "not valid TOML"),
+        ("x = " + "[" * 9999, "not valid TOML"),
+        ("[optimisation]\nlr = 1" + "0" * 400, "is not a float"),
+        ("[optimisation]\nlr = 1" + "0" * 5000, "not valid TOML"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe(write(tmp_path, text))
+
+
+def test_a_recipe_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_bytes(b"\xff\xfe[")
+    with pytest.raises(UserError, match=r"my\.toml: cannot be read \(it is not text in UTF-8\)"):
+        load_recipe(str(tmp_path / "my.toml"))
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
@@ -75,10 +85,25 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
         (MethodConfig(queue=0), "--queue 0"),
         (MethodConfig(method="moco", bn_splits=200), "--bn-splits 200"),
         (RunConfig(holdout=1.0), "--holdout"),
+        (RunConfig(linear_lr=float("inf")), "--linear-lr inf"),
+        (RunConfig(seed=2**64), "--seed"),
+        (OptimisationConfig(lr=float("nan")), "--lr nan"),
+        (OptimisationConfig(weight_decay=-1.0), "--weight-decay -1.0"),
+        (OptimisationConfig(milestones=(60.0, 80.0)), "--milestones 60.0 80.0: shares of the run"),
+        (OptimisationConfig(epochs=10**400), "--epochs"),
+        (MethodConfig(temperature=float("inf")), "--temperature inf"),
+        (MethodConfig(mix_weight=float("nan")), "--mix-weight nan"),
+        (MethodConfig(queue=10**12), "--queue 1000000000000"),
+        (ModelConfig(dim=0), "--dim 0"),
     ],
 )
 def test_combinations_that_cannot_be_are_refused(change: object, message: str) -> None:
-    name = {OptimisationConfig: "optimisation", MethodConfig: "method", RunConfig: "run"}
+    name = {
+        OptimisationConfig: "optimisation",
+        MethodConfig: "method",
+        ModelConfig: "model",
+        RunConfig: "run",
+    }
     config = dataclasses.replace(PretrainConfig(), **{name[type(change)]: change})  # type: ignore[index]
     with pytest.raises(UserError, match=message):
         resolve(config, 1600)

@@ -28,7 +28,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mixco.errors import UserError
-from mixco.files import replacing
+from mixco.files import naming, replacing
 
 LIBRARIES = ("mixco", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 CONFUSIONS = ("class", "taken for", "images")
@@ -63,8 +63,29 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); is this a run folder?"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}; restore it or run again") from None
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a dict. Raises UserError for any other."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a file of results; give another one")
+    return content
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """A run's config.json: its sections, "data" and "run" among them, all of them dicts.
+
+    Raises UserError when it is missing, damaged, or no run's.
+    """
+    path = run / "config.json"
+    config = read_json(path)
+    sections = ("data", "method", "run")
+    if not isinstance(config, dict) or not all(isinstance(config.get(s), dict) for s in sections):
+        raise UserError(f"{path} is of no run; restore it, or give another folder")
+    return config
 
 
 @contextmanager
@@ -82,9 +103,7 @@ def changing_json(path: Path) -> Iterator[dict[str, Any]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock, timeout=LONGEST_WAIT):
-            content = read_json(path) if path.exists() else {}
-            if not isinstance(content, dict):
-                raise UserError(f"{path}: not a file of results; give another one")
+            content = read_results(path) if path.exists() else {}
             yield content
             write_json(path, content)
     except Timeout:
@@ -132,8 +151,8 @@ def run_results(run: Path) -> dict[str, Any]:
     Raises UserError when there are no results. An evaluation with --out has no config.
     """
     config = run / "config.json"
-    settings = {"config": read_json(config)} if config.exists() else {}
-    return {**settings, **read_json(run / "results.json")}
+    settings = {"config": read_results(config)} if config.exists() else {}
+    return {**settings, **read_results(run / "results.json")}
 
 
 def collect(run: Path, collection: Path, name: str) -> None:
@@ -146,7 +165,8 @@ def collect(run: Path, collection: Path, name: str) -> None:
 
 
 def append_metrics(run: Path, record: dict[str, Any]) -> None:
-    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+    path = run / "metrics.jsonl"
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 

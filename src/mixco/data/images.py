@@ -17,6 +17,9 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 MOST_PIXELS = 89_478_485  # a file that claims more is taken for a decompression bomb, as by Pillow
 TOO_MANY = "more than 89 million pixels"
+# What the endings of folders.EXTENSIONS stand for, whichever of them a file has. Of the others that
+# Pillow knows some would start programs (EPS: Ghostscript) or hold no picture of their own.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class UnreadableImage(Exception):
@@ -115,7 +118,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     if not data:
         raise UnreadableImage("the file is empty")
     try:
-        with quietly() if in_main_thread() else nullcontext(), Image.open(io.BytesIO(data)) as file:
+        with quietly() if in_main_thread() else nullcontext(), _open(data) as file:
             if file.width * file.height > MOST_PIXELS:
                 raise UnreadableImage(TOO_MANY)
             yield file
@@ -131,6 +134,16 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         raise UnreadableImage("too large for the memory") from None
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise UnreadableImage(str(error) or type(error).__name__) from None
+
+
+def longer_side(data: bytes) -> int:
+    """In pixels, from the file's header alone. Raises UnreadableImage, as `decode` does."""
+    with _opened(data) as file:
+        return max(file.size)
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 @contextmanager

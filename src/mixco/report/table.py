@@ -70,7 +70,8 @@ def table(paths: tuple[Path, ...]) -> str:
         raise UserError(f"{', '.join(map(str, paths))}: there are no results yet")
     shown = tabulate(rows)
     lines = [shown.head, ["---"] * len(shown.head), *shown.lines]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *shown.notes])
+    escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in escaped), "", *shown.notes])
 
 
 def tabulate(rows: list[Row]) -> Table:
@@ -114,11 +115,17 @@ def load(path: Path) -> list[dict[str, Any]]:
     # A run's entries hold numbers and texts; those of a collection are runs, which hold entries.
     entries = {key: entry for key, entry in results.items() if key != "config"}
     nested = [all(isinstance(v, dict) for v in entry.values()) for entry in entries.values()]
-    if all(nested):
-        return list(entries.values())
-    if any(nested):
+    if any(nested) and not all(nested):
         raise UserError(f"{path}: neither the results of a run nor of several")
-    return [results]
+    runs = list(entries.values()) if all(nested) else [results]
+    for entry in (entry for run in runs for entry in run.values()):
+        for number in NUMBERS.keys() & entry.keys():
+            value = entry[number]
+            if type(value) not in (int, float) or not 0 <= value <= 100:
+                raise UserError(
+                    f"{path}: damaged, {number} is {value!r}; expected a percentage; evaluate again"
+                )
+    return runs
 
 
 def group(runs: list[dict[str, Any]]) -> list[Row]:

@@ -31,6 +31,7 @@ from mixco.distributed import (
     world,
 )
 from mixco.errors import UserError
+from mixco.failures import machine_failures_told
 from mixco.files import one_at_a_time
 from mixco.hardware import (
     describe,
@@ -47,7 +48,14 @@ from mixco.models.encoder import Encoder, build_backbone, build_head, drops_at_r
 from mixco.models.sync_batchnorm import synchronise_batch_norms
 from mixco.pictures import draw_curves
 from mixco.progress import Stopwatch, counting, downloading, say, training, waited
-from mixco.results import add_result, append_metrics, read_json, versions, write_json, write_metrics
+from mixco.results import (
+    add_result,
+    append_metrics,
+    read_results,
+    versions,
+    write_json,
+    write_metrics,
+)
 from mixco.schedules import learning_rate
 from mixco.seeding import generator_for, global_draws
 from mixco.training.held_out import knn_check, split_holdout
@@ -57,6 +65,7 @@ from mixco.training.resuming import (
     as_begun,
     newest_state,
     open_run,
+    restore,
     save_step,
     signals_noticed,
 )
@@ -79,7 +88,9 @@ def pretrain(config: PretrainConfig) -> Path:
     finite: then the last good checkpoint stays. On SIGINT and SIGTERM the step is finished and saved,
     and KeyboardInterrupt or SystemExit(143) raised; a second signal acts at once.
     """
-    with ExitStack() as until_the_end:
+    # With other settings it is another run, but for the pieces.
+    remedy = "raise --pieces, or lower --batch-size, --queue or --size and give another --out"
+    with ExitStack() as until_the_end, machine_failures_told(remedy):
         return _pretrain(config, until_the_end)
 
 
@@ -138,7 +149,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         return folder
     if first:
         write_json(folder / "versions.json", versions(describe(device)))
-        report_data(images, members, method_config.queue, folder)
+        report_data(images, members, method_config.queue, data.size, folder)
     augmentation = views.weaken_jitter(
         views.AUGMENTATIONS[method_config.augmentation](
             data.size, mean=source.mean, std=source.std
@@ -194,8 +205,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
                 f"{state['data']['name']}, now there are {len(images):,} of {source.name}; give the "
                 "same images to go on with it, or another --out"
             )
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
+        restore(method, optimizer, state)
         step, records = state["step"], state["records"]
         sums = {key: value.to(device) for key, value in state["sums"].items()}
         total.go_on(*state["time"])
@@ -396,7 +406,7 @@ def plan(
 def is_finished(folder: Path) -> bool:
     results = folder / "results.json"
     return (folder / "encoder.safetensors").exists() and (
-        results.exists() and "pretrain" in read_json(results)
+        results.exists() and "pretrain" in read_results(results)
     )
 
 

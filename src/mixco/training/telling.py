@@ -9,6 +9,7 @@ from torch import Tensor
 from mixco.data import views
 from mixco.data.loading import Images, canvases
 from mixco.data.packing import PackedImages
+from mixco.files import naming, replacing, shown
 from mixco.mixing import Mixer, draw_shares
 from mixco.pictures import draw_views
 from mixco.progress import say
@@ -17,18 +18,26 @@ from mixco.seeding import generator_for
 
 def note_once(path: Path, line: str) -> None:
     """Add a line to a text file, unless an earlier part of the run has."""
-    with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
+    with naming(path), path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
         file.seek(0)
         if line not in file:
             file.write(line)
 
 
-def report_data(images: Images, members: Tensor, queue: int | None, folder: Path) -> None:
-    """List what was left out, and warn of a queue that meets its own images."""
+def report_data(
+    images: Images, members: Tensor, queue: int | None, size: int, folder: Path
+) -> None:
+    """List what was left out, and warn of a queue that meets its own images and of a size too large."""
     if isinstance(images, PackedImages) and images.unreadable:
-        lines = [f"{file}\t{reason}\n" for file, reason in images.unreadable]
-        (folder / "unreadable.txt").write_text("".join(lines), "utf-8")
+        lines = [f"{shown(file)}\t{reason}\n" for file, reason in images.unreadable]
+        with replacing(folder / "unreadable.txt") as temporary:
+            temporary.write_text("".join(lines), "utf-8")
         say(f"{len(lines)} unreadable images left out, listed in {folder / 'unreadable.txt'}")
+    if isinstance(images, PackedImages) and (side := images.images.shape[-1]) < size:
+        say(
+            f"warning: no image is longer than {side} px, so --size {size} only enlarges them; "
+            f"--size {max(32, side)} shows as much in less time"
+        )
     if queue is not None and queue > len(members) // 2:
         say(
             f"warning: the queue of {queue:,} keys is more than half of the {len(members):,} images:"
