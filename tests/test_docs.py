@@ -2,8 +2,8 @@
 
 Every fenced ```python block of README.md and docs/*.md is run, those of a page one after the other in
 one namespace, in a folder that has what they speak of: `photos/` (class folders of real images),
-`runs/photos` (a short run on them), `encoder.safetensors` (of a ResNet-18 with its own stem), and
-`images`, a batch of photographs. Every `mixco ...` line in any code block goes through the command
+`runs/photos` (a short run on them), `vectors.parquet` (their vectors), `encoder.safetensors` (of a
+ResNet-18 with its own stem), and `images`, a batch of photographs. Every `mixco ...` line in any code block goes through the command
 line's parser; those that only read that run are run.
 
 A block that cannot run stands behind a comment with the reason:  <!-- not run: it needs ... -->
@@ -88,11 +88,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cli.main(
         ["pretrain", *shlex.split(options), "--knn-every", "0", "--out", f"{folder}/runs/photos"]
     )
+    vectors = ("--out", f"{folder}/vectors.parquet", "--device", "cpu")
+    cli.main(["embed", f"{folder}/runs/photos", f"{folder}/photos", *vectors])
     large = EncoderDescription(
         "resnet18", "standard", 224, IMAGENET_MEAN, IMAGENET_STD, "random weights, seed 0"
     )
     save_encoder(folder / "encoder.safetensors", build_backbone("resnet18", 224), large)
-    cli.main(["embed", f"{folder}/runs/photos", "--out", f"{folder}/vectors.parquet"])
     torch.save({"state_dict": torch.nn.Linear(2, 2).state_dict()}, folder / "theirs.ckpt")
     return folder
 
