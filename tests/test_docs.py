@@ -38,7 +38,7 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 INDENTED = re.compile(r"(?:^    +\S.*\n?)+", re.MULTILINE)
-READS_ONLY = {"knn", "linear", "report"}  # verbs that are quick on a small run
+READS_ONLY = {"knn", "linear"}  # verbs that are quick on a small run
 
 
 class Block(NamedTuple):
@@ -142,7 +142,7 @@ def test_a_command_that_only_reads_the_run_works(
     arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    cli.main([*arguments, "--cache", "cache"] if arguments[0] != "report" else arguments)
+    cli.main([*arguments, "--cache", "cache"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -218,6 +218,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
     )
     assert built.returncode == 0, built.stderr
     pages = list((tmp_path / "site").glob("*.html"))
