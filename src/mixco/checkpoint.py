@@ -26,6 +26,7 @@ from mixco.models.encoder import (
     build_backbone,
     classifier_layers,
     feature_dim,
+    first_convolution,
     usual_size,
 )
 
@@ -37,10 +38,15 @@ class EncoderDescription:
     arch: str
     stem: str
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Of the pixels' share of their type's maximum; one number for each channel that it sees."""
     training: str
     """How it was trained, in words: "simclr+mixco, 40 epochs, seed 0" or "random weights, seed 0"."""
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ def load_encoder(
         description.arch,
         description.size,
         description.stem,  # type: ignore[arg-type]
+        channels=description.channels,
     )
     _fill(backbone, content, description, path)
     if size is not None and size != description.size:
@@ -123,6 +130,13 @@ def _load_foreign(
         stem, assumed = foreign.resnet_stem(found, str(path)) if is_resnet else ("standard", "")
     size = size or (usual_size(name) if stem == "standard" else 32)
     backbone = build_backbone(name, size, stem)
+    first = found.backbone.get(f"{first_convolution(backbone)}.weight")
+    if first is not None and first.ndim == 4 and first.shape[1] != 3:
+        raise UserError(
+            f"{path}: its first convolution sees {first.shape[1]} channels; of other projects' encoders "
+            "only those of RGB are taken, since a file does not tell what other images are normalised "
+            "with"
+        )
     found = foreign.without_classifier(found, classifier_layers(backbone), backbone.state_dict())
     description = EncoderDescription(
         arch=name,

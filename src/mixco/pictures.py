@@ -27,8 +27,9 @@ def draw_views(
 ) -> None:
     """What the network saw: images, two views of each, and mixtures of pairs of the first views.
 
-    originals: uint8 [B, 3, H, W]; views: float [B, 3, S, S] in [0, 1], not normalised.
-    mixed: float [M, 3, S, S] in [0, 1], and for each its (first, second, share of the first);
+    originals: uint8 or float in [0, 1], [B, C, H, W]; views: float [B, C, S, S] in [0, 1], not
+        normalised. Of four channels and more the first three are shown as red, green and blue.
+    mixed: float [M, C, S, S] in [0, 1], and for each its (first, second, share of the first);
         None where nothing is mixed.
     """
     pairs = shares or [(i, i + 1, 1.0) for i in range(0, len(originals) - 1, 2)]
@@ -98,7 +99,8 @@ def draw_neighbours(
 ) -> None:
     """Each query, then the images whose features are nearest to its own, nearest first.
 
-    queries: uint8 [Q, 3, H, W]; neighbours: uint8 [Q, K, 3, H, W]; similarities: [Q, K] in [-1, 1].
+    queries: uint8 or float in [0, 1], [Q, C, H, W], shown as by `draw_views`; neighbours: likewise
+        [Q, K, C, H, W]; similarities: [Q, K] in [-1, 1].
     correct: bool [Q, K], whether the neighbour is of the query's class: the frame's colour.
     names: the class of each query.
     """
@@ -143,8 +145,13 @@ def draw_comparison(path: Path, results: Mapping[str, Mapping[str, Any]]) -> Non
 
 
 def _show(axes: Axes, image: Tensor, frame: str | None = None, dashed: bool = False) -> None:
-    """image: uint8 or float in [0, 1], [3, H, W]."""
-    axes.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+    """image: uint8 or float in [0, 1], [C, H, W]: the first three channels, or the mean of two."""
+    if len(image) < 3:
+        most = 1 if image.is_floating_point() else 255
+        grey = image.float().mean(0).cpu().numpy()
+        axes.imshow(grey, cmap="gray", vmin=0, vmax=most, interpolation="nearest")
+    else:
+        axes.imshow(image[:3].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():

@@ -8,6 +8,7 @@ from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, Channels
 from mixco.errors import UserError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+ARRAYS = (".npy", ".npz")
 
 
 def unlabelled_folder(folder: Path, cache: Path | None = None) -> ImageList:
@@ -19,7 +20,7 @@ def unlabelled_folder(folder: Path, cache: Path | None = None) -> ImageList:
     files = tuple(walk(root, cache))
     if not files:
         raise UserError(
-            f"{root}: no image in it; looked for {', '.join(EXTENSIONS)} in all folders below"
+            f"{root}: no image in it; looked for {', '.join(EXTENSIONS + ARRAYS)} in all folders below"
         )
     # A train folder whose every image lies in a class folder can be checked by its labels.
     tops = sorted({name.split("/")[0] for name in files})
@@ -82,8 +83,11 @@ def labelled_folder(
 
 
 def walk(root: Path, cache: Path | None = None) -> list[str]:
-    """Images below root, as sorted paths with slashes (see `list_files`)."""
-    return list_files(root, EXTENSIONS, cache)
+    """Images below root, as sorted paths with slashes (see `list_files`).
+
+    NumPy's arrays are images where there are no others: beside photographs they are something else.
+    """
+    return list_files(root, EXTENSIONS, cache) or list_files(root, ARRAYS, cache)
 
 
 def read_lines(path: Path, what: str) -> list[str]:

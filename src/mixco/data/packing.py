@@ -1,4 +1,4 @@
-"""Small images, decoded once, in one memory-mapped safetensors file of uint8."""
+"""Small images, decoded once, in one memory-mapped safetensors file of uint8 or uint16."""
 
 import hashlib
 import json
@@ -9,18 +9,16 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from mixco.data.image_list import ImageList
-from mixco.data.images import UnreadableImage, decode, quietly, reduce
+from mixco.data.images import RGB, Pixel, Pixels, UnreadableImage, decode, look, quietly, reduce
 from mixco.errors import UserError
 
 FORMAT = 2  # part of the key: raise it whenever the same files would be packed differently
@@ -34,7 +32,8 @@ class PackedImages:
     """The images of one split, decoded."""
 
     images: Tensor
-    """uint8 [N, 3, S, S], memory-mapped; a picture lies in the top left of its canvas, the rest is 0."""
+    """uint8 or uint16 [N, C, S, S] by source.pixel, memory-mapped; a picture lies in the top left of
+    its canvas, the rest is 0."""
     extents: Tensor
     """int64 [N, 2]: height and width of each picture."""
     labels: Tensor | None
@@ -94,7 +93,7 @@ def pack(
         labels = torch.tensor([source.labels[i] for i in kept])
         refuse_lost_classes(source, labels)
     return PackedImages(
-        images=_tensor(header, data, "images", torch.uint8),
+        images=_tensor(header, data, "images", torch_type(source.pixel)),
         extents=_tensor(header, data, "extents", torch.int64),
         labels=labels,
         classes=source.classes,
@@ -113,6 +112,8 @@ def packed_path(source: ImageList, size: int, cache: Path) -> Path:
 def _key(source: ImageList, size: int) -> str:
     """Of everything that the packed file depends on."""
     digest = hashlib.sha256(f"{FORMAT}/{size}/{source.root.resolve()}".encode())
+    if source.pixel != RGB:
+        digest.update(f"/{source.pixel}".encode())
     for path in source.containers:
         state = path.stat()
         digest.update(f"{state.st_size}/{state.st_mtime_ns}".encode())
@@ -140,7 +141,9 @@ def _write(
         side = _canvas_side(pool, source, longest)
         if side == 0:
             raise UserError(f"{source.root}: none of its {count} images can be read")
-        room = 2 * count * 3 * side * side  # the rows, and the file that they are copied into
+        room = (
+            2 * count * source.pixel.bytes * side * side
+        )  # the rows, and the file that they are copied into
         free = shutil.disk_usage(path.parent).free
         if room > free:
             raise UserError(
@@ -166,8 +169,8 @@ def _write(
             refuse_too_many(source, unreadable)
             notes = json.dumps({"kept": kept, "unreadable": unreadable})
             with temporary.open("wb") as file:
-                shape = [len(kept), 3, side, side]
-                file.write(_header(shape, notes))
+                shape = [len(kept), source.pixel.channels, side, side]
+                file.write(_header(shape, source.pixel, notes))
                 file.write(np.array(extents, np.int64).tobytes())
                 with rows.open("rb") as pixels:
                     shutil.copyfileobj(pixels, file, 1 << 22)
@@ -193,7 +196,7 @@ def _canvas_side(pool: ThreadPoolExecutor, source: ImageList, longest: int) -> i
 class _Block(NamedTuple):
     """A few images, decoded: what of them could be read, in order, and what not, with reasons."""
 
-    canvases: NDArray[np.uint8]
+    canvases: Pixels
     extents: list[tuple[int, int]]
     unreadable: list[tuple[int, str]]
 
@@ -212,7 +215,7 @@ def _in_order(
 
 
 def _decode(source: ImageList, few: range, side: int) -> _Block:
-    canvases = np.zeros((len(few), 3, side, side), np.uint8)
+    canvases = np.zeros((len(few), source.pixel.channels, side, side), source.pixel.dtype)
     extents: list[tuple[int, int]] = []
     unreadable: list[tuple[int, str]] = []
     for index in few:
@@ -232,23 +235,28 @@ def _cut(numbers: range, size: int) -> list[range]:
 
 def longest_side(source: ImageList, index: int) -> int:
     """From the file's header alone; 0 where it cannot be read."""
+    return max(sides(source, index))
+
+
+def sides(source: ImageList, index: int) -> tuple[int, int]:
+    """Height and width, from the file's header alone; (0, 0) where it cannot be read."""
     if source.arrays is not None:
-        return int(max(source.arrays[index].shape[:2]))
+        height, width = source.arrays[index].shape[:2]
+        return height, width
     try:
-        with Image.open(BytesIO(source.read(index))) as image:
-            return max(image.size)
+        return look(source.read(index))[:2]
     except Exception:  # whatever is wrong is told by decode(), with a reason
-        return 0
+        return 0, 0
 
 
-def read_reduced(source: ImageList, index: int, side: int) -> NDArray[np.uint8] | str:
-    """uint8 [H, W, 3] with no side above `side`, or the reason why not."""
+def read_reduced(source: ImageList, index: int, side: int) -> Pixels | str:
+    """[H, W, C] of source.pixel with no side above `side`, or the reason why not."""
     if source.arrays is not None:
         pixels = source.arrays[index]
         fits = max(pixels.shape[:2]) <= side
         return pixels if fits else np.asarray(reduce(Image.fromarray(pixels), side))
     try:
-        return decode(source.read(index), side)
+        return decode(source.read(index), side, source.pixel)
     except UnreadableImage as error:
         return str(error)
     except OSError as error:
@@ -277,15 +285,23 @@ def refuse_too_many(source: ImageList, unreadable: Sequence[tuple[int, str]]) ->
     )
 
 
-def _header(shape: list[int], notes: str) -> bytes:
+def torch_type(pixel: Pixel) -> torch.dtype:
+    return torch.uint8 if pixel.bits == 8 else torch.uint16
+
+
+def _header(shape: list[int], pixel: Pixel, notes: str) -> bytes:
     """A safetensors header, so that pixels can be streamed behind it."""
-    begin, pixels = 16 * shape[0], int(np.prod(shape))
+    begin, pixels = 16 * shape[0], int(np.prod(shape)) * pixel.bits // 8
     content = json.dumps(
         {
             "__metadata__": {"mixco": notes},
             # Eight-byte numbers first: behind the pixels they might lie at an odd place.
             "extents": {"dtype": "I64", "shape": [shape[0], 2], "data_offsets": [0, begin]},
-            "images": {"dtype": "U8", "shape": shape, "data_offsets": [begin, begin + pixels]},
+            "images": {
+                "dtype": f"U{pixel.bits}",
+                "shape": shape,
+                "data_offsets": [begin, begin + pixels],
+            },
         }
     ).encode()
     content += b" " * (-len(content) % 64 + 56)  # pixels begin at a multiple of 64

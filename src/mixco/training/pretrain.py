@@ -15,7 +15,9 @@ from mixco.checkpoint import EncoderDescription, save_encoder
 from mixco.config import PretrainConfig, resolve, run_folder_of, to_dict
 from mixco.data import views
 from mixco.data.download import download
+from mixco.data.images import RGB
 from mixco.data.loading import open_images, view_batches
+from mixco.data.normalisation import normalisation
 from mixco.data.packing import PackedImages
 from mixco.data.resident import batches
 from mixco.data.sources import list_images
@@ -44,6 +46,7 @@ from mixco.training.resuming import (
     as_begun,
     newest_state,
     open_run,
+    pixel_as_begun,
     save_step,
     signals_noticed,
 )
@@ -81,6 +84,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     cache = config.data.cache.expanduser()
     source = list_images(config.data.data, config.data.data_path, "pretrain", cache)
     workers = processors() if config.data.workers is None else config.data.workers
+    channels, bits = pixel_as_begun(run_folder_of(config), config.data.channels, config.data.bits)
     with counting(f"packing {source.name}") as on_progress:
         images = open_images(
             source,
@@ -89,12 +93,20 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
             loading=as_begun(run_folder_of(config), config.data.loading),
             workers=workers,
             memory=memory_bytes(),
+            channels=channels,
+            bits=bits,
             on_progress=on_progress,
         )
+    pixel = images.source.pixel
     packed = isinstance(images, PackedImages)
     bank, held_out = split_holdout(images, config.run.holdout, config.run.seed)
     members = bank if config.run.exclude_holdout else torch.arange(len(images))
-    loading = dataclasses.replace(config.data, loading="packed" if packed else "streamed")
+    loading = dataclasses.replace(
+        config.data,
+        loading="packed" if packed else "streamed",
+        channels=pixel.channels,
+        bits=pixel.bits,
+    )
     config = resolve(dataclasses.replace(config, data=loading), len(members))
     data, method_config, optimisation, run = (
         config.data,
@@ -115,8 +127,9 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         return folder
     write_json(folder / "versions.json", versions(describe(device)))
     report_data(images, members, method_config.queue, folder)
+    mean, std = normalisation(images, data.size)
     augmentation = views.weaken_jitter(
-        AUGMENTATIONS[method_config.augmentation](data.size, mean=source.mean, std=source.std),
+        AUGMENTATIONS[method_config.augmentation](data.size, mean=mean, std=std),
         method_config.jitter,
     )
     drops = drops_at_random(method)  # to be seeded at each step: they take no generator
@@ -125,8 +138,8 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         arch=config.model.arch,
         stem=config.model.stem,
         size=data.size,
-        mean=source.mean,
-        std=source.std,
+        mean=mean,
+        std=std,
         training=f"{name} on {source.name}, {optimisation.epochs} epochs, seed {run.seed}",
     )
     steps_per_epoch = len(members) // optimisation.batch_size
@@ -205,6 +218,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(records) + 1)
     say(
         f"{name}: {config.model.arch} at {data.size} px, {len(members):,} images "
+        f"{'' if pixel == RGB else f'with {pixel}, '}"
         f"{'packed' if packed else f'streamed, {workers} workers'}, "
         f"{optimisation.epochs} epochs of {steps_per_epoch} steps, {describe(device)}, "
         f"{str(dtype).removeprefix('torch.')}"
@@ -314,7 +328,8 @@ AUGMENTATIONS = {
 def build_method(config: PretrainConfig) -> MoCo | SimCLR:
     """The method of a resolved config, with weights drawn from its seed."""
     model, method, seed = config.model, config.method, config.run.seed
-    backbone = build_backbone(model.arch, config.data.size, model.stem, seed)
+    channels = config.data.channels or 3
+    backbone = build_backbone(model.arch, config.data.size, model.stem, seed, channels)
     head = build_head(feature_dim(backbone, config.data.size), model.dim, model.head, seed)
     encoder = Encoder(backbone, head)
     if method.method == "simclr":

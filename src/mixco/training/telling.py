@@ -59,10 +59,13 @@ def show_what_it_saw(
     originals, extents = canvases(images, index, 2 * augmentation.size)
     generator = generator_for(seed, "what it saw")
     view_q, view_k = views.two_views(originals, extents, augmentation, generator, torch.float32)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augmentation.mean, augmentation.std))
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (augmentation.mean, augmentation.std))
 
     def visible(view: Tensor) -> Tensor:
-        return (view * std + mean).clamp(0, 1)
+        pixels = view * std + mean
+        if originals.dtype == torch.uint8:
+            return pixels.clamp(0, 1)
+        return views.brightened(pixels, augmentation.mean, augmentation.std)
 
     mixed: Tensor | None = None
     shares: list[tuple[int, int, float]] = []
@@ -71,4 +74,5 @@ def show_what_it_saw(
         mixed = visible(mixture.images)
         half = count // 2
         shares = [(i, i + half, mixture.targets[i, i].item()) for i in range(half)]
-    draw_views(path, originals, visible(view_q), visible(view_k), mixed, shares)
+    shown = views.brightened(originals, augmentation.mean, augmentation.std)
+    draw_views(path, shown, visible(view_q), visible(view_k), mixed, shares)
