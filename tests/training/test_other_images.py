@@ -9,6 +9,7 @@ import torch
 from band_images import labelled
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sample_images import unpack_sample
 
 from mixco.checkpoint import load_encoder
 from mixco.cli import main
@@ -115,10 +116,11 @@ def test_an_encoder_and_images_of_other_channels_are_told(
 
 
 def test_a_run_from_before_there_were_channels_goes_on(tmp_path: Path) -> None:
-    run = pretrain(Path("sample"), tmp_path / "run", "--epochs", "1", "--knn-every", "0")
+    data = unpack_sample(tmp_path / "photos", train=8, test=1, classes=3)
+    run = pretrain(data, tmp_path / "run", "--epochs", "1", "--knn-every", "0")
     config = json.loads((run / "config.json").read_text())
     assert (config["data"].pop("channels"), config["data"].pop("bits")) == (3, 8)
     (run / "config.json").write_text(json.dumps(config))
     (run / "results.json").unlink()
-    pretrain(Path("sample"), run, "--epochs", "1", "--knn-every", "0")
+    pretrain(data, run, "--epochs", "1", "--knn-every", "0")
     assert result(run, "pretrain")["epochs"] == 1

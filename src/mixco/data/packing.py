@@ -141,9 +141,8 @@ def _write(
         side = _canvas_side(pool, source, longest)
         if side == 0:
             raise UserError(f"{source.root}: none of its {count} images can be read")
-        room = (
-            2 * count * source.pixel.bytes * side * side
-        )  # the rows, and the file that they are copied into
+        # The rows, and the file that they are copied into.
+        room = 2 * count * source.pixel.bytes * side * side
         free = shutil.disk_usage(path.parent).free
         if room > free:
             raise UserError(

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from mixco.data.image_list import ImageList
-from mixco.data.images import RGB, Look, Pixel, UnreadableImage, decode, look
+from mixco.data.images import RGB, Look, Pixel, UnreadableImage, decode, look, quietly
 from mixco.errors import UserError
 
 LOOKED_AT = 256  # files that are opened to see what the images are
@@ -32,13 +32,14 @@ def settle(source: ImageList, channels: int | None, bits: int | None) -> ImageLi
             )
         return source
     looks: dict[int, Look] = {}
-    for index in spread(len(source.files), LOOKED_AT):
-        try:
-            looks[index] = look(source.read(index))
-        except Exception:  # whatever is wrong is told by decode(), with a reason
-            continue
-        if looks[index].pixel == RGB and channels in (None, 3) and bits in (None, 8):
-            return source  # one colour photograph decides it
+    with quietly():
+        for index in spread(len(source.files), LOOKED_AT):
+            try:
+                looks[index] = look(source.read(index))
+            except Exception:  # whatever is wrong is told by decode(), with a reason
+                continue
+            if looks[index].pixel == RGB and channels in (None, 3) and bits in (None, 8):
+                return source  # one colour photograph decides it
     if not looks:
         return source  # and packing or streaming tells what is wrong
     pixels = {seen.pixel for seen in looks.values()}
