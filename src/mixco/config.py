@@ -77,7 +77,10 @@ class MethodConfig:
     momentum: float | None = None
     """Of MoCo's key encoder; default 0.99, and 0.999 for runs of over 50,000 steps."""
     bn_splits: int | None = None
-    """MoCo's virtual devices on one device; default: as many as leave each 16 images, 2 to 8."""
+    """MoCo's virtual devices, in all; default: as many as leave each 16 images, 2 to 8."""
+    bn_over: Literal["auto", "process", "all"] = "auto"
+    """Whose images a batch norm takes its statistics of, where there are several processes: each
+    process's own, or those of all; auto: all for simclr, process for moco."""
     augmentation: Literal["auto", "moco-v1", "moco-v2", "simclr"] = "auto"
     """How views are made; auto: moco-v2 for moco, simclr for simclr."""
     jitter: float = 1.0
@@ -90,6 +93,10 @@ class OptimisationConfig:
 
     epochs: int = 100
     batch_size: int = 256
+    """Images of a step, of all processes together."""
+    pieces: int = 1
+    """Pieces that a batch passes the encoder in (gradient caching): with 4 it takes about a quarter of
+    the memory, and a third more time; the gradient is the same."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: float | None = None
     """Peak rate; default: 1e-3 for adamw, 0.06 (moco) or 0.3 (simclr) x batch / 256 for sgd."""
@@ -125,6 +132,8 @@ class RunConfig:
     """Steps between two checkpoints, beside those by the clock; 0: none."""
     keep_every: int = 0
     """Epochs between two checkpoints that stay for good; 0: none."""
+    timeout_minutes: float = 10.0
+    """Of several processes: how long one waits for another before the run ends."""
     linear_lr: float | None = None
     """Kept for `mixco linear --protocol paper` on this run: its rate where it is given none."""
 
@@ -392,8 +401,10 @@ def run_folder_of(config: PretrainConfig) -> Path:
     return run.out or Path("runs") / f"{name}-{method.method}-{method.mix}-s{run.seed}"
 
 
-def resolve(config: PretrainConfig, images: int) -> PretrainConfig:
+def resolve(config: PretrainConfig, images: int, processes: int = 1) -> PretrainConfig:
     """Fill in every None, from the method and the number of images; refuse what cannot be.
+
+    processes: that the run is to have.
 
     Raises UserError for combinations that make no sense.
     """
@@ -407,6 +418,18 @@ def resolve(config: PretrainConfig, images: int) -> PretrainConfig:
             f"--batch-size {batch}: there are only {images} images to train on; "
             f"give --batch-size {max(2, images // 8)} or more images",
         ),
+        (optimisation.pieces >= 1, f"--pieces {optimisation.pieces}: at least 1"),
+        (
+            batch >= 2 * processes * optimisation.pieces,
+            f"--batch-size {batch}: at least two images for each of {processes} processes and of "
+            f"{optimisation.pieces} pieces",
+        ),
+        (
+            method.method != "moco" or method.bn_over != "all" or method.bn_splits == 1,
+            "--bn-over all: MoCo leaks through statistics that all images share; leave it out "
+            "(--bn-splits 1 beside it accepts the leak)",
+        ),
+        (run.timeout_minutes > 0, f"--timeout-minutes {run.timeout_minutes:g}: above 0"),
         (optimisation.epochs >= 1, f"--epochs {optimisation.epochs}: at least 1"),
         (optimisation.lr is None or optimisation.lr > 0, f"--lr {optimisation.lr}: above 0"),
         (0 <= optimisation.warmup < 1, f"--warmup {optimisation.warmup}: from 0 up to below 1"),
@@ -450,6 +473,7 @@ def resolve(config: PretrainConfig, images: int) -> PretrainConfig:
         augmentation=("moco-v2" if moco else "simclr")
         if method.augmentation == "auto"
         else method.augmentation,
+        bn_over=("process" if moco else "all") if method.bn_over == "auto" else method.bn_over,
         **filled if moco else {},
     )
     adamw = optimisation.optimizer == "adamw"
