@@ -69,7 +69,10 @@ def read(data: bytes, channels: int) -> NDArray[Any] | None:
                 f"an array [{', '.join(map(str, shape))}]; expected [H, W, {channels}]"
             )
         refuse_other(shape[2], channels)
-        content = file.read(int(np.prod(shape)) * dtype.itemsize)
+        size = int(np.prod(shape)) * dtype.itemsize
+        content = file.read(size)
+    if len(content) < size:
+        raise ValueError(f"cut short: {len(content):,} of {size:,} bytes of numbers")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
@@ -111,14 +114,14 @@ def _opened(data: bytes) -> IO[bytes]:
 
 def _array_header(file: IO[bytes]) -> tuple[tuple[int, int, int], bool, np.dtype[Any]]:
     """Shape [H, W, C], is the order Fortran's, and type; what follows are the numbers."""
-    version = np.lib.format.read_magic(file)
     versions = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
-    if version not in versions:
-        raise ValueError("an array of named fields; expected numbers")
-    shape, fortran, dtype = versions[version](file)
+    try:
+        shape, fortran, dtype = versions[np.lib.format.read_magic(file)](file)
+    except Exception as error:  # a header is a Python literal, and damaged ones fail in many ways
+        raise ValueError("a damaged array, or one of named fields") from error
     if len(shape) not in (2, 3) or 0 in shape:
         raise ValueError(f"an array {list(shape)}; expected [H, W] or [H, W, C]")
     if dtype.kind not in "uif":
@@ -144,6 +147,13 @@ class _Tiff(NamedTuple):
 def _tiff_header(data: bytes) -> _Tiff | None:
     if not data.startswith(TIFF):
         return None
+    try:
+        return _first_page(data)
+    except Exception as error:  # as many kinds as there are damaged files
+        raise ValueError("a damaged TIFF") from error
+
+
+def _first_page(data: bytes) -> _Tiff:
     file = BytesIO(data)
     tags = ImageFileDirectory_v2(data[: 16 if data[2] == 43 else 8])
     file.seek(tags.next)
@@ -184,4 +194,6 @@ def _tiff_bands(data: bytes, channels: int) -> NDArray[Any]:
         if len(which) != 1 or shape[axes.index(which)] != channels:
             raise ValueError(f"a TIFF of axes {axes} {list(shape)}; expected {channels} channels")
         found: NDArray[Any] = series.asarray()
+    if found.shape != shape:
+        raise ValueError("a damaged TIFF")
     return found.transpose(axes.index("Y"), axes.index("X"), axes.index(which))

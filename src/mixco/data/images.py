@@ -203,19 +203,21 @@ def _reasons(data: bytes) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without what Pillow says of odd but readable files (EXIF, palettes), or of TIFFs that it cannot.
+    """Without what is said of odd but readable files (EXIF, palettes); of others a reason is given.
 
     For the whole process: where threads decode, around all of them.
     """
-    log = logging.getLogger("PIL.TiffImagePlugin")
-    before = log.disabled
+    logs = [logging.getLogger(name) for name in ("PIL.TiffImagePlugin", "tifffile")]
+    before = [log.disabled for log in logs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        log.disabled = True
+        for log in logs:
+            log.disabled = True
         try:
             yield
         finally:
-            log.disabled = before
+            for log, disabled in zip(logs, before, strict=True):
+                log.disabled = disabled
 
 
 def in_main_thread() -> bool:
