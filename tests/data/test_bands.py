@@ -158,7 +158,7 @@ def test_damaged_and_hostile_files_are_told(tmp_path: Path) -> None:
         *(tif[:n] for n in (5, 40, 5000)),
         *((tmp_path / name).read_bytes() for name in ("objects.npy", "two.npz", "no.zip")),
     ):
-        with pytest.raises(UnreadableImage, match="damaged|cut short|read|expected|known format"):
+        with pytest.raises(UnreadableImage, match="damaged|cut short|read|expected|not an image"):
             decode(bad, pixel=Pixel(13, 16))
 
 

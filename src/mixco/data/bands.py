@@ -156,14 +156,15 @@ def _tiff_header(data: bytes) -> _Tiff | None:
 def _first_page(data: bytes) -> _Tiff:
     file = BytesIO(data)
     tags = ImageFileDirectory_v2(data[: 16 if data[2] == 43 else 8])
+    seen = {0, tags.next}  # a damaged chain of pages may be a ring
     file.seek(tags.next)
     tags.load(file)
     samples, depth = int(tags.get(277, 1)), max(tags.get(258, (1,)))
     plain = tags.get(262, BLACK_IS_ZERO) in (BLACK_IS_ZERO, COLOURS)
     alpha = samples in (2, 4) and tags.get(338, (0,))[-1] in (1, 2)
     height, width, follows = int(tags[257]), int(tags[256]), tags.next
-    pages, seen = 1, {0}
-    while samples == 1 and plain and follows not in seen:  # a damaged chain may be a ring
+    pages = 1
+    while samples == 1 and plain and follows not in seen:
         seen.add(follows)
         pages += 1
         file.seek(follows)
