@@ -42,7 +42,7 @@ def test_thirteen_bands_of_twelve_bits(tmp_path: Path, capsys: pytest.CaptureFix
     data = labelled(tmp_path / "bands", 8, 2, channels=13, bits=16, ending=".tif")
     moco = ("--method", "moco", "--queue", "40", "--holdout", "0.2")
     whole = pretrain(data, tmp_path / "whole", *moco, "--epochs", "2", "--checkpoint-steps", "3")
-    assert "80 images with 13 channels of 16 bits packed" in capsys.readouterr().out
+    assert "80 images with 13 channels of 16 bits, packed" in capsys.readouterr().err
     config = json.loads((whole / "config.json").read_text())
     assert (config["data"]["channels"], config["data"]["bits"]) == (13, 16)
     encoder = load_encoder(whole)
