@@ -14,11 +14,12 @@ from PIL import Image
 from sample_images import mosaics, sample_images
 
 from mixco.data.images import GREY, RGB, Box, Pixel, UnreadableImage, decode, decode_crops, look
-from mixco.data.loading import Images, canvases, open_images
-from mixco.data.normalisation import normalisation
+from mixco.data.loading import Images, canvases, open_images, view_batches
+from mixco.data.normalisation import measure
 from mixco.data.packing import PackedImages
 from mixco.data.pixels import settle
 from mixco.data.sources import list_images
+from mixco.data.views import crop_and_flip
 from mixco.errors import UserError
 
 PHOTOGRAPH = photographs(4)[2]
@@ -158,7 +159,7 @@ def test_damaged_and_hostile_files_are_told(tmp_path: Path) -> None:
         *(tif[:n] for n in (5, 40, 5000)),
         *((tmp_path / name).read_bytes() for name in ("objects.npy", "two.npz", "no.zip")),
     ):
-        with pytest.raises(UnreadableImage, match="damaged|cut short|read|expected|not an image"):
+        with pytest.raises(UnreadableImage, match=r"damaged|cut short|read|expected|not an image"):
             decode(bad, pixel=Pixel(13, 16))
 
 
@@ -253,18 +254,37 @@ def test_packed_and_streamed_hold_the_same_pixels(
         data = packed.source.read(i)
         (cut,) = decode_crops(data, lambda _h, _w: [crop], 32, packed.source.pixel)
         assert np.array_equal(cut, expected[i, :, 10:42, 20:52])
-    assert normalisation(packed, 32) == normalisation(streamed, 32)
+    assert measure(packed) == measure(streamed)
+
+    plain = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    views = []
+    for images in (packed, streamed):
+        ((_, (view,)),) = view_batches(
+            images,
+            [(index, torch.Generator().manual_seed(7))],
+            crop_and_flip(32, **plain),
+            members=index,
+            batch_size=12,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            on_unreadable=print,
+            count=1,
+        )
+        views.append(view)
+    assert (views[0] - views[1]).abs().max() < 0.6 / 65535, "rounded once"
 
 
-def test_the_mean_and_deviation_are_measured_on_other_than_rgb(tmp_path: Path) -> None:
+def test_mean_and_deviation_are_measured_whatever_part_of_the_range_is_used(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "photos", 40, 4, 16, ".tif")
-    mean, std = normalisation(opened(folder), 32)
+    mean, std = measure(opened(folder))
     pixels = np.stack([bands(4, 16, p) for p in photographs(40)]) / 65535
     assert np.allclose(mean, pixels.mean((0, 1, 2)), rtol=1e-3)
     assert np.allclose(std, pixels.std((0, 1, 2)), rtol=1e-3)
     assert max(mean) < 1 / 16, "12 bits of 16"
-    rgb = opened(folder_of(tmp_path / "rgb", 3, 3, 8, ".png"))
-    assert normalisation(rgb, 32) == (rgb.source.mean, rgb.source.std)
+    still = np.dstack([bands(1, 16, PHOTOGRAPH), np.full((64, 64), 7, np.uint16)])
+    write(tmp_path / "still" / "0.npy", still)
+    _, std = measure(opened(tmp_path / "still"))
+    assert std[1] == 1, "the same everywhere: not divided by nothing"
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 640), (640, 64), (3, 400)])

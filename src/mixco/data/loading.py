@@ -16,8 +16,8 @@ from mixco.data.packing import (
     is_whole,
     pack,
     packed_path,
+    picture_size,
     read_reduced,
-    sides,
     torch_type,
 )
 from mixco.data.pixels import LOOKED_AT, settle, spread
@@ -71,7 +71,7 @@ def fits_packed(source: ImageList, size: int, cache: Path, memory: int) -> bool:
     if source.arrays is not None:
         return True  # small images, whose pixels lie in a file already; workers would copy it
     count = len(source.files)
-    some = [sides(source, i) for i in spread(count, LOOKED_AT)]
+    some = [picture_size(source, i) for i in spread(count, LOOKED_AT)]
     side = min(2 * size, max(map(max, some)))
     if sum(loses_detail(*each, size) for each in some) > MOST_LOSING * len(some):
         return False

@@ -1,46 +1,42 @@
-"""The mean and standard deviation that images are normalised with."""
+"""The mean and the standard deviation that images are normalised with, measured."""
 
 import numpy as np
+import torch
 
-from mixco.data.images import RGB, Pixels
-from mixco.data.loading import Images
-from mixco.data.packing import PackedImages, read_reduced
-from mixco.data.pixels import spread
+from mixco.data.loading import Images, canvases
+from mixco.data.packing import PackedImages
 from mixco.data.views import Channels
 
-MEASURED = 500  # images
+PACKED, STREAMED = 2048, 256  # images that are looked at; streamed ones have to be decoded
+SIDE = 64  # to which streamed ones are reduced
+AT_ONCE = 64
 
 
-def normalisation(images: Images, size: int) -> tuple[Channels, Channels]:
-    """Of RGB images what their list says; of others what is measured on some of them, spread over all.
+def measure(images: Images) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each channel, of pixels in [0, 1], to four digits.
 
-    size: side in pixels of what the encoder sees. Each image counts the same. In shares of the type's
-    maximum, to four digits: so images of 12 bits in files of 16, which only fill a sixteenth of the
-    range, are spread like all others.
+    Pixels are shares of their type's maximum: 12 bits in files of 16 only fill a sixteenth of it. Of
+    images spread evenly over the list, each counting alike whatever its size; the same list gives the
+    same numbers.
     """
-    if images.source.pixel == RGB:
-        return images.source.mean, images.source.std
-    sums = [
-        (values.mean((0, 1)), np.square(values).mean((0, 1)))
-        for index in spread(len(images), MEASURED)
-        if (picture := _picture(images, index, size)) is not None
-        for values in [picture / np.iinfo(picture.dtype).max]
-    ]
-    mean, square = np.mean(sums, axis=0)
-    std = np.sqrt(np.maximum(square - np.square(mean), 0))
-    std[std < 1e-6] = 1  # a channel that is the same everywhere is zero then
-    return _rounded(mean), _rounded(std)
+    most = PACKED if isinstance(images, PackedImages) else STREAMED
+    index = torch.linspace(0, len(images) - 1, min(most, len(images))).long()
+    moments: list[np.ndarray[tuple[int, int], np.dtype[np.float64]]] = []
+    for part in torch.split(index, AT_ONCE):
+        for picture, extent in zip(*canvases(images, part, SIDE), strict=True):
+            height, width = extent.tolist()
+            pixels = picture[:, :height, :width].numpy() / torch.iinfo(picture.dtype).max
+            if pixels.any():  # one that cannot be read is black
+                moments.append(np.stack([pixels.mean((1, 2)), np.square(pixels).mean((1, 2))]))
+    channels = images.source.pixel.channels
+    if not moments:
+        return (0.5,) * channels, (0.25,) * channels
+    mean, square = np.mean(moments, 0)
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    # A channel that is the same everywhere has none; then all of it becomes zero.
+    return _digits(mean), _digits(np.where(std < 1e-6, 1.0, std))
 
 
-def _picture(images: Images, index: int, size: int) -> Pixels | None:
-    """[H, W, C] as packed; None for a streamed one that cannot be read."""
-    if isinstance(images, PackedImages):
-        height, width = images.extents[index].tolist()
-        packed: Pixels = images.images[index, :, :height, :width].numpy().transpose(1, 2, 0)
-        return packed
-    found = read_reduced(images.source, index, 2 * size)
-    return None if isinstance(found, str) else found
-
-
-def _rounded(values: np.ndarray) -> Channels:
+def _digits(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Channels:
+    """Four of each, wherever its point is."""
     return tuple(float(f"{value:.4g}") for value in values)

@@ -234,10 +234,10 @@ def _cut(numbers: range, size: int) -> list[range]:
 
 def longest_side(source: ImageList, index: int) -> int:
     """From the file's header alone; 0 where it cannot be read."""
-    return max(sides(source, index))
+    return max(picture_size(source, index))
 
 
-def sides(source: ImageList, index: int) -> tuple[int, int]:
+def picture_size(source: ImageList, index: int) -> tuple[int, int]:
     """Height and width, from the file's header alone; (0, 0) where it cannot be read."""
     if source.arrays is not None:
         height, width = source.arrays[index].shape[:2]

@@ -17,7 +17,7 @@ from mixco.data import views
 from mixco.data.download import download
 from mixco.data.images import RGB
 from mixco.data.loading import open_images, view_batches
-from mixco.data.normalisation import normalisation
+from mixco.data.normalisation import measure
 from mixco.data.packing import PackedImages
 from mixco.data.resident import batches
 from mixco.data.sources import list_images
@@ -150,7 +150,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     if first:
         write_json(folder / "versions.json", versions(describe(device)))
         report_data(images, members, method_config.queue, folder)
-    mean, std = normalisation(images, data.size)
+    mean, std = (source.mean, source.std) if pixel == RGB else measure(images)
     augmentation = views.weaken_jitter(
         AUGMENTATIONS[method_config.augmentation](data.size, mean=mean, std=std),
         method_config.jitter,
