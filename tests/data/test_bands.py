@@ -14,7 +14,7 @@ from PIL import Image
 from sample_images import mosaics, sample_images
 
 from mixco.data.images import GREY, RGB, Box, Pixel, UnreadableImage, decode, decode_crops, look
-from mixco.data.loading import Images, canvases, open_images, view_batches
+from mixco.data.loading import Images, canvases, evaluation_batches, open_images, view_batches
 from mixco.data.normalisation import measure
 from mixco.data.packing import PackedImages
 from mixco.data.pixels import settle
@@ -307,3 +307,32 @@ def test_tall_and_wide_ones_are_packed_whole_and_streamed_in_auto(
     for i in range(1, 20):
         write(folder / f"{i}.png", sample_images(20)[i].permute(1, 2, 0).numpy())
     assert isinstance(opened(folder, "auto"), PackedImages)
+
+
+@pytest.mark.parametrize("tall", [True, False])
+@pytest.mark.parametrize("loading", ["packed", "streamed"])
+def test_views_of_tall_and_wide_ones_hold_no_margin_and_evaluation_sees_their_middle(
+    tmp_path: Path, loading: str, tall: bool
+) -> None:
+    strip = np.concatenate(photographs(10), axis=0 if tall else 1).clip(1)  # the margin is 0
+    write(tmp_path / "photos" / "strip.png", strip)
+    images, index = opened(tmp_path / "photos", loading, size=64), torch.zeros(64).long()
+    plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    how = {"device": torch.device("cpu"), "dtype": torch.float32, "on_unreadable": print}
+    plan = [(index, torch.Generator().manual_seed(0))]
+    ((_, (views,)),) = view_batches(
+        images,
+        plan,
+        crop_and_flip(64, **plain),
+        members=index[:1],
+        batch_size=64,
+        count=1,
+        **how,  # type: ignore[arg-type]
+    )
+    assert views.shape == (64, 3, 64, 64)
+    assert views.min() > 0.5 / 255
+    ((_, seen),) = evaluation_batches(images, index[:1], size=64, **plain, **how)  # type: ignore[arg-type]
+    middle = strip[288:352] if tall else strip[:, 288:352]
+    expected = torch.from_numpy(middle / 255).permute(2, 0, 1).float()
+    # Packed, 13 of its 64 pixels are left.
+    assert (seen[0] - expected).abs().mean() < (0.06 if loading == "packed" else 1e-6)
