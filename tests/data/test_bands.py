@@ -168,7 +168,7 @@ def test_without_tifffile_the_extra_is_named(
 ) -> None:
     folder = folder_of(tmp_path / "photos", 3, 13, 16, ".tif")
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(UserError, match=r"000.tif: .*pip install 'mixco\[tiff\]'"):
+    with pytest.raises(UserError, match=r"000.tif .*pip install 'mixco\[tiff\]'"):
         opened(folder)
 
 
@@ -207,9 +207,7 @@ def test_one_colour_photograph_makes_all_rgb(tmp_path: Path) -> None:
 def test_what_is_asked_for_goes_first_and_what_none_has_is_told(tmp_path: Path) -> None:
     source = list_images(str(folder_of(tmp_path / "a", 3, 4, 16, ".tif")), None, "pretrain")
     assert settle(source, 4, 8).pixel == Pixel(4, 8)
-    with pytest.raises(
-        UserError, match=r"000.tif: not an image \(a TIFF of other than .* --channels"
-    ):
+    with pytest.raises(UserError, match=r"000.tif has 4 channels of 16 bits and .* --channels"):
         settle(source, 3, None)
     colour = list_images(str(folder_of(tmp_path / "b", 3, 3, 8, ".png")), None, "pretrain")
     with pytest.raises(UserError, match="it has colours"):

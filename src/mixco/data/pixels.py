@@ -62,14 +62,15 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def _refuse_unless_one_can(source: ImageList, looks: dict[int, Look], pixel: Pixel) -> None:
-    reason = ""
-    for index in looks:
+    reasons: list[str] = []
+    for index, seen in looks.items():
         try:
             decode(source.read(index), pixel=pixel)
             return
         except (UnreadableImage, OSError) as error:
-            reason = reason or f"{source.root / source.files[index]}: {error}"
+            name = source.root / source.files[index]
+            reasons.append(f"{name} has {seen.pixel} and cannot be read with {pixel} ({error})")
     raise UserError(
-        f"{reason}; of the files looked at none can be read with {pixel}, which --channels and "
-        "--bits or the encoder ask for; give those that the images have, or other images"
+        f"{reasons[0]}, nor can any of the {len(reasons)} files looked at; leave out --channels and "
+        "--bits, or take images that the encoder can see"
     )
