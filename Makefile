@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak check format benchmark peers clean
+.PHONY: demo test soak check format docs benchmark peers clean
 
 demo: .venv/installed
 	$(BIN)/mixco demo
@@ -10,9 +10,11 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
-# Some ten minutes: runs that are killed again and again, docs/resuming.md.
+# Some twenty minutes: runs that are killed again and again, docs/resuming.md, and thousands of damaged
+# and hostile inputs, docs/reliability.md.
 soak: .venv/installed
 	$(BIN)/python tests/soak/kills.py --kills 100
+	$(BIN)/python tests/soak/fuzz.py --examples 2000
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -22,6 +24,10 @@ check: .venv/installed
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site, into build/site/index.html; it needs nothing of the internet. A broken link or picture is an error.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # With the peers too, where `make peers` was run.
 benchmark: .venv/installed
@@ -37,7 +43,7 @@ peers: .venv-peers/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'mixco needs Python 3.11 or later')"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 clean:

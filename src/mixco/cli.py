@@ -11,10 +11,15 @@ import tyro
 from mixco.config import (
     DemoConfig,
     DownloadConfig,
+    DuplicatesConfig,
+    EmbedConfig,
+    ExportConfig,
     FinetuneConfig,
     KNNConfig,
     LinearConfig,
+    NeighboursConfig,
     PretrainConfig,
+    PushConfig,
     ReportConfig,
     load_recipe,
     nearest,
@@ -34,7 +39,12 @@ Pretrain an image encoder without labels, with or without mixed images, and see 
   linear     a linear classifier on a run's frozen encoder, fast or as published
   knn        nearest-neighbour classification with a run's frozen encoder
   finetune   train the whole network with labels, starting from a run's encoder
-  report     the results of several runs in one table, or collected in one file
+  embed      a vector of each image, in a Parquet, NumPy or safetensors file
+  neighbours the images of a collection that are nearest to yours
+  duplicates groups of images that are nearly, or exactly, the same
+  report     a page to look at: curves, neighbours, a map, classes; several runs side by side
+  export     a run's encoder for timm, torchvision, ONNX or the Hugging Face hub, with a model card
+  push       put it onto the Hugging Face hub
   download   get a data set by its name
 
 `mixco VERB --help` tells a verb's options.
@@ -92,22 +102,83 @@ def finetune(arguments: list[str]) -> None:
     _print_accuracy("fine-tuned", run(config))
 
 
+def embed(arguments: list[str]) -> None:
+    config = parse(EmbedConfig, "embed", arguments, EmbedConfig(tyro.MISSING))
+    from mixco.collection.commands import embed as run
+    from mixco.progress import say
+
+    say(f"done: {run(config)}")
+
+
+def neighbours(arguments: list[str]) -> None:
+    default = NeighboursConfig(tyro.MISSING, tyro.MISSING)
+    config = parse(NeighboursConfig, "neighbours", arguments, default)
+    from mixco.collection.commands import neighbours as run
+
+    for each in run(config):
+        print(each.image)
+        for path, similarity in zip(each.paths, each.similarities, strict=True):
+            print(f"  {similarity:.4f}  {path}")
+
+
+def duplicates(arguments: list[str]) -> None:
+    config = parse(DuplicatesConfig, "duplicates", arguments, DuplicatesConfig(tyro.MISSING))
+    from mixco.collection.commands import duplicates as run
+
+    groups, most = run(config), config.show or sys.maxsize
+    for number, group in enumerate(groups[:most], 1):
+        print(f"group {number}: {len(group.paths)} images")
+        rows = list(zip(group.paths, group.similarities, group.same_pixels_as, strict=True))
+        for path, similarity, same in rows[:most]:
+            print(f"  {similarity:.4f}  {path}" + (f"  (the pixels of {same})" if same else ""))
+        if len(rows) > most:
+            print(f"  and {len(rows) - most:,} more")
+    if len(groups) > most:
+        print(f"and {len(groups) - most:,} groups more; --show 0, or --out FILE, has them all")
+    more = sum(len(group.paths) - 1 for group in groups)
+    exact = sum(same is not None for group in groups for same in group.same_pixels_as)
+    print(
+        f"groups: {len(groups):,}, at a similarity of {config.threshold:g} or more; images beside the "
+        f"first ones: {more:,}, exact copies among them: {exact:,}"
+    )
+
+
 def report(arguments: list[str]) -> None:
     config = parse(ReportConfig, "report", arguments, ReportConfig(tyro.MISSING))
-    from mixco.report import table
+    from mixco.report.table import table
     from mixco.results import collect
 
     if not config.runs:
         raise UserError("report: give run folders, or results.json files that hold several runs")
-    if not config.table and config.collect is None:
-        raise UserError("report: say what to make of them: --table, --collect FILE, or both")
     if config.name is not None and (config.collect is None or len(config.runs) != 1):
         raise UserError("--name is what --collect calls a single run; leave it out")
+    page = not config.table and config.collect is None
+    if not page and (config.out or config.images):
+        raise UserError("--out and --images are of the page; leave out --table and --collect")
     if config.collect is not None:
         for run in config.runs:
             collect(run, config.collect, config.name or run.resolve().name)
     if config.table:
         print(table(config.runs))
+    if page:
+        from mixco.progress import say
+        from mixco.report.page import write_page
+
+        say(f"done: {write_page(config)}")
+
+
+def export(arguments: list[str]) -> None:
+    config = parse(ExportConfig, "export", arguments, ExportConfig(tyro.MISSING))
+    from mixco.export.export import export as run
+
+    print(run(config))
+
+
+def push(arguments: list[str]) -> None:
+    config = parse(PushConfig, "push", arguments, PushConfig(tyro.MISSING, tyro.MISSING))
+    from mixco.export.push import push as run
+
+    print(run(config))
 
 
 def download(arguments: list[str]) -> None:
@@ -125,7 +196,12 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "linear": linear,
     "knn": knn,
     "finetune": finetune,
+    "embed": embed,
+    "neighbours": neighbours,
+    "duplicates": duplicates,
     "report": report,
+    "export": export,
+    "push": push,
     "download": download,
 }
 

@@ -6,17 +6,25 @@ resolved config is written into the run folder.
 
 import dataclasses
 import difflib
+import math
+import os
+import shlex
+import sys
 import tomllib
 import types
 import typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from tyro.conf import Positional, arg
 
 from mixco.errors import UserError
 
 T = TypeVar("T")
+
+MOST = 2**31 - 1  # of what is counted in the device's memory; that will say where less is too much
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -246,6 +254,79 @@ class KNNConfig:
 
 
 @dataclass(frozen=True)
+class CollectionConfig:
+    """How a collection of images is listed and embedded."""
+
+    split: Literal["pretrain", "train", "test"] | None = None
+    """Of a named data set, or of a folder with train/ and test/; default: what the run was trained on,
+    "pretrain" of another named set, all images of a folder."""
+    data_path: Path | None = None
+    """The folder that a named data set lies in; default: the run's."""
+    arch: str | None = None
+    """timm's name of another project's encoder; default: a ResNet is known by its weights."""
+    stem: Literal["standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"] | None = None
+    """First layers of another project's ResNet; default: by the first convolution."""
+    size: int | None = None
+    """Side in pixels of what the encoder sees; default: what it was pretrained at, or 224, or 32."""
+    cache: Path = Path("~/.cache/mixco")
+    """Where the index of a folder's files is kept."""
+    workers: int | None = None
+    """Processes that decode images; default: one a processor."""
+    device: Device = "auto"
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """`mixco embed`: a vector of each image, in a file."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder, an encoder.safetensors or a checkpoint."""
+    data: Annotated[Positional[str | None], arg(metavar="[DATA]")] = None
+    """A folder of images or the name of a data set; default: the run's own data."""
+    out: Path | None = None
+    """The file: .parquet (pip install 'mixco[embed]'), .npz or .safetensors."""
+    normalise: bool = True
+    """Vectors of unit length, whose product is the cosine similarity; else the features as they are."""
+    collection: CollectionConfig = field(default_factory=CollectionConfig)
+
+
+@dataclass(frozen=True)
+class NeighboursConfig:
+    """`mixco neighbours`: the images of a collection that are nearest to some images."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder, an encoder.safetensors or a checkpoint."""
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE ...")]
+    """Image files, or names of images in the collection."""
+    among: str | None = None
+    """A file of `mixco embed`, a folder of images or the name of a data set; default: the run's data."""
+    k: int = 10
+    """Neighbours of each image."""
+    picture: Path | None = None
+    """A PNG that shows them."""
+    collection: CollectionConfig = field(default_factory=CollectionConfig)
+
+
+@dataclass(frozen=True)
+class DuplicatesConfig:
+    """`mixco duplicates`: groups of images that are nearly or exactly the same."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN|VECTORS")]
+    """A run folder, an encoder or a checkpoint; or a file of `mixco embed`."""
+    among: str | None = None
+    """As of neighbours; default: the run's data."""
+    threshold: float = 0.999
+    """The least cosine similarity to the first image of a group, above 0 and at most 1; see
+    docs/embedding.md, for it depends on the encoder."""
+    out: Path | None = None
+    """Write the groups into this file, .csv or .json."""
+    show: int = 20
+    """Groups that are printed, the tightest first, and images of each; 0: all."""
+    collection: CollectionConfig = field(default_factory=CollectionConfig)
+
+
+@dataclass(frozen=True)
 class DownloadConfig:
     """`mixco download`: get a data set by its name."""
 
@@ -257,16 +338,66 @@ class DownloadConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """`mixco report`: put the results of runs together."""
+    """`mixco report`: a page on a run, or on several beside each other; or only their table."""
 
     runs: tuple[Path, ...]
-    """Run folders, or results.json files that hold several runs."""
+    """Run folders, or results.json files that hold several runs. Pictures are of the first."""
+    out: Path | None = None
+    """The page; default: report.html in the run's folder, of several runs in the folder around it.
+    Its figures are also PNGs in a folder beside it that is named like it."""
+    images: tuple[Path, ...] = ()
+    """Image files whose nearest neighbours are shown, or names below the folder of the run's images."""
+    most_images: int = 5000
+    """So many images are looked at; of more a random part."""
+    data: str | None = None
+    """Where the run's images lie, if not where they were: a name or a folder, as in `mixco pretrain`."""
+    data_path: Path | None = None
+    """The folder that a named data set lies in; default: the run's."""
+    device: Device = "auto"
     table: bool = False
-    """Print a Markdown table: a row a setting, mean and spread where runs differ by their seed alone."""
+    """No page: print a Markdown table, a row a setting, mean and spread where runs differ by their seed
+    alone."""
     collect: Path | None = None
-    """A results.json of many runs, to which these are added; several processes may do so at once."""
+    """No page: a results.json of many runs, to which these are added; several processes may do so at
+    once."""
     name: str | None = None
     """What a single run is called in that file; default: its folder's name."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """`mixco export`: take an encoder away in another library's format, with a model card."""
+
+    run: Path
+    """A run folder, an encoder.safetensors or a checkpoint, also of another project."""
+    to: Literal["timm", "torchvision", "safetensors", "onnx", "hub"] = "timm"
+    """hub: a folder for the Hugging Face hub, which timm loads from there."""
+    out: Path | None = None
+    """The folder to make; default: exports/FORMAT in the run, or beside the file."""
+    license: str | None = None
+    """Of the weights, for the card: mit, apache-2.0, cc-by-nc-4.0, ...; default: said to be unknown."""
+    onnx_input: Literal["unit", "bytes", "normalised"] = "unit"
+    """What the onnx graph takes: float from 0 to 1 or bytes, normalised in it, or what is normalised."""
+    arch: str | None = None
+    """timm's name of another project's encoder; default: a ResNet is known by its weights."""
+    stem: Literal["standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"] | None = None
+    """First layers of another project's ResNet; default: by the first convolution."""
+    size: int | None = None
+    """Side in pixels of what the encoder sees; default: what it was pretrained at, or 224, or 32."""
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """`mixco push`: put an encoder onto the Hugging Face hub, with the token in HF_TOKEN."""
+
+    run: Path
+    """A run folder, an encoder.safetensors or a checkpoint; or what `mixco export --to hub` made."""
+    repo_id: str
+    """OWNER/NAME of the repository, which is made unless it is there."""
+    private: bool = False
+    """Make it a private one."""
+    license: str | None = None
+    """As in `mixco export`; an export has it in its card already."""
 
 
 @dataclass(frozen=True)
@@ -303,14 +434,19 @@ def load_recipe(recipe: str) -> PretrainConfig:
     elif recipe.endswith(".toml"):
         try:
             text = Path(recipe).read_text("utf-8")
-        except OSError as error:
-            raise UserError(f"--recipe {recipe}: cannot be read ({error.strerror})") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+            raise UserError(
+                f"--recipe {recipe}: cannot be read ({reason}); give a recipe's name or a TOML file"
+            ) from None
     else:
         raise UserError(f"--recipe {recipe}: no such recipe; {nearest(recipe, recipe_names())}")
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"recipe {recipe} is not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"recipe {recipe} is not valid TOML: {error}; the shipped ones are examples"
+        ) from None
     return dataclasses.replace(from_dict(PretrainConfig, values, f"recipe {recipe}"), recipe=recipe)
 
 
@@ -329,21 +465,57 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
     return cls(**arguments)
 
 
+def flat_fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """The settings of a config and of its parts, by the names that the command line has for them."""
+    found: dict[str, dataclasses.Field[Any]] = {}
+    hints = typing.get_type_hints(cls)
+    for one in dataclasses.fields(cls):
+        part = hints[one.name]
+        is_part = isinstance(part, type) and dataclasses.is_dataclass(part)
+        found |= flat_fields(part) if is_part else {one.name: one}
+    return found
+
+
+def with_settings(config: T, settings: dict[str, Any], where: str) -> T:
+    """The config with some settings changed, each by its flat name, in whichever part it belongs to.
+
+    Raises UserError for an unknown name, with the nearest known one, and for a value of a wrong type.
+    """
+    known = flat_fields(type(config))
+    for name in settings:
+        if name not in known:
+            raise UserError(f"{where}: unknown keyword {name}; {nearest(name, known)}")
+
+    def changed(part: Any) -> Any:
+        hints = typing.get_type_hints(type(part))
+        changes = {}
+        for name, kind in hints.items():
+            if dataclasses.is_dataclass(kind):
+                changes[name] = changed(getattr(part, name))
+            elif name in settings:
+                changes[name] = _convert(kind, settings[name], f"{where}: {name}")
+        return dataclasses.replace(part, **changes)
+
+    return typing.cast(T, changed(config))
+
+
 def _convert(kind: Any, value: Any, where: str) -> Any:
     origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return from_dict(typing.cast(type, kind), value, where)
     if origin is Literal and value in options:
         return value
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):  # the latter with a Literal in it
         if value is None and types.NoneType in options:
             return None
         return _convert(next(o for o in options if o is not types.NoneType), value, where)
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_convert(options[0], v, where) for v in value)
     if kind is Path and isinstance(value, str):
         return Path(value)
-    if kind is float and type(value) in (int, float):
+    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if kind in (int, str, bool) and type(value) is kind:
         return value
@@ -365,18 +537,41 @@ def to_dict(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
 
 
+def command_of(config: dict[str, Any]) -> str:
+    """The `mixco pretrain` of a run, from its config.json: all that differs from the defaults."""
+    words = ["mixco", "pretrain"]
+    for part, defaults in to_dict(PretrainConfig()).items():
+        for key, default in defaults.items() if isinstance(defaults, dict) else ():
+            value = config.get(part, {}).get(key, default)
+            option = key.replace("_", "-")
+            if value == default or value is None:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                values = value if isinstance(value, list) else [value]
+                words += [f"--{option}", *map(str, values)]
+    return shlex.join(words)
+
+
 def check_classifier(config: LinearConfig | FinetuneConfig) -> None:
     """Raises UserError for settings that make no sense, or that the fast protocol does not have."""
     training = config.classifier
     checks = [
         (config.epochs >= 1, f"--epochs {config.epochs}: at least 1"),
         (training.batch_size >= 1, f"--batch-size {training.batch_size}: at least 1"),
-        (training.lr is None or training.lr > 0, f"--lr {training.lr}: above 0"),
-        ((training.weight_decay or 0) >= 0, f"--weight-decay {training.weight_decay}: at least 0"),
+        (
+            training.lr is None or 0 < training.lr < math.inf,
+            f"--lr {training.lr}: above 0, and finite",
+        ),
+        (
+            0 <= (training.weight_decay or 0) < math.inf,
+            f"--weight-decay {training.weight_decay}: at least 0, and finite",
+        ),
     ]
     if isinstance(config, FinetuneConfig):
         rate = config.head_lr
-        checks += [(rate is None or rate > 0, f"--head-lr {rate}: above 0")]
+        checks += [(rate is None or 0 < rate < math.inf, f"--head-lr {rate}: above 0, and finite")]
     else:
         shares = config.milestones
         plain = LinearConfig(config.evaluation, epochs=config.epochs)
@@ -394,6 +589,14 @@ def check_classifier(config: LinearConfig | FinetuneConfig) -> None:
     for right, message in checks:
         if not right:
             raise UserError(message)
+
+
+def check_knn(config: KNNConfig) -> None:
+    """Raises UserError for settings that make no sense."""
+    if config.k < 1:
+        raise UserError(f"--k {config.k}: at least 1")
+    if not 0 < config.temperature < math.inf:
+        raise UserError(f"--temperature {config.temperature}: above 0, and finite")
 
 
 def run_folder_of(config: PretrainConfig) -> Path:
@@ -418,6 +621,19 @@ def resolve(config: PretrainConfig, images: int, processes: int = 1) -> Pretrain
             f"--batch-size {batch}: there are only {images} images to train on; "
             f"give --batch-size {max(2, images // 8)} or more images",
         ),
+        (
+            1 <= optimisation.epochs <= MOST,
+            f"--epochs {optimisation.epochs}: at least 1, at most {MOST:,}",
+        ),
+        (-MOST <= run.seed <= MOST, f"--seed {run.seed}: at most {MOST:,}, also below zero"),
+        (
+            optimisation.lr is None or 0 < optimisation.lr < math.inf,
+            f"--lr {optimisation.lr}: above 0, and finite",
+        ),
+        (
+            0 <= (optimisation.weight_decay or 0) < math.inf,
+            f"--weight-decay {optimisation.weight_decay}: at least 0, and finite",
+        ),
         (optimisation.pieces >= 1, f"--pieces {optimisation.pieces}: at least 1"),
         (
             batch >= 2 * processes * optimisation.pieces,
@@ -429,14 +645,33 @@ def resolve(config: PretrainConfig, images: int, processes: int = 1) -> Pretrain
             "--bn-over all: MoCo leaks through statistics that all images share; leave it out "
             "(--bn-splits 1 beside it accepts the leak)",
         ),
-        (run.timeout_minutes > 0, f"--timeout-minutes {run.timeout_minutes:g}: above 0"),
-        (optimisation.epochs >= 1, f"--epochs {optimisation.epochs}: at least 1"),
-        (optimisation.lr is None or optimisation.lr > 0, f"--lr {optimisation.lr}: above 0"),
+        (
+            0 < run.timeout_minutes <= MOST,
+            f"--timeout-minutes {run.timeout_minutes:g}: above 0, at most {MOST:,}",
+        ),
         (0 <= optimisation.warmup < 1, f"--warmup {optimisation.warmup}: from 0 up to below 1"),
-        (method.temperature > 0, f"--temperature {method.temperature}: above 0"),
-        (method.mix_temperature > 0, f"--mix-temperature {method.mix_temperature}: above 0"),
+        (
+            all(0 < share < 1 for share in optimisation.milestones),
+            f"--milestones {' '.join(map(str, optimisation.milestones))}: shares of the run, above 0 "
+            "and below 1",
+        ),
+        *(
+            (0 < value < math.inf, f"--{name} {value}: above 0, and finite")
+            for name, value in (
+                ("temperature", method.temperature),
+                ("mix-temperature", method.mix_temperature),
+            )
+        ),
+        (
+            0 <= method.mix_weight < math.inf,
+            f"--mix-weight {method.mix_weight}: 0 or more, and finite",
+        ),
+        (1 <= config.model.dim <= MOST, f"--dim {config.model.dim}: 1 to {MOST:,}"),
         (0 <= method.jitter <= 1.25, f"--jitter {method.jitter}: 0 to 1.25"),
-        (method.queue is None or method.queue >= 1, f"--queue {method.queue}: at least 1"),
+        (
+            method.queue is None or 1 <= method.queue <= MOST,
+            f"--queue {method.queue}: at least 1, at most {MOST:,}",
+        ),
         (
             method.bn_splits is None or 1 <= method.bn_splits <= batch // 2,
             f"--bn-splits {method.bn_splits}: 1 to {batch // 2}, two images a part at least",
@@ -446,7 +681,10 @@ def resolve(config: PretrainConfig, images: int, processes: int = 1) -> Pretrain
             f"--momentum {method.momentum}: from 0 up to below 1",
         ),
         (0 < run.holdout < 1, f"--holdout {run.holdout}: above 0 and below 1"),
-        (run.linear_lr is None or run.linear_lr > 0, f"--linear-lr {run.linear_lr}: above 0"),
+        (
+            run.linear_lr is None or 0 < run.linear_lr < math.inf,
+            f"--linear-lr {run.linear_lr}: above 0, and finite",
+        ),
         *(
             (getattr(run, name) >= 0, f"--{name.replace('_', '-')} {getattr(run, name)}: 0 or more")
             for name in ("checkpoint_minutes", "checkpoint_steps", "keep_every", "knn_every")

@@ -1,5 +1,6 @@
 """The pictures that people look at, as PNG files. They take tensors and records, nothing of mixco."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mixco.files import replacing
+from mixco.files import replacing, shown
 
 # Okabe and Ito's colours, told apart by everybody: what was mixed, its base, what was not trained.
 MIXED, BASE, UNTRAINED = "#0072B2", "#E69F00", "#999999"
@@ -93,18 +94,21 @@ def draw_neighbours(
     queries: Tensor,
     neighbours: Tensor,
     similarities: Tensor,
-    correct: Tensor,
+    correct: Tensor | None,
     names: Sequence[str],
     title: str,
 ) -> None:
     """Each query, then the images whose features are nearest to its own, nearest first.
 
-    queries: uint8 or float in [0, 1], [Q, C, H, W], shown as by `draw_views`; neighbours: likewise
-        [Q, K, C, H, W]; similarities: [Q, K] in [-1, 1].
-    correct: bool [Q, K], whether the neighbour is of the query's class: the frame's colour.
-    names: the class of each query.
+    queries: [Q, C, H, W], neighbours: [Q, K, C, H, W], both uint8 or float in [0, 1], shown as by
+        `draw_views`; similarities: [Q, K] in [-1, 1].
+    correct: bool [Q, K], whether the neighbour is of the query's class: the frame's colour; None where
+        there are no classes.
+    names: the class of each query, or whatever it is called.
     """
-    title += "\nsolid green: of the same class; dashed orange: of another; below: cosine similarity"
+    title = _plain(title)
+    frames = "solid green: of the same class; dashed orange: of another; "
+    title += f"\n{frames if correct is not None else ''}below: cosine similarity"
     count, k = similarities.shape
     figure = Figure(figsize=(1.0 * (k + 1.9), 1.05 * count + 0.9), layout="constrained")
     figure.suptitle(title, fontsize=11, color=INK)
@@ -113,15 +117,22 @@ def draw_neighbours(
         axes = figure.add_subplot(grid[row, 0])
         _show(axes, queries[row])
         axes.set_ylabel(
-            names[row], color=INK, fontsize=8, rotation=0, ha="right", va="center", labelpad=6
+            _plain(names[row]),
+            color=INK,
+            fontsize=8,
+            rotation=0,
+            ha="right",
+            va="center",
+            labelpad=6,
         )
         for column in range(k):
             axes = figure.add_subplot(grid[row, column + 2])
-            right = bool(correct[row, column])
-            _show(axes, neighbours[row, column], frame=RIGHT if right else WRONG, dashed=not right)
-            axes.set_xlabel(
-                f"{float(similarities[row, column]):.2f}", fontsize=7, color=INK, labelpad=2
-            )
+            right = correct is None or bool(correct[row, column])
+            frame = None if correct is None else RIGHT if right else WRONG
+            _show(axes, neighbours[row, column], frame=frame, dashed=not right)
+            value = float(similarities[row, column])
+            text = f"{value:.4f}" if correct is None else f"{value:.2f}"  # among all, many are near
+            axes.set_xlabel(text, fontsize=7, color=INK, labelpad=2)
     _save(figure, path)
 
 
@@ -167,5 +178,12 @@ def _quieten(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        # Of names in letters that the font lacks: they show as boxes.
+        warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(temporary, dpi=DPI, facecolor="white")
+
+
+def _plain(name: str) -> str:
+    """A name of the user's: dollars are no formulas, and what is no text is escaped."""
+    return shown(name).replace("$", r"\$")

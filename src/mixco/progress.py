@@ -1,10 +1,11 @@
-"""What a person sees while it runs: a bar in a terminal, a line an epoch in a log file."""
+"""What a person sees while it runs: a bar in a terminal or a notebook, a line an epoch in a log file."""
 
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import TypeVar
 
 from rich.console import Console
@@ -19,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+from mixco.files import shown
 
 T = TypeVar("T")
 
@@ -74,7 +77,7 @@ def waited(items: Iterator[T], *watches: Stopwatch) -> Iterator[T]:
 
 def _bar(*columns: ProgressColumn) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         *columns,
         TimeElapsedColumn(),
@@ -82,8 +85,13 @@ def _bar(*columns: ProgressColumn) -> Progress:
         TimeRemainingColumn(),
         console=console,
         expand=True,
-        disable=not sys.stderr.isatty(),
+        disable=not (sys.stderr.isatty() or _in_notebook()),
     )
+
+
+def _in_notebook() -> bool:
+    """In one that can change what it has shown; without ipywidgets lines must do."""
+    return console.is_jupyter and find_spec("ipywidgets") is not None
 
 
 @contextmanager
@@ -107,7 +115,7 @@ def training(
     description: str, steps: int, done: int = 0
 ) -> Iterator[Callable[[str, Stopwatch], None]]:
     """Yields on_step(text, stopwatch), to be called once a step; shows rate, wait and time left."""
-    with _bar(TextColumn("{task.fields[state]}")) as progress:
+    with _bar(TextColumn("{task.fields[state]}", markup=False)) as progress:
         task = progress.add_task(description, total=steps, completed=done, state="")
 
         def on_step(text: str, watch: Stopwatch) -> None:
@@ -119,4 +127,4 @@ def training(
 
 def say(text: str) -> None:
     """A line for the person; above the bar where there is one. Of several processes only the first's."""
-    console.print(text, soft_wrap=True, markup=False)
+    console.print("\n".join(map(shown, text.split("\n"))), soft_wrap=True, markup=False)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,6 +104,15 @@ def test_a_packed_file_cut_short_is_packed_again(photos: Path, tmp_path: Path) -
     assert torch.equal(of_folder(photos, cache).images, sample_images(200))
 
 
+def test_a_packed_file_with_a_damaged_header_is_packed_again(photos: Path, tmp_path: Path) -> None:
+    path = of_folder(photos, tmp_path / "cache").path
+    for damage in (b"[]", b"null", b'{"images": 1}'):
+        with path.open("r+b") as file:
+            file.seek(8)
+            file.write(damage)
+        assert torch.equal(of_folder(photos, tmp_path / "cache").images, sample_images(200))
+
+
 def test_nothing_half_written_is_left_behind(photos: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     source = list_images(str(photos), None, "pretrain")
@@ -194,3 +204,16 @@ def test_no_more_headers_are_read_than_decide_the_canvas(
     packed = pack(source, size=16, cache=tmp_path / "cache")
     assert sorted(asked) == [0, 1, 2] and len(source.files) > 3
     assert packed.images.shape == (len(source.files), 3, 32, 32)
+
+
+def test_what_another_process_has_packed_meanwhile_is_taken(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = packing._write
+
+    def write_and_be_refused(*everything: Any) -> None:
+        write(*everything)
+        raise PermissionError(13, "Access is denied")  # of Windows: the file there is mapped
+
+    monkeypatch.setattr(packing, "_write", write_and_be_refused)
+    assert torch.equal(of_folder(photos, tmp_path / "cache").images, sample_images(200))

@@ -6,6 +6,7 @@ from mixco.data.image_list import ImageList
 from mixco.data.index import list_files
 from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, Channels
 from mixco.errors import UserError
+from mixco.files import shown
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 ARRAYS = (".npy", ".npz")
@@ -17,22 +18,28 @@ def unlabelled_folder(folder: Path, cache: Path | None = None) -> ImageList:
     cache: where an index of the files is kept for later runs; None for none.
     """
     root = folder / "train" if (folder / "train").is_dir() else folder
-    files = tuple(walk(root, cache))
-    if not files:
-        raise UserError(
-            f"{root}: no image in it; looked for {', '.join(EXTENSIONS + ARRAYS)} in all folders below"
-        )
+    files = whole_folder(root, cache).files
     # A train folder whose every image lies in a class folder can be checked by its labels.
     tops = sorted({name.split("/")[0] for name in files})
     labelled = root != folder and len(tops) > 1 and all("/" in name for name in files)
     index = {top: label for label, top in enumerate(tops)}
     return ImageList(
-        f"{folder.resolve().name}/pretrain",
+        f"{shown(folder.resolve().name)}/pretrain",
         root,
         files,
         tuple(index[name.split("/")[0]] for name in files) if labelled else None,
         tuple(tops) if labelled else (),
     )
+
+
+def whole_folder(folder: Path, cache: Path | None = None) -> ImageList:
+    """All images of a folder, without labels. Raises UserError when there are none."""
+    files = tuple(walk(folder, cache))
+    if not files:
+        raise UserError(
+            f"{folder}: no image in it; looked for {', '.join(EXTENSIONS + ARRAYS)} in all folders below"
+        )
+    return ImageList(folder.resolve().name, folder, files, None, ())
 
 
 def labelled_folder(
@@ -72,7 +79,7 @@ def labelled_folder(
     index = {each: label for label, each in enumerate(names)}
     files = of_split[split]
     return ImageList(
-        f"{name or folder.resolve().name}/{split}",
+        f"{name or shown(folder.resolve().name)}/{split}",
         splits[split],
         tuple(files),
         tuple(index[f.split("/")[0]] for f in files),

@@ -1,9 +1,11 @@
 """What a list of images is: where they lie and what their labels are; nothing is decoded here."""
 
+import errno
+import stat
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 
 from mixco.data.images import RGB, Pixel
 from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, Channels
+
+MOST_BYTES = 2**30  # of an image file; as many pixels as are allowed take less in any format
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,12 @@ class ImageList:
         """The files that hold all the images; none where each image is a file of its own."""
         if self.arrays is not None:
             return self.arrays.paths
-        return (self.root,) if self.root.suffix == ".zip" else ()
+        return (self.root,) if self.is_zip else ()
+
+    @cached_property
+    def is_zip(self) -> bool:
+        """A folder may be called so too."""
+        return self.root.suffix == ".zip" and self.root.is_file()
 
     def read(self, index: int) -> bytes:
         """The bytes of an image file; an image of an array as PPM, pixels behind one line of text.
@@ -75,9 +84,16 @@ class ImageList:
             pixels = self.arrays[index]
             height, width = pixels.shape[:2]
             return f"P6 {width} {height} 255\n".encode() + pixels.tobytes()
-        if self.root.suffix == ".zip":
+        if self.is_zip:
             return open_zip(self.root).read(self.files[index])
-        return (self.root / self.files[index]).read_bytes()
+        path = self.root / self.files[index]
+        state = path.stat()
+        # Reading a pipe would wait for ever, and some devices have no end.
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(errno.EINVAL, "no file with a content of its own")
+        if state.st_size > MOST_BYTES:
+            raise OSError(errno.EFBIG, "more than 1 GiB")
+        return path.read_bytes()
 
 
 @lru_cache(maxsize=4)

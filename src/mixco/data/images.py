@@ -22,6 +22,9 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 MOST_PIXELS = 89_478_485  # a file that claims more is taken for a decompression bomb, as by Pillow
 TOO_MANY = "more than 89 million pixels"
+# What the endings of folders.EXTENSIONS stand for, whichever of them a file has. Of the others that
+# Pillow knows some would start programs (EPS: Ghostscript) or hold no picture of their own.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class Pixel(NamedTuple):
@@ -88,14 +91,20 @@ class Look(NamedTuple):
 
 
 def look(data: bytes) -> Look:
-    """At an image file's header alone. Raises many kinds of errors where it cannot be read."""
-    header = bands.header(data)
+    """At an image file's header alone. Raises UnreadableImage, as `decode` does."""
+    with _reasons(data):
+        header = bands.header(data)
     if header is not None:
         return Look(header.height, header.width, Pixel(header.channels, header.bits))
-    with Image.open(io.BytesIO(data)) as file:
+    with _opened(data) as file:
         grey = file.mode in ("1", "L") and "transparency" not in file.info
         pixel = Pixel(1, 16) if _is_deep(file) else GREY if grey else RGB
         return Look(file.height, file.width, pixel)
+
+
+def as_decoded(picture: Image.Image) -> NDArray[np.uint8]:
+    """An opened picture, of whatever mode -> uint8 [H, W, 3], as `decode` makes of its file."""
+    return np.array(_to_rgb(ImageOps.exif_transpose(picture)))
 
 
 def reduce(picture: Image.Image, longest: int | None) -> Image.Image:
@@ -171,7 +180,7 @@ def _reduce(file: Image.Image, most: int) -> int:
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
     """The image in a file's bytes, not yet decoded; whatever is wrong with it is UnreadableImage."""
-    with _reasons(data), Image.open(io.BytesIO(data)) as file:
+    with _reasons(data), _open(data) as file:
         if file.width * file.height > MOST_PIXELS:
             raise UnreadableImage(TOO_MANY)
         yield file
@@ -199,6 +208,10 @@ def _reasons(data: bytes) -> Iterator[None]:
         raise UnreadableImage("too large for the memory") from None
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise UnreadableImage(str(error) or type(error).__name__) from None
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 @contextmanager

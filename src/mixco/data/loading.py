@@ -27,6 +27,7 @@ from mixco.errors import UserError
 
 Images = PackedImages | StreamedImages
 
+MOST_WORKERS = 1024
 MOST_LOSING = 0.05  # share of the images that may lose detail by packing
 FEATURE_BATCH = 512
 
@@ -50,8 +51,8 @@ def open_images(
 
     Raises UserError as `pack` and `settle` do.
     """
-    if workers < 0:
-        raise UserError(f"--workers {workers}: 0 or more")
+    if not 0 <= workers <= MOST_WORKERS:
+        raise UserError(f"--workers {workers}: 0 to {MOST_WORKERS}")
     source = settle(source, channels, bits)
     if loading == "auto":
         loading = "packed" if fits_packed(source, size, cache, memory) else "streamed"
@@ -197,10 +198,12 @@ def evaluation_batches(
     dtype: torch.dtype,
     on_unreadable: Callable[[str, str], None],
     batch_size: int = FEATURE_BATCH,
+    tolerated: float | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What evaluation sees (`evaluation_view`), in order, of those images that can be read.
 
-    index: int64 [N]. Yields parts of it and [b, C, size, size] of `dtype` on the device.
+    index: int64 [N]. Yields parts of it and [b, C, size, size] of `dtype` on the device; b may be 0.
+    tolerated: the share of unreadable streamed images above which it raises UserError; default: 1 %.
     """
     parts = torch.split(index, batch_size)
     if isinstance(images, PackedImages):
@@ -215,6 +218,7 @@ def evaluation_batches(
         most=batch_size,
         on_unreadable=on_unreadable,
         pin=device.type == "cuda",
+        tolerated=tolerated,
     )
     for part, read in zip(parts, decoded, strict=True):
         readable = read.readable

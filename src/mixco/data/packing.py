@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from mixco.data.image_list import ImageList
 from mixco.data.images import RGB, Pixel, Pixels, UnreadableImage, decode, look, quietly, reduce
 from mixco.errors import UserError
+from mixco.files import shown
 
 FORMAT = 2  # part of the key: raise it whenever the same files would be packed differently
 MAX_UNREADABLE = 0.01
@@ -82,9 +84,11 @@ def pack(
             cache.mkdir(parents=True, exist_ok=True)
             _write(source, 2 * size, path, workers, on_progress)
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); free the disk or give --cache"
-            ) from None
+            # Windows replaces no file that is mapped: another process may have packed the same.
+            if not is_whole(path):
+                raise UserError(
+                    f"{path}: cannot be written ({error.strerror}); free the disk or give --cache"
+                ) from None
     header, data = _map(path)
     notes = json.loads(header["__metadata__"]["mixco"])
     kept = notes["kept"]
@@ -106,12 +110,14 @@ def pack(
 
 def packed_path(source: ImageList, size: int, cache: Path) -> Path:
     """Where the packed file of a source in its present state lies, if it was packed."""
-    return cache / f"{source.name.replace('/', '-')}-{_key(source, size)}.safetensors"
+    name = source.name.replace("/", "-")[-50:]  # a folder's may be as long as a file's can be
+    return cache / f"{name}-{state_key(source, size)}.safetensors"
 
 
-def _key(source: ImageList, size: int) -> str:
-    """Of everything that the packed file depends on."""
-    digest = hashlib.sha256(f"{FORMAT}/{size}/{source.root.resolve()}".encode())
+def state_key(source: ImageList, size: int) -> str:
+    """Of the images in their present state, names, sizes and times, and of the side that is seen."""
+    place = f"{FORMAT}/{size}/{source.root.resolve()}"
+    digest = hashlib.sha256(place.encode("utf-8", "surrogateescape"))
     if source.pixel != RGB:
         digest.update(f"/{source.pixel}".encode())
     for path in source.containers:
@@ -244,7 +250,7 @@ def picture_size(source: ImageList, index: int) -> tuple[int, int]:
         return height, width
     try:
         return look(source.read(index))[:2]
-    except Exception:  # whatever is wrong is told by decode(), with a reason
+    except (UnreadableImage, OSError):  # what is wrong is told by decode(), with a reason
         return 0, 0
 
 
@@ -272,14 +278,16 @@ def refuse_lost_classes(source: ImageList, labels: Tensor) -> None:
         )
 
 
-def refuse_too_many(source: ImageList, unreadable: Sequence[tuple[int, str]]) -> None:
-    """Raises UserError when more than 1 % of the files are unreadable."""
+def refuse_too_many(
+    source: ImageList, unreadable: Sequence[tuple[int, str]], share: float | None = None
+) -> None:
+    """Raises UserError when more than this share of the files, usually 1 %, is unreadable."""
     count = len(source.files)
-    if len(unreadable) <= MAX_UNREADABLE * count:
+    if len(unreadable) <= (MAX_UNREADABLE if share is None else share) * count:
         return
-    shown = "; ".join(f"{source.files[i]}: {reason}" for i, reason in unreadable[:3])
+    some = "; ".join(f"{shown(source.files[i])}: {reason}" for i, reason in unreadable[:3])
     raise UserError(
-        f"{source.root}: {len(unreadable)} of {count} images cannot be read ({shown}); "
+        f"{source.root}: {len(unreadable)} of {count} images cannot be read ({some}); "
         "at most 1 % are left out silently: mend or remove them"
     )
 
@@ -290,31 +298,37 @@ def torch_type(pixel: Pixel) -> torch.dtype:
 
 def _header(shape: list[int], pixel: Pixel, notes: str) -> bytes:
     """A safetensors header, so that pixels can be streamed behind it."""
-    begin, pixels = 16 * shape[0], int(np.prod(shape)) * pixel.bits // 8
-    content = json.dumps(
-        {
-            "__metadata__": {"mixco": notes},
-            # Eight-byte numbers first: behind the pixels they might lie at an odd place.
-            "extents": {"dtype": "I64", "shape": [shape[0], 2], "data_offsets": [0, begin]},
-            "images": {
-                "dtype": f"U{pixel.bits}",
-                "shape": shape,
-                "data_offsets": [begin, begin + pixels],
-            },
-        }
-    ).encode()
+    content = json.dumps(_layout(shape, pixel, notes)).encode()
     content += b" " * (-len(content) % 64 + 56)  # pixels begin at a multiple of 64
     return struct.pack("<Q", len(content)) + content
 
 
+def _layout(shape: list[int], pixel: Pixel, notes: str) -> dict[str, Any]:
+    begin, pixels = 16 * shape[0], math.prod(shape) * pixel.bits // 8
+    return {
+        "__metadata__": {"mixco": notes},
+        # Eight-byte numbers first: behind the pixels they might lie at an odd place.
+        "extents": {"dtype": "I64", "shape": [shape[0], 2], "data_offsets": [0, begin]},
+        "images": {
+            "dtype": f"U{pixel.bits}",
+            "shape": shape,
+            "data_offsets": [begin, begin + pixels],
+        },
+    }
+
+
 def is_whole(path: Path) -> bool:
-    """Is there a packed file, of the length that its header says?"""
+    """Is there a packed file, with a header as it must be, and of the length that it says?"""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-            return bool(path.stat().st_size == 8 + length + header["images"]["data_offsets"][1])
-    except (OSError, ValueError, KeyError, struct.error, MemoryError, OverflowError):
+        shape, notes = header["images"]["shape"], header["__metadata__"]["mixco"]
+        length += 8 + header["images"]["data_offsets"][1]
+        pixel = Pixel(shape[1], int(header["images"]["dtype"][1:]))
+        whole = header == _layout(shape, pixel, notes) and path.stat().st_size == length
+        return bool(whole and len(json.loads(notes)["kept"]) == shape[0])
+    except (OSError, ValueError, LookupError, TypeError, struct.error, MemoryError, OverflowError):
         return False
 
 

@@ -36,7 +36,7 @@ def settle(source: ImageList, channels: int | None, bits: int | None) -> ImageLi
         for index in spread(len(source.files), LOOKED_AT):
             try:
                 looks[index] = look(source.read(index))
-            except Exception:  # whatever is wrong is told by decode(), with a reason
+            except (UnreadableImage, OSError):  # what is wrong is told by decode(), with a reason
                 continue
             if looks[index].pixel == RGB and channels in (None, 3) and bits in (None, 8):
                 return source  # one colour photograph decides it

@@ -28,6 +28,7 @@ from mixco.data.images import Box, Pixels, UnreadableImage, decode_crops
 from mixco.data.packing import refuse_too_many, torch_type
 from mixco.data.views import Augmentation, central_squares, place_crops
 from mixco.errors import UserError
+from mixco.files import shown
 
 PREFETCHED = 2  # batches that a worker prepares ahead
 MOST_SUBSTITUTES = 100
@@ -187,6 +188,7 @@ def decode_batches(
     augmentation: Augmentation | None = None,
     members: Tensor | None = None,
     pin: bool = False,
+    tolerated: float | None = None,
 ) -> Iterator[Batch]:
     """The batches of the requests, in order.
 
@@ -195,8 +197,9 @@ def decode_batches(
     members: int64, sorted: the images of which the next one stands in for an unreadable one; None to
         have none. So a batch is the same whichever worker makes it.
 
-    Raises UserError when more than 1 % of the files are unreadable, when a hundred one after the other
-    are, when the shared memory is too small, and when a worker is killed.
+    Raises UserError when a larger share of the files than `tolerated` (default: 1 %) is unreadable, when
+    a hundred members one after the other are, when the shared memory is too small, and when a worker
+    is killed.
     """
     if images.workers:
         _refuse_little_shared_memory(images.workers, most * images.source.pixel.bytes * size**2)
@@ -216,12 +219,12 @@ def decode_batches(
         for file, reason in batch.unreadable:
             if file not in images.unreadable:
                 images.unreadable[file] = reason
-                on_unreadable(images.source.files[file], reason)
-                refuse_too_many(images.source, sorted(images.unreadable.items()))
+                on_unreadable(shown(images.source.files[file]), reason)
+                refuse_too_many(images.source, sorted(images.unreadable.items()), tolerated)
         if members is not None and not batch.readable.all():
             raise UserError(
                 f"{images.source.root}: {MOST_SUBSTITUTES} files one after the other cannot be read "
-                f"(the last: {images.source.files[batch.unreadable[-1][0]]}: "
+                f"(the last: {shown(images.source.files[batch.unreadable[-1][0]])}: "
                 f"{batch.unreadable[-1][1]}); is the disk still there?"
             )
         yield batch

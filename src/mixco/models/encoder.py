@@ -83,6 +83,10 @@ def build_backbone(
                 break
             except TypeError:
                 continue
+            except (AssertionError, ValueError, ZeroDivisionError) as error:
+                raise UserError(
+                    f"--arch {arch}: timm cannot build it for --size {size} ({error}); give another size"
+                ) from None
         if backbone is None:
             raise UserError(
                 f"--arch {arch}: timm cannot build it without a classifier, or not "
