@@ -118,7 +118,7 @@ def duplicates(config: DuplicatesConfig) -> list[Duplicates]:
     else:
         encoder = _load(config.run, config.collection)
         among = _collection(config.run, encoder, config.among, config.collection)
-    source = settle(among.source, encoder.description.channels, None)
+    source = settle(among.source, None, None)
     with counting("comparing") as on_progress:
         groups = near_duplicates(among.vectors, config.threshold, on_progress)
     names = among.paths()

@@ -294,7 +294,7 @@ def _read_bands(data: bytes, pixel: Pixel) -> Pixels:
         return found if found.shape[2] == pixel.channels else np.repeat(found, pixel.channels, 2)
 
 
-def _of_picture(picture: Image.Image, channels: int) -> NDArray[np.uint8 | np.uint16 | np.bool]:
+def _of_picture(picture: Image.Image, channels: int) -> NDArray[np.uint8 | np.uint16 | np.bool_]:
     """[H, W], or [H, W, n] where it has n channels."""
     if _is_deep(picture):
         return _levels(picture, 65535).astype(np.uint16)
