@@ -43,6 +43,11 @@ class DataConfig:
     """Download a named data set into --data-path first, unless it is there."""
     size: int = 64
     """Side in pixels of what the encoder sees, 32 to 224."""
+    channels: int | None = None
+    """Of an image; default: 3, or what the files have if all looked at are greyscale, or all have one
+    other number. See docs/other-images.md."""
+    bits: int | None = None
+    """Of a channel, 8 or 16; default: 16 where files are deeper than 8, but 8 for RGB."""
     cache: Path = Path("~/.cache/mixco")
     """Where packed images and the index of a folder's files are kept for later runs."""
     loading: Loading = "auto"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mixco.data.images import RGB, Pixel
 from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 MOST_BYTES = 2**30  # of an image file; as many pixels as are allowed take less in any format
@@ -59,6 +60,8 @@ class ImageList:
     """For normalisation, of pixels in [0, 1]."""
     arrays: Arrays | None = None
     """The images themselves, as long as `files`, where they are no image files."""
+    pixel: Pixel = RGB
+    """What the files are read as (see pixels.settle)."""
 
     @property
     def containers(self) -> tuple[Path, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mixco.checkpoint import LoadedEncoder, load_encoder
 from mixco.config import ExportConfig
 from mixco.data.loading import evaluation_batches
+from mixco.data.pixels import settle
 from mixco.data.sources import list_images
 from mixco.data.streaming import stream
 from mixco.errors import UserError
@@ -133,11 +134,11 @@ def _some_of(
     source = list_images(data, place, "pretrain", cache)
     count, none = len(source.files), (0.0,) * channels
     batches = evaluation_batches(
-        stream(source, workers=0),
+        stream(settle(source, channels, None), workers=0),
         torch.linspace(0, count - 1, min(IMAGES, count)).long(),
         size=size,
-        mean=none,  # type: ignore[arg-type]  # so that they stay as they are
-        std=tuple(1.0 for _ in none),  # type: ignore[arg-type]
+        mean=none,  # so that they stay as they are
+        std=tuple(1.0 for _ in none),
         device=torch.device("cpu"),
         dtype=torch.float32,
         on_unreadable=lambda *_: None,

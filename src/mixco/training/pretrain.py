@@ -15,7 +15,9 @@ from mixco.checkpoint import EncoderDescription, save_encoder
 from mixco.config import PretrainConfig, resolve, run_folder_of, to_dict
 from mixco.data import views
 from mixco.data.download import download
+from mixco.data.images import RGB
 from mixco.data.loading import open_images, view_batches
+from mixco.data.normalisation import measure
 from mixco.data.packing import PackedImages
 from mixco.data.resident import batches
 from mixco.data.sources import list_images
@@ -65,6 +67,7 @@ from mixco.training.resuming import (
     as_begun,
     newest_state,
     open_run,
+    pixel_as_begun,
     restore,
     save_step,
     signals_noticed,
@@ -106,6 +109,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     workers = config.data.workers
     if workers is None:
         workers = max(1, processors() // here.local_processes)
+    channels, bits = pixel_as_begun(run_folder_of(config), config.data.channels, config.data.bits)
     with one_at_a_time(cache / ".several.lock") if here.processes > 1 else nullcontext():
         if config.data.download:
             with downloading(config.data.data) as on_progress:
@@ -119,12 +123,19 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
                 loading=as_begun(run_folder_of(config), config.data.loading),
                 workers=workers,
                 memory=memory_bytes(),
+                channels=channels,
+                bits=bits,
                 on_progress=on_progress,
             )
-    packed = isinstance(images, PackedImages)
+    packed, pixel = isinstance(images, PackedImages), images.source.pixel
     bank, held_out = split_holdout(images, config.run.holdout, config.run.seed)
     members = bank if config.run.exclude_holdout else torch.arange(len(images))
-    loading = dataclasses.replace(config.data, loading="packed" if packed else "streamed")
+    loading = dataclasses.replace(
+        config.data,
+        loading="packed" if packed else "streamed",
+        channels=pixel.channels,
+        bits=pixel.bits,
+    )
     config = resolve(dataclasses.replace(config, data=loading), len(members), here.processes)
     data, method_config, optimisation, run = (
         config.data,
@@ -150,10 +161,9 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     if first:
         write_json(folder / "versions.json", versions(describe(device)))
         report_data(images, members, method_config.queue, data.size, folder)
+    mean, std = (source.mean, source.std) if pixel == RGB else measure(images)
     augmentation = views.weaken_jitter(
-        views.AUGMENTATIONS[method_config.augmentation](
-            data.size, mean=source.mean, std=source.std
-        ),
+        views.AUGMENTATIONS[method_config.augmentation](data.size, mean=mean, std=std),
         method_config.jitter,
     )
     drops = drops_at_random(method)  # to be seeded at each step: they take no generator
@@ -162,8 +172,8 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         arch=config.model.arch,
         stem=config.model.stem,
         size=data.size,
-        mean=source.mean,
-        std=source.std,
+        mean=mean,
+        std=std,
         training=f"{name} on {source.name}, {optimisation.epochs} epochs, seed {run.seed}",
     )
     steps_per_epoch = len(members) // optimisation.batch_size
@@ -249,6 +259,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(records) + 1)
     say(
         f"{name}: {config.model.arch} at {data.size} px, {len(members):,} images "
+        f"{'' if pixel == RGB else f'with {pixel}, '}"
         f"{'packed' if packed else f'streamed, {workers} workers'}, "
         f"{optimisation.epochs} epochs of {steps_per_epoch} steps, "
         f"{f'{world()} processes, each ' if world() > 1 else ''}{describe(device)}, "
@@ -360,7 +371,8 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
 def build_method(config: PretrainConfig) -> MoCo | SimCLR:
     """The method of a resolved config, with weights drawn from its seed."""
     model, method, seed = config.model, config.method, config.run.seed
-    backbone = build_backbone(model.arch, config.data.size, model.stem, seed)
+    channels = config.data.channels or 3
+    backbone = build_backbone(model.arch, config.data.size, model.stem, seed, channels)
     head = build_head(feature_dim(backbone, config.data.size), model.dim, model.head, seed)
     encoder = Encoder(backbone, head)
     if method.method == "simclr":

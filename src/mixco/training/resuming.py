@@ -83,13 +83,26 @@ def open_run(
 
 def begun_config(folder: Path) -> dict[str, Any] | None:
     """What a run in the folder began with; None where there is none. Raises UserError for no run's."""
-    return read_config(folder) if (folder / "config.json").exists() else None
+    if not (folder / "config.json").exists():
+        return None
+    config = read_config(folder)
+    config["data"] = {"channels": 3, "bits": 8} | config["data"]  # of before there were others
+    return config
 
 
 def as_begun(folder: Path, loading: Loading) -> Loading:
     """ "auto" is what it was when the run began: how full memory and disk are may have changed."""
     begun = begun_config(folder) if loading == "auto" else None
     return begun["data"].get("loading", loading) if begun else loading
+
+
+def pixel_as_begun(
+    folder: Path, channels: int | None, bits: int | None
+) -> tuple[int | None, int | None]:
+    """What is not given is what it was when the run began, whatever files have come since."""
+    begun = begun_config(folder)
+    data = begun["data"] if begun else {}
+    return channels or data.get("channels"), bits or data.get("bits")
 
 
 def _barely_begun(folder: Path) -> bool:

@@ -87,7 +87,10 @@ def what_it_sees(
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (augmentation.mean, augmentation.std))
 
     def visible(view: Tensor) -> Tensor:
-        return (view * std + mean).clamp(0, 1)
+        pixels = view * std + mean
+        if originals.dtype == torch.uint8:
+            return pixels.clamp(0, 1)
+        return views.brightened(pixels, augmentation.mean, augmentation.std)
 
     mixed: Tensor | None = None
     shares: list[tuple[int, int, float]] = []
@@ -96,7 +99,8 @@ def what_it_sees(
         mixture = mixer(view_q, draw_shares(half, generator))
         mixed = visible(mixture.images)
         shares = [(i, i + half, mixture.targets[i, i].item()) for i in range(half)]
-    return Seen(originals, extents, visible(view_q), visible(view_k), mixed, shares)
+    shown = views.brightened(originals, augmentation.mean, augmentation.std)
+    return Seen(shown, extents, visible(view_q), visible(view_k), mixed, shares)
 
 
 def show_what_it_saw(path: Path, seen: Seen) -> None:
