@@ -3,8 +3,9 @@
 Every fenced ```python block of README.md and docs/*.md is run, those of a page one after the other in
 one namespace, in a folder that has what they speak of: `photos/` (class folders of real images),
 `runs/photos` (a short run on them), `vectors.parquet` (their vectors), `encoder.safetensors` (of a
-ResNet-18 with its own stem), and `images`, a batch of photographs. Every `mixco ...` line in any code
-block goes through the command line's parser; those that only read that run are run.
+ResNet-18 with its own stem), and
+`images`, a batch of photographs. Every `mixco ...` line in any code block goes through the command
+line's parser; those that only read that run are run.
 
 A block that cannot run stands behind a comment with the reason:  <!-- not run: it needs ... -->
 """

@@ -1,5 +1,6 @@
 """The images of a run by its encoder: features, neighbours, what kNN takes for what, and maps."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,12 +282,14 @@ def umap(features: Tensor, seed: int) -> NDArray[np.float32] | None:
     """[n, 2], neighbours by the cosine; None where umap-learn is not installed, or of few images."""
     if len(features) < 50:
         return None
-    try:
-        from umap import UMAP
-    except ImportError:
-        return None
-    mapping = UMAP(n_neighbors=15, min_dist=0.1, metric="cosine", random_state=seed, n_jobs=1)
-    return np.asarray(mapping.fit_transform(features.numpy()), np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other libraries that it could use
+        try:
+            from umap import UMAP
+        except ImportError:
+            return None
+        mapping = UMAP(n_neighbors=15, min_dist=0.1, metric="cosine", random_state=seed, n_jobs=1)
+        return np.asarray(mapping.fit_transform(features.numpy()), np.float32)
 
 
 def place(points: NDArray[np.float32], margin: float = 48) -> NDArray[np.float32]:

@@ -38,7 +38,7 @@ from mixco.training.telling import Seen, what_it_sees
 
 SEED = 0  # of what is drawn for the page: which images are shown
 QUERIES, NEIGHBOURS = 6, 8
-THUMBNAILS = 350  # of a map at most; a kilobyte each
+THUMBNAILS = 700  # of a map at most; a kilobyte each
 
 
 def write_page(config: ReportConfig) -> Path:
