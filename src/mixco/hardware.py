@@ -61,6 +61,13 @@ def keep_freed_memory(device: torch.device) -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
+def device_memory(device: torch.device) -> int:
+    """In bytes, all of it: a GPU's own, else the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return memory_bytes()
+
+
 def memory_bytes() -> int:
     """Of this machine, or what its container may use; 8 GiB where the system does not tell."""
     try:

@@ -1,10 +1,12 @@
 """What a list of images is: where they lie and what their labels are; nothing is decoded here."""
 
+import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +77,12 @@ class ImageList:
         if self.root.suffix == ".zip":
             return open_zip(self.root).read(self.files[index])
         return (self.root / self.files[index]).read_bytes()
+
+    def open(self, index: int) -> BinaryIO:
+        """What `read` gives as a file, of which no more is read than is asked for. Raises OSError."""
+        if self.containers:
+            return io.BytesIO(self.read(index))
+        return (self.root / self.files[index]).open("rb")
 
 
 @lru_cache(maxsize=4)

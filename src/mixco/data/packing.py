@@ -9,7 +9,6 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -230,15 +229,20 @@ def _cut(numbers: range, size: int) -> list[range]:
     return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
-def longest_side(source: ImageList, index: int) -> int:
-    """From the file's header alone; 0 where it cannot be read."""
+def picture_size(source: ImageList, index: int) -> tuple[int, int]:
+    """Height and width, from the file's header alone; zeros where it cannot be read."""
     if source.arrays is not None:
-        return int(max(source.arrays[index].shape[:2]))
+        height, width = source.arrays[index].shape[:2]
+        return height, width
     try:
-        with Image.open(BytesIO(source.read(index))) as image:
-            return max(image.size)
+        with source.open(index) as file, Image.open(file) as image:
+            return image.height, image.width
     except Exception:  # whatever is wrong is told by decode(), with a reason
-        return 0
+        return 0, 0
+
+
+def longest_side(source: ImageList, index: int) -> int:
+    return max(picture_size(source, index))
 
 
 def read_reduced(source: ImageList, index: int, side: int) -> NDArray[np.uint8] | str:

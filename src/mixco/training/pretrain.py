@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixco.checkpoint import EncoderDescription, save_encoder
-from mixco.config import PretrainConfig, resolve, run_folder_of, to_dict
+from mixco.config import PretrainConfig, to_dict
 from mixco.data import views
 from mixco.data.download import download
 from mixco.data.loading import open_images, view_batches
@@ -37,17 +37,23 @@ from mixco.progress import Stopwatch, counting, downloading, say, training, wait
 from mixco.results import add_result, append_metrics, read_json, versions, write_json, write_metrics
 from mixco.schedules import learning_rate
 from mixco.seeding import generator_for, global_draws
+from mixco.training.choosing import as_it_began, cautions_of, choose_rest, choose_size
 from mixco.training.held_out import knn_check, split_holdout
 from mixco.training.optimisers import build_optimizer
 from mixco.training.resuming import (
     Due,
-    as_begun,
     newest_state,
     open_run,
     save_step,
     signals_noticed,
 )
-from mixco.training.telling import note_once, report_data, say_epoch, show_what_it_saw
+from mixco.training.telling import (
+    note_once,
+    report_data,
+    say_choices,
+    say_epoch,
+    show_what_it_saw,
+)
 
 # The loss is looked at this often for not being finite: on a GPU each look waits for the device.
 STEPS_BETWEEN_LOOKS = {"cpu": 1}
@@ -80,13 +86,15 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     # The images, packed once or streamed; labels are only for the kNN check.
     cache = config.data.cache.expanduser()
     source = list_images(config.data.data, config.data.data_path, "pretrain", cache)
+    config, choices = choose_size(as_it_began(config), source, device)
+    assert config.data.size is not None
     workers = processors() if config.data.workers is None else config.data.workers
     with counting(f"packing {source.name}") as on_progress:
         images = open_images(
             source,
             size=config.data.size,
             cache=cache,
-            loading=as_begun(run_folder_of(config), config.data.loading),
+            loading=config.data.loading,
             workers=workers,
             memory=memory_bytes(),
             on_progress=on_progress,
@@ -95,7 +103,9 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     bank, held_out = split_holdout(images, config.run.holdout, config.run.seed)
     members = bank if config.run.exclude_holdout else torch.arange(len(images))
     loading = dataclasses.replace(config.data, loading="packed" if packed else "streamed")
-    config = resolve(dataclasses.replace(config, data=loading), len(members))
+    config, more = choose_rest(
+        dataclasses.replace(config, data=loading), images, len(members), device, dtype
+    )
     data, method_config, optimisation, run = (
         config.data,
         config.method,
@@ -103,7 +113,9 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         config.run,
     )
     name = method_config.method + ("" if method_config.mix == "none" else f"+{method_config.mix}")
-    assert run.out is not None and optimisation.lr is not None  # resolve() has filled them in
+    # All of them are filled in by now.
+    assert run.out is not None and data.size is not None and data.mean and data.std
+    assert optimisation.epochs and optimisation.batch_size and optimisation.lr
     assert optimisation.weight_decay is not None
 
     # The method around its encoder; what cannot be built leaves no run folder.
@@ -114,9 +126,9 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         say(f"{folder}: this run is finished already")
         return folder
     write_json(folder / "versions.json", versions(describe(device)))
-    report_data(images, members, method_config.queue, folder)
+    report_data(images, cautions_of(config, len(members), dtype), folder)
     augmentation = views.weaken_jitter(
-        AUGMENTATIONS[method_config.augmentation](data.size, mean=source.mean, std=source.std),
+        AUGMENTATIONS[method_config.augmentation](data.size, mean=data.mean, std=data.std),
         method_config.jitter,
     )
     drops = drops_at_random(method)  # to be seeded at each step: they take no generator
@@ -125,8 +137,8 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         arch=config.model.arch,
         stem=config.model.stem,
         size=data.size,
-        mean=source.mean,
-        std=source.std,
+        mean=data.mean,
+        std=data.std,
         training=f"{name} on {source.name}, {optimisation.epochs} epochs, seed {run.seed}",
     )
     steps_per_epoch = len(members) // optimisation.batch_size
@@ -210,6 +222,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         f"{str(dtype).removeprefix('torch.')}"
     )
     if state is None:
+        say_choices([*choices, *more])
         save()
     else:
         say(f"going on after step {step:,} of {steps:,}")
@@ -314,6 +327,7 @@ AUGMENTATIONS = {
 def build_method(config: PretrainConfig) -> MoCo | SimCLR:
     """The method of a resolved config, with weights drawn from its seed."""
     model, method, seed = config.model, config.method, config.run.seed
+    assert config.data.size and method.temperature and method.mix_temperature
     backbone = build_backbone(model.arch, config.data.size, model.stem, seed)
     head = build_head(feature_dim(backbone, config.data.size), model.dim, model.head, seed)
     encoder = Encoder(backbone, head)
