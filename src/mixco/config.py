@@ -150,6 +150,19 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class DoctorConfig:
+    """`mixco doctor`: look at images and machine before a run is begun, which takes the same options."""
+
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    all: bool = False
+    """Decode every file, however long it takes; else as many as half a minute allows."""
+    trial: bool = True
+    """Try some steps, for the time and the memory that the run needs."""
+    json: Path | None = None
+    """A file for everything that was found."""
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Which encoder, and on which labelled images."""
 

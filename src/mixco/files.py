@@ -1,9 +1,16 @@
 """Files that are either the old one or the new one, whatever happens while they are written."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def free_space(path: Path) -> int:
+    """Bytes that are free where `path` is, or would be made."""
+    there = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    return shutil.disk_usage(there).free
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TypeVar
 
 from rich.console import Console
@@ -113,6 +113,13 @@ def training(
             progress.update(task, advance=1, state=state)
 
         yield on_step
+
+
+@contextmanager
+def doing(description: str) -> Iterator[None]:
+    """Inside, a terminal shows what takes its time."""
+    with console.status(description) if sys.stderr.isatty() else nullcontext():
+        yield
 
 
 def say(text: str) -> None:

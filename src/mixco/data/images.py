@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,18 +107,25 @@ def _reduce(file: Image.Image, most: int) -> int:
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The image in a file's bytes, not yet decoded; whatever is wrong with it is UnreadableImage."""
-    if not data:
+    with opened(io.BytesIO(data), len(data)) as image:
+        yield image
+
+
+@contextmanager
+def opened(stream: BinaryIO, length: int) -> Iterator[Image.Image]:
+    """The image in a file of `length` bytes, not yet decoded; what is wrong is UnreadableImage."""
+    if not length:
         raise UnreadableImage("the file is empty")
     try:
-        with quietly() if in_main_thread() else nullcontext(), Image.open(io.BytesIO(data)) as file:
+        with quietly() if in_main_thread() else nullcontext(), Image.open(stream) as file:
             if file.width * file.height > MOST_PIXELS:
                 raise UnreadableImage(TOO_MANY)
             yield file
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
-        start = data[:64].lstrip().lower()
+        stream.seek(0)
+        start = stream.read(64).lstrip().lower()
         kind = "an HTML page" if start.startswith((b"<!doctype", b"<html")) else "no known format"
         raise UnreadableImage(f"not an image ({kind})") from None
     except Image.DecompressionBombError:
