@@ -45,7 +45,7 @@ def test_a_batch_is_within_the_images_and_the_memory(
     assert 2 <= value <= min(images, 256)
     assert value & (value - 1) == 0
     assert value == 2 or value * image_bytes <= memory / 2
-    if images >= 128 and memory / 2 / image_bytes >= 256:
+    if images >= 256 and memory / 2 / image_bytes >= 256:
         assert images // value >= 8
 
 
@@ -54,7 +54,7 @@ def test_a_batch_is_within_the_images_and_the_memory(
     [
         (1_281_167, 256, "MoCo's"),
         (1_600, 128, "at least 8 steps an epoch"),
-        (100, 16, "only 100 images"),
+        (100, 32, "only 100 images"),
         (7, 4, "only 7 images"),
     ],
 )

@@ -11,6 +11,8 @@ USUAL_BATCH = 256
 FEWEST_STEPS_AN_EPOCH = 8
 FULL_PART = 16
 """Images that a batch norm needs for steady statistics."""
+FEWEST = 2 * FULL_PART
+"""Images of a batch: two parts at least, or MoCo would leak."""
 STEPS = {"cuda": 20_000, "mps": 20_000, "cpu": 5_000}
 EPOCHS = (100, 400)
 USUAL_TEMPERATURE = 0.2
@@ -57,7 +59,7 @@ def batch_size(images: int, image_bytes: float | None, memory: int | None) -> tu
     image_bytes: what a step holds for each image of its batch; memory: the device's, in bytes; None
     where they are not known.
     """
-    of_data = max(_power_of_two(images / FEWEST_STEPS_AN_EPOCH), FULL_PART)
+    of_data = max(_power_of_two(images / FEWEST_STEPS_AN_EPOCH), FEWEST)
     of_data = min(of_data, _power_of_two(images))
     # Half of the memory: the images, the optimiser and other programs want some too.
     of_memory = _power_of_two(memory / 2 / image_bytes) if image_bytes and memory else USUAL_BATCH
@@ -66,7 +68,7 @@ def batch_size(images: int, image_bytes: float | None, memory: int | None) -> tu
         return value, "MoCo's, for ImageNet"
     if of_memory < of_data:
         return value, f"more would not fit into half of the {memory_text(memory or 0)} of memory"
-    if images < FULL_PART * FEWEST_STEPS_AN_EPOCH:
+    if images < FEWEST * FEWEST_STEPS_AN_EPOCH:
         return value, f"there are only {images:,} images"
     return value, f"so {images:,} images make at least {FEWEST_STEPS_AN_EPOCH} steps an epoch"
 

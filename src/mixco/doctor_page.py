@@ -31,7 +31,7 @@ def show(found: dict[str, Any], console: Console | None = None) -> None:
         console.print(Text("Nothing to warn of.", style="bold green"))
     for caution in found["cautions"]:
         _hanging(console, "  ! ", caution["what"])
-        _hanging(console, "    ", f"-> {caution['remedy']}", "cyan")
+        _hanging(console, "    -> ", caution["remedy"], "cyan")
 
 
 def _section(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
@@ -44,7 +44,7 @@ def _section(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> N
 
 
 def _hanging(console: Console, name: str, text: str, style: str = "") -> None:
-    """A name, and beside it a text in as many lines as it takes."""
+    """A name, and beside it a text in as many lines as it takes; no word, such as a path, is broken."""
     wrapped = textwrap.wrap(
         text, max(20, console.width - len(name)), break_long_words=False, break_on_hyphens=False
     )
@@ -65,7 +65,7 @@ def _images(found: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "unreadable", _some(found["unreadable_files"], unreadable)
     if found["other_files"]:
         kinds = [f"{count:,} {ending}" for ending, count in found["other_files"].items()]
-        yield "no images", f"{_some(sum(found['other_files'].values()), kinds)} (left aside)"
+        yield "other files", f"{_some(sum(found['other_files'].values()), kinds)} (left aside)"
     sizes = found["sizes"]
     if sizes:
         smallest, middle, largest = (

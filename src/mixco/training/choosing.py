@@ -71,7 +71,7 @@ def choose_rest(
         mean, std = measure(images) if folder else (own.mean, own.std)
         if folder:
             shown = f"{_numbers(mean)} ± {_numbers(std)}"
-            choices.append(Choice("mean and std", shown, "measured on these images"))
+            choices.append(Choice("mean and --std", shown, "measured on these images"))
         data = dataclasses.replace(data, mean=data.mean or mean, std=data.std or std)
         config = dataclasses.replace(config, data=data)
     model, needs = config.model, None
