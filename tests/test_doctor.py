@@ -175,7 +175,7 @@ def test_a_page_of_much_is_short_and_has_no_markup() -> None:
     show(found, Console(file=text, width=60))
     assert "[bold]x" in text.getvalue()
     assert "2.jpg: [red], ..." in " ".join(text.getvalue().split())
-    assert "copies         none among 5 compared" in text.getvalue()
+    assert "copies       none among 5 compared" in text.getvalue()
     assert "Nothing to warn of" not in text.getvalue()
 
 
