@@ -75,7 +75,7 @@ def config_of(point: dict[str, Any]) -> PretrainConfig:
         method=MethodConfig(method="moco", mix="mixco", queue=point["queue"]),
         optimisation=OptimisationConfig(epochs=10**6, batch_size=point["batch"]),
         run=RunConfig(
-            out=Path(point["out"]), knn_every=0, checkpoint_every=10**6, device=point["device"]
+            out=Path(point["out"]), knn_every=0, checkpoint_minutes=0, device=point["device"]
         ),
     )
 

@@ -14,11 +14,12 @@ MAY_IMPORT = {
     "errors": set(),
     "mixing": set(),
     "losses": set(),
+    "distributed": {"errors"},
     "seeding": set(),
     "schedules": set(),
-    "models": {"errors"},
+    "models": {"errors", "distributed"},
     "data": {"errors", "files"},
-    "methods": {"mixing", "losses", "models"},
+    "methods": {"mixing", "losses", "models", "distributed"},
     "config": {"errors", "defaults"},
     "defaults": set(),
     "cautions": {"defaults"},
@@ -35,6 +36,7 @@ MAY_IMPORT = {
     "evaluation": {
         *("errors", "config", "data", "models", "checkpoint"),
         *("files", "hardware", "progress", "results", "pictures", "schedules", "seeding"),
+        "distributed",
     },
 }
 # The entry rooms put the others together; they may import everything but each other upwards.

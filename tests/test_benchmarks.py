@@ -1,5 +1,6 @@
 """The benchmarks' files of figures say where they come from, and the GPU's pieces run without a GPU."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -52,3 +53,11 @@ def test_a_piece_is_done_once_and_only_within_the_budget(tmp_path: Path) -> None
     assert first.returncode == 0 and "views-64: done\n" in first.stdout, first.stdout
     test_figures_say_where_they_come_from(tmp_path / "views-64.json")
     assert "views-64: done before" in run("gpu.py", *arguments).stdout
+
+
+def test_a_point_of_the_growth_is_a_run_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    growth = importlib.import_module("growth")
+    point = {"arch": "resnet18", "size": 64, "batch": 32, "queue": 64, "device": "cpu"}
+    config = growth.config_of({**point, "data": "sample", "cache": "c", "out": "o", "workers": 2})
+    assert (config.method.queue, config.data.loading) == (64, "streamed")

@@ -1,5 +1,6 @@
 """The command line: a verb, its options, one call. Libraries that load slowly load in the verbs."""
 
+import os
 import sys
 import textwrap
 from collections.abc import Callable
@@ -161,7 +162,9 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             raise UserError(f"{verb} is not a verb of mixco; {nearest(verb, VERBS)}")
     except UserError as error:
-        print(f"mixco: {error}", file=sys.stderr)
+        process = os.environ.get("RANK", "0")  # of those that torchrun started
+        who = "mixco" if process == "0" else f"mixco, process {process}"
+        print(f"{who}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stopped:
         print(f"mixco: {str(stopped) or 'stopped; what was written stays'}", file=sys.stderr)
@@ -178,6 +181,8 @@ def _recipe_in(arguments: list[str]) -> str | None:
 
 
 def _print_accuracy(what: str, result: dict[str, Any]) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # of the processes that torchrun starts the first one speaks
     print(
         f"{what}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %  "
         f"({result['test_images']:,} images of {result['data']}, "

@@ -81,7 +81,10 @@ class MethodConfig:
     momentum: float | None = None
     """Of MoCo's key encoder; default 0.99, and 0.999 for runs of over 50,000 steps."""
     bn_splits: int | None = None
-    """MoCo's virtual devices on one device; default: as many as leave each 16 images, 2 to 8."""
+    """MoCo's virtual devices, in all; default: as many as leave each 16 images, 2 to 8."""
+    bn_over: Literal["auto", "process", "all"] = "auto"
+    """Whose images a batch norm takes its statistics of, where there are several processes: each
+    process's own, or those of all; auto: all for simclr, process for moco."""
     augmentation: Literal["auto", "moco-v1", "moco-v2", "simclr"] = "auto"
     """How views are made; auto: moco-v2 for moco, simclr for simclr."""
     jitter: float = 1.0
@@ -95,7 +98,11 @@ class OptimisationConfig:
     epochs: int | None = None
     """Default: for some 20,000 steps, 5,000 on a CPU, but 100 to 400."""
     batch_size: int | None = None
-    """Default: 256, or what leaves 8 steps an epoch, or what fits into half of the memory."""
+    """Images of a step, of all processes together; default: 256, or what leaves 8 steps an epoch, or
+    what fits into half of the memory."""
+    pieces: int = 1
+    """Pieces that a batch passes the encoder in (gradient caching): with 4 it takes about a quarter of
+    the memory, and a third more time; the gradient is the same."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: float | None = None
     """Peak rate; default: 1e-3 x root of batch / 256 for adamw, 0.06 (moco) or 0.3 (simclr) x batch
@@ -132,6 +139,8 @@ class RunConfig:
     """Steps between two checkpoints, beside those by the clock; 0: none."""
     keep_every: int = 0
     """Epochs between two checkpoints that stay for good; 0: none."""
+    timeout_minutes: float = 10.0
+    """Of several processes: how long one waits for another before the run ends."""
     linear_lr: float | None = None
     """Kept for `mixco linear --protocol paper` on this run: its rate where it is given none."""
 
@@ -415,6 +424,7 @@ def run_folder_of(config: PretrainConfig) -> Path:
 def resolve(
     config: PretrainConfig,
     images: int,
+    processes: int = 1,
     *,
     device: str = "cpu",
     memory: int | None = None,
@@ -423,7 +433,8 @@ def resolve(
 ) -> PretrainConfig:
     """Fill in every None, by the rules of defaults.py; refuse what cannot be.
 
-    images: how many are trained on. device, memory, image_bytes: see `defaults.batch_size`.
+    images: how many are trained on. processes: that the run is to have. device: cpu, cuda or mps.
+    memory, image_bytes: see `defaults.batch_size`.
     tell(option, value, reason) is called for each that is chosen. What depends on the images themselves,
     their size and their normalisation, is filled in beforehand (training/choosing.py).
 
@@ -442,7 +453,7 @@ def resolve(
         *("batch_size", optimisation.batch_size, defaults.batch_size),
         *(images, image_bytes, memory),
     )
-    _check(config, images, batch)
+    _check(config, images, batch, processes)
     moco = method.method == "moco"
     epochs = chosen("epochs", optimisation.epochs, defaults.epochs, images, batch, device)
     optimisation = dataclasses.replace(
@@ -467,6 +478,7 @@ def resolve(
         augmentation=("moco-v2" if moco else "simclr")
         if method.augmentation == "auto"
         else method.augmentation,
+        bn_over=("process" if moco else "all") if method.bn_over == "auto" else method.bn_over,
         temperature=temperature,
         mix_temperature=chosen(*mixed, temperature, method.mix),
         **{
@@ -478,7 +490,7 @@ def resolve(
     return dataclasses.replace(config, method=method, optimisation=optimisation, run=run)
 
 
-def _check(config: PretrainConfig, images: int, batch: int) -> None:
+def _check(config: PretrainConfig, images: int, batch: int, processes: int) -> None:
     """Raises UserError for what cannot be."""
     data, method, optimisation, run = config.data, config.method, config.optimisation, config.run
 
@@ -493,6 +505,18 @@ def _check(config: PretrainConfig, images: int, batch: int) -> None:
             f"--batch-size {batch}: there are only {images} images to train on; "
             f"give --batch-size {max(2, images // 8)} or more images",
         ),
+        (optimisation.pieces >= 1, f"--pieces {optimisation.pieces}: at least 1"),
+        (
+            batch >= 2 * processes * optimisation.pieces,
+            f"--batch-size {batch}: at least two images for each of {processes} processes and of "
+            f"{optimisation.pieces} pieces",
+        ),
+        (
+            method.method != "moco" or method.bn_over != "all" or method.bn_splits == 1,
+            "--bn-over all: MoCo leaks through statistics that all images share; leave it out "
+            "(--bn-splits 1 beside it accepts the leak)",
+        ),
+        (run.timeout_minutes > 0, f"--timeout-minutes {run.timeout_minutes:g}: above 0"),
         (
             optimisation.epochs is None or optimisation.epochs >= 1,
             f"--epochs {optimisation.epochs}: at least 1",

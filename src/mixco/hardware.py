@@ -10,8 +10,13 @@ import torch
 from mixco.errors import UserError
 
 
-def pick_device(name: str) -> torch.device:
-    """ "auto": CUDA, else MPS, else the CPU. Raises UserError when the named one is not there."""
+def pick_device(name: str, number: int = 0) -> torch.device:
+    """ "auto": CUDA, else MPS, else the CPU.
+
+    number: which of several GPUs is to be this process's; other kinds have one device.
+
+    Raises UserError when the named one is not there.
+    """
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -21,6 +26,13 @@ def pick_device(name: str) -> torch.device:
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         raise UserError(f"--device {name}: this machine has none that torch can use; give cpu")
+    if name == "cuda":
+        if number >= torch.cuda.device_count():
+            raise UserError(
+                f"{number + 1} processes on this machine, which has {torch.cuda.device_count()} GPUs; "
+                "give torchrun --nproc-per-node as many as there are, or --device cpu"
+            )
+        torch.cuda.set_device(number)
     return torch.device(name)
 
 

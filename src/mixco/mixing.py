@@ -23,7 +23,8 @@ class Mixed(NamedTuple):
     targets: Tensor
 
 
-Mixer = Callable[[Tensor, torch.Generator], Mixed]
+Mixer = Callable[[Tensor, Tensor], Mixed]
+"""How to pair and how to combine: images [B, C, H, W] and a share for each pair [B // 2] -> Mixed."""
 
 
 def draw_shares(pairs: int, generator: torch.Generator) -> Tensor:
@@ -61,11 +62,11 @@ def mix_halves(images: Tensor, shares: Tensor) -> Mixed:
 
 
 def mixco(images: Tensor, generator: torch.Generator) -> Mixed:
-    """MixCo's mixer: halves paired, a lambda ~ U(0, 1) for each pair, a blend.
+    """MixCo in one call: halves paired, a lambda ~ U(0, 1) for each pair, a blend.
 
     images: [B, C, H, W]; generator: on the CPU, so that all devices draw alike.
     """
     return mix_halves(images, draw_shares(images.shape[0] // 2, generator))
 
 
-MIXERS: dict[str, Mixer | None] = {"none": None, "mixco": mixco}
+MIXERS: dict[str, Mixer | None] = {"none": None, "mixco": mix_halves}

@@ -1,5 +1,6 @@
 """What a person sees while it runs: a bar in a terminal, a line an epoch in a log file."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from rich.progress import (
 
 T = TypeVar("T")
 
-console = Console(stderr=True, highlight=False)
+# Of the processes that torchrun starts the first one speaks for all.
+console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
 
 class Stopwatch:
@@ -123,5 +125,5 @@ def doing(description: str) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """A line for the person; above the bar where there is one."""
+    """A line for the person; above the bar where there is one. Of several processes only the first's."""
     console.print(text, soft_wrap=True, markup=False)

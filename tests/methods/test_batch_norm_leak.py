@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mixco.distributed import split_batch
 from mixco.methods.moco import MoCo
 from mixco.mixing import mixco
 from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
@@ -55,7 +56,12 @@ def overlap(method: MoCo, images: Tensor) -> float:
     itself = torch.eye(len(images), dtype=torch.bool)
     queries = influences(method.encode_queries, images) & ~itself
     keys = (
-        influences(lambda x: method.encode_keys(x, torch.Generator().manual_seed(3)), images)
+        influences(
+            lambda x: method.encode_keys(
+                x, split_batch(len(x), 1), torch.Generator().manual_seed(3)
+            ),
+            images,
+        )
         & ~itself
     )
     assert queries.any(1).all(), "batch norm must have an effect, or nothing is tested"
@@ -80,9 +86,9 @@ def test_without_the_permutation_it_would_leak(monkeypatch: pytest.MonkeyPatch) 
 def test_keys_come_back_in_the_order_of_their_images() -> None:
     method = moco().eval()  # statistics fixed: a key depends on its image alone
     images = pictures()
-    keys = method.encode_keys(images, torch.Generator().manual_seed(4))
+    keys = method.encode_keys(images, split_batch(len(images), 1), torch.Generator().manual_seed(4))
     for i in range(0, BATCH, 5):
-        alone = method.encode_keys(images[i : i + 1], torch.Generator())
+        alone = method.encode_keys(images[i : i + 1], split_batch(1, 1), torch.Generator())
         torch.testing.assert_close(keys[i : i + 1], alone, rtol=1e-4, atol=1e-5)
 
 

@@ -84,12 +84,15 @@ def view_batches(
     dtype: torch.dtype,
     on_unreadable: Callable[[str, str], None],
     count: int = 2,
+    rows: Tensor | None = None,
 ) -> Generator[Seen, None, None]:
     """`count` views of each batch of a plan, [B, 3, size, size] of `dtype` on the device.
 
     Yields the indices of the images, int64 [B] on the CPU, and their views (see `apply_view`).
     Streamed, the plan is followed a few batches ahead. The same draws make the same crops packed and
     streamed.
+    rows: int64 [b], of each batch only these, where other processes make the others; None for all. What
+        is drawn for an image does not depend on it.
     members: int64, sorted: all images that the plan may name; batch_size: the most of them at once.
     on_unreadable(file, reason) is called once for each file that cannot be read; the next of the
         members takes its place.
@@ -98,14 +101,17 @@ def view_batches(
     """
     if isinstance(images, PackedImages):
         canvases = make_resident(images.images, device)
-        return _packed_views(canvases, images.extents, plan, augmentation, device, dtype, count)
+        extents = images.extents
+        return _packed_views(canvases, extents, plan, augmentation, device, dtype, count, rows)
     parameters: deque[list[views.ViewParameters]] = deque()
 
     def requests() -> Iterator[Request]:
         for index, generator in plan:
             drawn = [views.draw_view(len(index), augmentation, generator) for _ in range(count)]
-            parameters.append([rest for _, rest in drawn])
-            yield Request(index.numpy(), torch.stack([crops for crops, _ in drawn], dim=2).numpy())
+            here = slice(None) if rows is None else rows
+            parameters.append([rest[here] for _, rest in drawn])
+            crops = torch.stack([crops[:, here] for crops, _ in drawn], dim=2)
+            yield Request(index[here].numpy(), crops.numpy())
 
     decoded = decode_batches(
         images,
@@ -128,11 +134,13 @@ def _packed_views(
     device: torch.device,
     dtype: torch.dtype,
     count: int,
+    rows: Tensor | None,
 ) -> Generator[Seen, None, None]:
+    here = slice(None) if rows is None else rows
     for index, generator in plan:
-        batch = gather(canvases, index, device)
+        batch = gather(canvases, index[here], device)
         drawn = [views.sample_view(extents[index], augmentation, generator) for _ in range(count)]
-        yield index, [views.apply_view(batch, p, augmentation, dtype) for p in drawn]
+        yield index[here], [views.apply_view(batch, p[here], augmentation, dtype) for p in drawn]
 
 
 def _streamed_views(

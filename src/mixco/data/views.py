@@ -117,7 +117,7 @@ class ViewParameters:
     sigma: Tensor
     """float32: of the blur in pixels of the view; 0 for none."""
 
-    def __getitem__(self, index: slice) -> "ViewParameters":
+    def __getitem__(self, index: slice | Tensor) -> "ViewParameters":
         return ViewParameters(*(getattr(self, f.name)[index] for f in fields(self)))
 
 

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from mixco.config import EvaluationConfig, KNNConfig, LinearConfig, check_classifier
 from mixco.data.loading import canvases
+from mixco.distributed import joined, started
 from mixco.evaluation.knn import knn_scores, neighbours
 from mixco.evaluation.linear import fit_linear_probe
 from mixco.evaluation.task import Task, accuracies, labels_of, load_task
 from mixco.evaluation.trained import evaluate_as_published
 from mixco.pictures import draw_neighbours
+
+MINUTES = 30.0  # that one of several processes waits for the shares of the others
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,15 @@ class Features:
 
 
 def compute_features(config: EvaluationConfig) -> Features:
-    """The task's features, computed once for all evaluations that need them."""
+    """The task's features, computed once for all evaluations that need them.
+
+    Where torchrun started several processes, each computes its share and all have all of them.
+    """
     task = load_task(config)
     backbone = task.encoder.backbone
-    return Features(task, *task.outputs(backbone, task.train), *task.outputs(backbone, task.test))
+    with joined(task.device, MINUTES):
+        train, test = task.outputs(backbone, task.train), task.outputs(backbone, task.test)
+    return Features(task, *train, *test)
 
 
 def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[str, Any]:
@@ -71,7 +79,7 @@ def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[st
         **f.task.describe(),
     }
     f.task.write("knn", result)
-    if f.task.folder is not None:
+    if f.task.folder is not None and started().rank == 0:
         show_neighbours(f.task.folder / f"neighbours{f.task.suffix}.png", f)
     return result
 

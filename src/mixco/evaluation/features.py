@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mixco.data.loading import Images, evaluation_batches
 from mixco.data.views import Channels
+from mixco.distributed import gather_all, rank, world
 from mixco.errors import UserError
 
 
@@ -28,9 +29,12 @@ def features_of(
     index: int64 [N]. Of packed images all can be read; of streamed ones on_unreadable(file, reason) is
     called for those that cannot.
 
-    Returns float32 [n, D] and the index int64 [n] of their images. Raises UserError as
-    `extract_features` and `decode_batches` do.
+    Returns float32 [n, D] and the index int64 [n] of their images; of several processes each computes
+    a share and all return all. Raises UserError as `extract_features` and `decode_batches` do.
     """
+    sharded = len(index) >= world()
+    if sharded:
+        index = index.tensor_split(world())[rank()]
     seen: list[Tensor] = []
 
     def batches() -> Iterator[Tensor]:
@@ -50,7 +54,9 @@ def features_of(
                 on_progress(sum(map(len, seen)), len(index))
 
     features = extract_features(backbone, batches(), device=device, dtype=dtype)
-    return features, torch.cat(seen)
+    if not sharded:
+        return features, torch.cat(seen)
+    return gather_all(features), gather_all(torch.cat(seen))
 
 
 @torch.no_grad()  # under inference_mode, .to() would leave weights that can never be trained again

@@ -1,5 +1,6 @@
 """What is evaluated: an encoder, and the labelled images that it is asked about."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from mixco.data.loading import Images, open_images
 from mixco.data.packing import refuse_lost_classes
 from mixco.data.sources import list_images
 from mixco.data.subsets import subset_name, with_labels
+from mixco.distributed import started
 from mixco.errors import UserError
 from mixco.evaluation.features import features_of
 from mixco.evaluation.knn import topk_accuracy
+from mixco.files import one_at_a_time
 from mixco.hardware import (
     keep_freed_memory,
     memory_bytes,
@@ -103,8 +106,8 @@ class Task:
         return float(f"{30 / length if optimizer == 'sgd' else length**-0.5:.3g}")
 
     def write(self, kind: str, result: dict[str, Any]) -> None:
-        """Into results.json, where there is a folder."""
-        if self.folder is not None:
+        """Into results.json, where there is a folder. Of several processes the first one writes."""
+        if self.folder is not None and started().rank == 0:
             add_result(self.folder, kind + self.suffix, result)
 
 
@@ -130,7 +133,8 @@ def load_task(config: EvaluationConfig) -> Task:
     if data is None:
         raise UserError("--checkpoint needs --data, the labelled images to evaluate on")
     size = encoder.description.size
-    device = pick_device(config.device)
+    here = started()
+    device = pick_device(config.device, here.local_rank)
     keep_freed_memory(device)
     say(
         f"{encoder.path}: {encoder.description.training}; all {encoder.matched} weights matched "
@@ -139,9 +143,6 @@ def load_task(config: EvaluationConfig) -> Task:
 
     for line in encoder.report:
         say(line)
-    if config.download:
-        with downloading(data) as on_progress:
-            download(data, data_path, tell=say, on_progress=on_progress)
 
     def of_split(split: str) -> Images:
         cache = config.cache.expanduser()
@@ -159,7 +160,12 @@ def load_task(config: EvaluationConfig) -> Task:
                 on_progress=on_progress,
             )
 
-    train, test = of_split("train"), of_split("test")
+    several = one_at_a_time(config.cache.expanduser() / ".several.lock")
+    with several if here.processes > 1 else nullcontext():
+        if config.download:
+            with downloading(data) as on_progress:
+                download(data, data_path, tell=say, on_progress=on_progress)
+        train, test = of_split("train"), of_split("test")
     folder = config.out or config.run
     if folder is not None:
         try:

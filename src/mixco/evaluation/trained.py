@@ -8,6 +8,7 @@ import torch
 
 from mixco.config import FinetuneConfig, LinearConfig, check_classifier
 from mixco.data.views import crop_and_flip
+from mixco.distributed import started
 from mixco.errors import UserError
 from mixco.evaluation.classifier import (
     Classifier,
@@ -82,6 +83,11 @@ def _train_and_test(
     lr: of the backbone, None where it is frozen. head_lr: of the layer on top, None for that of
         `Task.head_rate`, or a tenth of it where the backbone learns too.
     """
+    if started().processes > 1:
+        raise UserError(
+            "a classifier is trained by one process; start it without torchrun (linear --protocol fast "
+            "and knn know several)"
+        )
     evaluation, training = config.evaluation, config.classifier
     if evaluation.run is None and evaluation.out is None:
         raise UserError("give --out, the folder that results.json and the classifier go to")
@@ -123,7 +129,7 @@ def _train_and_test(
         f"{kind}: {encoder.arch} at {task.size} px, {len(task.train):,} labelled images, "
         f"{config.epochs} epochs, rate {rate:g}, {describe(task.device)}"
     )
-    started = time.perf_counter()
+    began = time.perf_counter()
     records = train_classifier(
         model,
         task.train,
@@ -162,7 +168,7 @@ def _train_and_test(
         "batch_size": min(training.batch_size, len(task.train)),
         "epochs": config.epochs,
         "seed": evaluation.seed,
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(time.perf_counter() - began, 1),
         "classifier": path.name,
         **task.describe(),
     }

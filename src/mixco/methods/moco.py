@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixco.distributed import Parts, gather, rank, redistribute, send, split_batch, weigh, world
 from mixco.losses import soft_infonce
-from mixco.mixing import Mixer
+from mixco.mixing import Mixer, draw_shares
+from mixco.models.gradient_caching import in_pieces, made_for_pieces
 from mixco.models.key_queue import KeyQueue
 from mixco.models.momentum import momentum_copy, momentum_update
 from mixco.models.split_batchnorm import split_batch_norms
@@ -19,7 +21,9 @@ class MoCo(nn.Module):
     """Queries against their own key and a queue; mixtures against all keys and the queue.
 
     encoder: images [B, 3, S, S] -> projections [B, C]. It becomes the query encoder, its batch
-        norms split into `bn_splits` virtual devices; 1 is for encoders without batch norm.
+        norms split into `bn_splits` virtual devices; 1 is for encoders without batch norm. So many
+        are all processes and pieces together; at least one each.
+    pieces: that a batch passes the encoder in, see models/gradient_caching.py.
     queue: K, the number of keys kept. momentum: of the key encoder.
     temperature, mix_temperature: T and T_mix. mix_weight: weight of the mixed loss.
     mix: a mixer, or None for plain MoCo.
@@ -39,9 +43,11 @@ class MoCo(nn.Module):
         mix_weight: float,
         bn_splits: int,
         generator: torch.Generator,
+        pieces: int = 1,
     ) -> None:
         super().__init__()
-        self.encoder = split_batch_norms(encoder, bn_splits)
+        splits_of_a_pass = max(1, bn_splits // (world() * pieces))
+        self.encoder = split_batch_norms(made_for_pieces(encoder, pieces), splits_of_a_pass)
         self.key_encoder = momentum_copy(self.encoder)
         self.queue = KeyQueue(queue, dim, generator)
         self.momentum = momentum
@@ -49,31 +55,49 @@ class MoCo(nn.Module):
         self.mix = mix
         self.mix_temperature = mix_temperature
         self.mix_weight = mix_weight
-        self.bn_splits = bn_splits
+        self.pieces = pieces
+        self.parts = splits_of_a_pass * pieces  # that the norms see here, over all pieces
 
     def forward(
-        self, view_q: Tensor, view_k: Tensor, generator: torch.Generator
+        self,
+        view_q: Tensor,
+        view_k: Tensor,
+        generator: torch.Generator,
+        batch: int | None = None,
     ) -> dict[str, Tensor]:
-        """Two views [B, 3, S, S] of the same images -> the losses, scalars: loss, clean, (mixed).
+        """Two views [b, 3, S, S] of the same images -> the losses, scalars: loss, clean, (mixed).
 
-        generator: on the CPU; draws the shares of the mixtures and the permutation of the keys.
+        generator: on the CPU, equal on all processes; draws the shares of the mixtures and the
+            permutation of the keys.
+        batch: B, the images of all processes together, of which these b are this process's part
+            (`distributed.split_batch`); None with one process, whose B = b. The mean of the losses over
+            the processes does not depend on how many there are.
         """
-        batch = view_q.shape[0]
-        mixed = self.mix(view_q, generator) if self.mix else None
+        here = view_q.shape[0]
+        batch = batch or here
+        parts = split_batch(batch, world())
+        rows = parts[rank()]  # [b]
+        mixed = None
+        if self.mix:
+            shares = draw_shares(batch // 2, generator)
+            mixed = self.mix(view_q, shares[rows[: here // 2]])
         queries = self.encode_queries(
             view_q if mixed is None else torch.cat([view_q, mixed.images])
         )
-        keys = self.encode_keys(view_k, generator)  # [B, C]
+        keys = self.encode_keys(view_k, parts, generator)  # [B, C]
         candidates = torch.cat([keys, self.queue.keys])  # [B + K, C]
 
-        own = torch.eye(batch, device=keys.device)  # [B, B]
-        others = F.pad(own == 0, (0, candidates.shape[0] - batch))  # [B, B + K]
-        clean = soft_infonce(queries[:batch], candidates, own, self.temperature, exclude=others)
+        rows = send(rows, keys.device)
+        own = torch.eye(batch, device=keys.device)[rows]  # [b, B]
+        others = F.pad(own == 0, (0, candidates.shape[0] - batch))  # [b, B + K]
+        clean = soft_infonce(queries[:here], candidates, own, self.temperature, exclude=others)
+        clean = weigh(clean, here, batch)
         losses = {"loss": clean, "clean": clean.detach()}
         if mixed is not None:
-            mixed_loss = soft_infonce(
-                queries[batch:], candidates, mixed.targets, self.mix_temperature
-            )
+            targets = mixed.targets.new_zeros(here // 2, batch)
+            targets = targets.index_copy(1, rows, mixed.targets)
+            mixed_loss = soft_infonce(queries[here:], candidates, targets, self.mix_temperature)
+            mixed_loss = weigh(mixed_loss, here // 2, batch // 2)
             losses = {
                 "loss": clean + self.mix_weight * mixed_loss,
                 "clean": clean.detach(),
@@ -90,17 +114,18 @@ class MoCo(nn.Module):
         return self._encode(self.encoder, images)
 
     @torch.no_grad()
-    def encode_keys(self, view_k: Tensor, generator: torch.Generator) -> Tensor:
-        """[B, 3, S, S] -> unit keys [B, C], from the key encoder after its momentum update.
+    def encode_keys(self, view_k: Tensor, parts: Parts, generator: torch.Generator) -> Tensor:
+        """[b, 3, S, S] -> unit keys [B, C] of all, from the key encoder after its momentum update.
 
-        The keys are permuted before the encoder and put back after it, so that a key shares the
-        statistics of its part with other images than its query did (He et al. 2020, section 3.3).
+        The images are permuted before the encoder, across the processes, and the keys put back after
+        it, so that a key shares the statistics of its part with other images than its query did
+        (He et al. 2020, section 3.3).
         """
         momentum_update(self.key_encoder, self.encoder, self.momentum)
-        order = torch.randperm(view_k.shape[0], generator=generator)
-        order = order.to(view_k.device, non_blocking=view_k.device.type != "mps")
-        keys = self._encode(self.key_encoder, view_k[order])
-        return torch.empty_like(keys).index_copy(0, order, keys)
+        sizes = [len(rows) for rows in parts]
+        shuffled = torch.split(torch.randperm(sum(sizes), generator=generator), sizes)
+        keys = self._encode(self.key_encoder, redistribute(view_k, parts, shuffled))
+        return gather(keys, shuffled)
 
     def _encode(self, encoder: nn.Module, images: Tensor) -> Tensor:
         """Deal the images to the virtual devices in turn, encode, put the outputs back in order.
@@ -109,8 +134,8 @@ class MoCo(nn.Module):
         clean images and its share of the mixtures, as each real device would.
         """
         number = torch.arange(images.shape[0], device=images.device)
-        order = torch.argsort(number % self.bn_splits, stable=True)
-        outputs = _unit(encoder(images[order]))
+        order = torch.argsort(number % self.parts, stable=True)
+        outputs = _unit(in_pieces(encoder, images[order], self.pieces))
         return torch.empty_like(outputs).index_copy(0, order, outputs)
 
 

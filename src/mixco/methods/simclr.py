@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixco.distributed import gather, rank, send, split_batch, weigh, world
 from mixco.losses import soft_infonce
-from mixco.mixing import Mixer
+from mixco.mixing import Mixer, draw_shares
+from mixco.models.gradient_caching import in_pieces, made_for_pieces
 
 
 class SimCLR(nn.Module):
@@ -18,6 +20,7 @@ class SimCLR(nn.Module):
     encoder: images [B, 3, S, S] -> projections [B, C].
     temperature, mix_temperature: T and T_mix. mix_weight: weight of the mixed loss.
     mix: a mixer, or None for plain SimCLR.
+    pieces: that a batch passes the encoder in, see models/gradient_caching.py.
     """
 
     def __init__(
@@ -28,44 +31,67 @@ class SimCLR(nn.Module):
         mix: Mixer | None,
         mix_temperature: float,
         mix_weight: float,
+        pieces: int = 1,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder = made_for_pieces(encoder, pieces)
         self.temperature = temperature
         self.mix = mix
         self.mix_temperature = mix_temperature
         self.mix_weight = mix_weight
+        self.pieces = pieces
 
     def forward(
-        self, view_i: Tensor, view_j: Tensor, generator: torch.Generator
+        self,
+        view_i: Tensor,
+        view_j: Tensor,
+        generator: torch.Generator,
+        batch: int | None = None,
     ) -> dict[str, Tensor]:
-        """Two views [B, 3, S, S] of the same images -> the losses, scalars: loss, clean, (mixed).
+        """Two views [b, 3, S, S] of the same images -> the losses, scalars: loss, clean, (mixed).
 
-        generator: on the CPU; draws the shares of the mixtures.
+        generator: on the CPU, equal on all processes; draws the shares of the mixtures.
+        batch: B, the images of all processes together, of which these b are this process's part
+            (`distributed.split_batch`); None with one process, whose B = b. The mean of the losses over
+            the processes does not depend on how many there are.
         """
-        batch = view_i.shape[0]
+        here = view_i.shape[0]
+        batch = batch or here
+        parts = split_batch(batch, world())
+        rows = parts[rank()]
         images = [view_i, view_j]
         if self.mix:
-            mixed_i = self.mix(view_i, generator)
-            mixed_j = self.mix(view_j, generator)
+            pairs = rows[: here // 2]
+            mixed_i = self.mix(view_i, draw_shares(batch // 2, generator)[pairs])
+            mixed_j = self.mix(view_j, draw_shares(batch // 2, generator)[pairs])
             images += [mixed_i.images, mixed_j.images]
-        outputs = self.encoder(torch.cat(images))  # one forward for all
+        outputs = in_pieces(self.encoder, torch.cat(images), self.pieces)
         dtype = torch.promote_types(outputs.dtype, torch.float32)
-        outputs = F.normalize(outputs.to(dtype), dim=1)  # [2B (+ 2M), C]
+        outputs = F.normalize(outputs.to(dtype), dim=1)  # [2b (+ 2m), C]
 
-        views = outputs[: 2 * batch]
+        queries = outputs[: 2 * here]
+        of_both = [torch.cat([some, some + batch]) for some in parts]
+        views = gather(queries, tuple(of_both))  # [2B, C], with gradient
         itself = torch.eye(2 * batch, dtype=torch.bool, device=views.device)
+        itself = itself[send(of_both[rank()], views.device)]  # [2b, 2B]
         other_view = itself.roll(batch, dims=1).to(dtype)
-        clean = soft_infonce(views, views, other_view, self.temperature, exclude=itself)
+        clean = soft_infonce(queries, views, other_view, self.temperature, exclude=itself)
+        clean = weigh(clean, here, batch)
         if not self.mix:
             return {"loss": clean, "clean": clean.detach()}
 
-        of_i, of_j = outputs[2 * batch :].chunk(2)
+        of_i, of_j = outputs[2 * here :].chunk(2)
         z_i, z_j = views.chunk(2)
+        rows = send(rows, views.device)
+
+        def of_all(targets: Tensor) -> Tensor:  # [m, b] -> [m, B]
+            return targets.new_zeros(len(targets), batch).index_copy(1, rows, targets)
+
         mixed = 0.5 * (
-            soft_infonce(of_i, z_j, mixed_i.targets, self.mix_temperature)
-            + soft_infonce(of_j, z_i, mixed_j.targets, self.mix_temperature)
+            soft_infonce(of_i, z_j, of_all(mixed_i.targets), self.mix_temperature)
+            + soft_infonce(of_j, z_i, of_all(mixed_j.targets), self.mix_temperature)
         )
+        mixed = weigh(mixed, here // 2, batch // 2)
         return {
             "loss": clean + self.mix_weight * mixed,
             "clean": clean.detach(),

@@ -57,8 +57,11 @@ def choose_rest(
     members: int,
     device: torch.device,
     dtype: torch.dtype,
+    processes: int = 1,
 ) -> tuple[PretrainConfig, list[Choice]]:
-    """The resolved config of one with a size; members: how many images are trained on.
+    """The resolved config of one with a size.
+
+    members: how many images are trained on; processes: that the run is to have, one a device.
 
     Raises UserError for what cannot be, as `resolve` does.
     """
@@ -90,8 +93,9 @@ def choose_rest(
     resolved = resolve(
         config,
         members,
+        processes,
         device=device.type,
-        memory=device_memory(device),
+        memory=device_memory(device) * (processes if device.type == "cuda" else 1),
         image_bytes=needs,
         tell=tell,
     )
@@ -102,7 +106,8 @@ def step_bytes(backbone: nn.Module, config: PretrainConfig, itemsize: int) -> fl
     """What a training step holds at its peak for each image of its batch, about."""
     assert config.data.size is not None
     passes = defaults.PASSES[config.method.method, config.method.mix]
-    return defaults.HELD * passes * output_elements(backbone, config.data.size) * itemsize
+    outputs = output_elements(backbone, config.data.size) * itemsize
+    return defaults.HELD * passes * outputs / config.optimisation.pieces
 
 
 def cautions_of(config: PretrainConfig, members: int, dtype: torch.dtype) -> list[Caution]:

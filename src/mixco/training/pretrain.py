@@ -19,7 +19,19 @@ from mixco.data.loading import open_images, view_batches
 from mixco.data.packing import PackedImages
 from mixco.data.resident import batches
 from mixco.data.sources import list_images
+from mixco.distributed import (
+    from_first,
+    joined,
+    mean_of,
+    most_of,
+    rank,
+    replicated,
+    split_batch,
+    started,
+    world,
+)
 from mixco.errors import UserError
+from mixco.files import one_at_a_time
 from mixco.hardware import (
     describe,
     keep_freed_memory,
@@ -32,6 +44,7 @@ from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.mixing import MIXERS
 from mixco.models.encoder import Encoder, build_backbone, build_head, drops_at_random, feature_dim
+from mixco.models.sync_batchnorm import synchronise_batch_norms
 from mixco.pictures import draw_curves
 from mixco.progress import Stopwatch, counting, downloading, say, training, waited
 from mixco.results import add_result, append_metrics, read_json, versions, write_json, write_metrics
@@ -65,6 +78,9 @@ def pretrain(config: PretrainConfig) -> Path:
     A run that was stopped there, at any moment, goes on and ends as one that never was: with the same
     weights, queue, optimiser and metrics, on the CPU bit for bit. One that is finished stays as it is.
 
+    Where torchrun started several processes, each trains on its part of every batch and the first one
+    writes; the run is the one that a single process would make, but for rounding and batch norms.
+
     Returns the run folder. Raises UserError for what the user can mend, among it a loss that is not
     finite: then the last good checkpoint stays. On SIGINT and SIGTERM the step is finished and saved,
     and KeyboardInterrupt or SystemExit(143) raised; a second signal acts at once.
@@ -75,36 +91,44 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     """`pretrain`; until_the_end holds what is given back when it is left, however."""
-    device = pick_device(config.run.device)
+    here = started()
+    device = pick_device(config.run.device, here.local_rank)
     dtype = pick_dtype(device, config.run.precision)
     keep_freed_memory(device)
 
-    if config.data.download:
-        with downloading(config.data.data) as on_progress:
-            download(config.data.data, config.data.data_path, tell=say, on_progress=on_progress)
-
     # The images, packed once or streamed; labels are only for the kNN check.
     cache = config.data.cache.expanduser()
-    source = list_images(config.data.data, config.data.data_path, "pretrain", cache)
-    config, choices = choose_size(as_it_began(config), source, device)
-    assert config.data.size is not None
-    workers = processors() if config.data.workers is None else config.data.workers
-    with counting(f"packing {source.name}") as on_progress:
-        images = open_images(
-            source,
-            size=config.data.size,
-            cache=cache,
-            loading=config.data.loading,
-            workers=workers,
-            memory=memory_bytes(),
-            on_progress=on_progress,
-        )
+    workers = config.data.workers
+    if workers is None:
+        workers = max(1, processors() // here.local_processes)
+    with one_at_a_time(cache / ".several.lock") if here.processes > 1 else nullcontext():
+        if config.data.download:
+            with downloading(config.data.data) as on_progress:
+                download(config.data.data, config.data.data_path, tell=say, on_progress=on_progress)
+        source = list_images(config.data.data, config.data.data_path, "pretrain", cache)
+        config, choices = choose_size(as_it_began(config), source, device)
+        assert config.data.size is not None
+        with counting(f"packing {source.name}") as on_progress:
+            images = open_images(
+                source,
+                size=config.data.size,
+                cache=cache,
+                loading=config.data.loading,
+                workers=workers,
+                memory=memory_bytes(),
+                on_progress=on_progress,
+            )
     packed = isinstance(images, PackedImages)
     bank, held_out = split_holdout(images, config.run.holdout, config.run.seed)
     members = bank if config.run.exclude_holdout else torch.arange(len(images))
     loading = dataclasses.replace(config.data, loading="packed" if packed else "streamed")
     config, more = choose_rest(
-        dataclasses.replace(config, data=loading), images, len(members), device, dtype
+        dataclasses.replace(config, data=loading),
+        images,
+        len(members),
+        device,
+        dtype,
+        processes=here.processes,
     )
     data, method_config, optimisation, run = (
         config.data,
@@ -119,14 +143,19 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     assert optimisation.weight_decay is not None
 
     # The method around its encoder; what cannot be built leaves no run folder.
+    until_the_end.enter_context(joined(device, run.timeout_minutes))
     method = build_method(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    folder = run.out
-    until_the_end.enter_context(open_run(folder, to_dict(config), say))
-    if is_finished(folder):
+    if method_config.bn_over == "all":
+        method = synchronise_batch_norms(method, device)
+    folder, first = run.out, rank() == 0
+    if first:
+        until_the_end.enter_context(open_run(folder, to_dict(config), say))
+    if from_first(first and is_finished(folder)):
         say(f"{folder}: this run is finished already")
         return folder
-    write_json(folder / "versions.json", versions(describe(device)))
-    report_data(images, cautions_of(config, len(members), dtype), folder)
+    if first:
+        write_json(folder / "versions.json", versions(describe(device)))
+        report_data(images, cautions_of(config, len(members), dtype), folder)
     augmentation = views.weaken_jitter(
         AUGMENTATIONS[method_config.augmentation](data.size, mean=data.mean, std=data.std),
         method_config.jitter,
@@ -153,6 +182,9 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     identity = {"name": source.name, "images": len(images)}
 
     def save(keep: bool = False) -> None:
+        due.saved()
+        if not first:
+            return
         # The loss of the last step says nothing of the weights that came after it.
         if not all(value.isfinite().all() for value in method.state_dict().values()):
             raise not_finite("the weights are", step, rate, config, folder)
@@ -168,9 +200,8 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
             "config": to_dict(config),
         }
         save_step(folder, step, state, keep=keep)
-        due.saved()
 
-    state = newest_state(folder, say)
+    state = from_first(newest_state(folder, say) if first else None)
     if state is not None:
         if state["data"] != identity:
             raise UserError(
@@ -183,10 +214,12 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         step, records = state["step"], state["records"]
         sums = {key: value.to(device) for key, value in state["sums"].items()}
         total.go_on(*state["time"])
-    write_metrics(folder, records)
+    if first:
+        write_metrics(folder, records)
 
     def on_unreadable(file: str, reason: str) -> None:
-        note_once(folder / "unreadable.txt", f"{file}\t{reason}\n")
+        if folder.is_dir():  # not on other machines that do not share it
+            note_once(folder / "unreadable.txt", f"{file}\t{reason}\n")
         say(f"warning: {source.root / file} cannot be read ({reason}); left out")
 
     def check_knn() -> float:
@@ -210,15 +243,20 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         device=device,
         dtype=dtype,
         on_unreadable=on_unreadable,
+        rows=split_batch(optimisation.batch_size, world())[rank()] if world() > 1 else None,
     )
+    trained = replicated(method)
 
     from torch.utils.tensorboard import SummaryWriter  # half a second, only needed here
 
-    board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(records) + 1)
+    board = None
+    if first:
+        board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(records) + 1)
     say(
         f"{name}: {config.model.arch} at {data.size} px, {len(members):,} images "
         f"{'packed' if packed else f'streamed, {workers} workers'}, "
-        f"{optimisation.epochs} epochs of {steps_per_epoch} steps, {describe(device)}, "
+        f"{optimisation.epochs} epochs of {steps_per_epoch} steps, "
+        f"{f'{world()} processes, each ' if world() > 1 else ''}{describe(device)}, "
         f"{str(dtype).removeprefix('torch.')}"
     )
     if state is None:
@@ -248,27 +286,32 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
                 )
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                dropout = generator_for(run.seed, "dropout", step=step) if drops else None
+                dropout = generator_for(run.seed, "dropout", rank(), step) if drops else None
                 with (
                     torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
                     global_draws(dropout, device) if dropout else nullcontext(),
                 ):
-                    losses = method(view_q, view_k, generator_for(run.seed, "method", step=step))
+                    draws = generator_for(run.seed, "method", step=step)
+                    losses = trained(view_q, view_k, draws, optimisation.batch_size)
                 losses["loss"].backward()
-                for key, value in losses.items():
-                    sums[key] = sums.get(key, 0.0) + value.detach()
+                for key, value in mean_of(losses).items():
+                    sums[key] = sums.get(key, torch.zeros_like(value)) + value
                 epoch_ends = (step + 1) % steps_per_epoch == 0  # before it is saved
-                if step % STEPS_BETWEEN_LOOKS.get(device.type, 20) == 0 or epoch_ends:
+                looks = step % STEPS_BETWEEN_LOOKS.get(device.type, 20) == 0 or epoch_ends
+                if looks:
                     stop_unless_finite(sums["loss"], step, rate, config, folder)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 step += 1
-                epoch_watch.images += len(view_q)
-                total.images += len(view_q)
+                epoch_watch.images += optimisation.batch_size
+                total.images += optimisation.batch_size
                 on_step(f"epoch {epoch}/{optimisation.epochs}", epoch_watch)
-                if not epoch_ends and (signal_that_came() or due(step)):
-                    save()
-                    leave_on(signal_that_came(), folder, step)
+                # Processes must agree, which makes them wait for the device: only when they look.
+                if (world() == 1 or looks or due.by_steps(step)) and not epoch_ends:
+                    asked = most_of(2 * signal_that_came() + due(step), device)
+                    if asked:
+                        save()
+                        leave_on(asked // 2, folder, step)
 
             record = {
                 "epoch": epoch,
@@ -281,15 +324,19 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
             if knn_possible and (epoch % run.knn_every == 0 or last):
                 record["knn"] = check_knn()
             records.append(record)
-            append_metrics(folder, record)
             sums = {}
-            for key, value in record.items():
-                board.add_scalar(key, value, epoch)
+            if board is not None:
+                append_metrics(folder, record)
+                for name_of, number in record.items():
+                    board.add_scalar(name_of, number, epoch)
             say_epoch(record, optimisation.epochs)
             keep = run.keep_every > 0 and epoch % run.keep_every == 0
-            if keep or last or signal_that_came() or due(step):
+            asked = most_of(2 * signal_that_came() + due(step), device)
+            if keep or last or asked:
                 save(keep)
-                leave_on(0 if last else signal_that_came(), folder, step)
+                leave_on(0 if last else asked // 2, folder, step)
+    if board is None:
+        return folder
     board.close()
 
     save_encoder(folder / "encoder.safetensors", method.encoder.backbone, encoder)
@@ -338,6 +385,7 @@ def build_method(config: PretrainConfig) -> MoCo | SimCLR:
             mix=MIXERS[method.mix],
             mix_temperature=method.mix_temperature,
             mix_weight=method.mix_weight,
+            pieces=config.optimisation.pieces,
         )
     assert method.queue and method.bn_splits and method.momentum is not None
     return MoCo(
@@ -351,6 +399,7 @@ def build_method(config: PretrainConfig) -> MoCo | SimCLR:
         mix_weight=method.mix_weight,
         bn_splits=method.bn_splits,
         generator=generator_for(seed, "queue"),
+        pieces=config.optimisation.pieces,
     )
 
 

@@ -32,6 +32,7 @@ ROLLING = 2  # so many checkpoints are kept beside those that stay
 MAY_CHANGE = (
     *("recipe", "data.data_path", "data.download", "data.cache", "data.workers"),
     *("run.out", "run.device", "run.knn_every", "run.linear_lr"),
+    *("run.timeout_minutes", "optimisation.pieces"),
     *("run.checkpoint_minutes", "run.checkpoint_steps", "run.keep_every"),
 )
 SILENTLY = ("recipe", "run.out", "data.download")
@@ -200,7 +201,10 @@ class Due:
 
     def __call__(self, step: int) -> bool:
         by_time = self.minutes > 0 and time.monotonic() - self.last >= 60 * self.minutes
-        return by_time or (self.steps > 0 and step % self.steps == 0)
+        return by_time or self.by_steps(step)
+
+    def by_steps(self, step: int) -> bool:
+        return self.steps > 0 and step % self.steps == 0
 
     def saved(self) -> None:
         self.last = time.monotonic()

@@ -10,7 +10,7 @@ from mixco.cautions import Caution
 from mixco.data import views
 from mixco.data.loading import Images, canvases
 from mixco.data.packing import PackedImages
-from mixco.mixing import Mixer
+from mixco.mixing import Mixer, draw_shares
 from mixco.pictures import draw_views
 from mixco.progress import say
 from mixco.seeding import generator_for
@@ -73,8 +73,8 @@ def show_what_it_saw(
     mixed: Tensor | None = None
     shares: list[tuple[int, int, float]] = []
     if mixer is not None and count >= 2:
-        mixture = mixer(view_q, generator)
-        mixed = visible(mixture.images)
         half = count // 2
+        mixture = mixer(view_q, draw_shares(half, generator))
+        mixed = visible(mixture.images)
         shares = [(i, i + half, mixture.targets[i, i].item()) for i in range(half)]
     draw_views(path, originals, visible(view_q), visible(view_k), mixed, shares)

@@ -1,0 +1,193 @@
+"""Runs of several processes as users start them: torchrun, kills, hangs, another number of processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from run_states import assert_equal, final_state
+from sample_images import unpack_sample
+
+from mixco.results import read_json, read_metrics
+from mixco.training.resuming import checkpoints
+
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack_sample(tmp_path_factory.mktemp("photos"), train=16, test=2, classes=3)
+
+
+def started(
+    photos: Path,
+    out: Path,
+    processes: int,
+    *more: str,
+    restarts: int = 0,
+    epochs: int = 3,
+    method: str = "moco",
+) -> subprocess.Popen[str]:
+    options = (
+        f"--method {method} --mix mixco --size 32 --stem conv3s2 --epochs {epochs} --batch-size 16"
+    )
+    if method == "moco":
+        options += " --queue 20"
+    launcher = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "mixco", "pretrain"),
+            *("--data", str(photos), "--out", str(out), "--cache", str(photos.parent / "cache")),
+            *("--device", "cpu", "--knn-every", "1", *options.split(), *more),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def ended(process: subprocess.Popen[str], seconds: float = 200) -> tuple[int, str]:
+    """The exit code and all that was said; whatever happens, none of its processes stays."""
+    try:
+        text, _ = process.communicate(timeout=seconds)
+        return process.returncode, text
+    finally:
+        for pid in [process.pid, *workers(process)]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """Those that torchrun has started, the first one first."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in children.read_text().split()] if children.exists() else []
+
+
+def when_saved(out: Path, step: int, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None:
+        found: Sequence[Path] = checkpoints(out) if (out / "checkpoints").is_dir() else []
+        if found and int(found[-1].stem.split("-")[1]) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(ended(process))
+
+
+@pytest.fixture(scope="module")
+def unbroken(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    code, text = ended(started(photos, out, 2))
+    assert code == 0, text
+    assert "2 processes, each cpu" in text
+    assert text.count("epoch    1/3") == 1  # one speaks for both
+    return out
+
+
+def test_a_run_of_two_processes_is_one_run(unbroken: Path, photos: Path, tmp_path: Path) -> None:
+    code, text = ended(started(photos, tmp_path / "alone", 1))
+    assert code == 0, text
+    together, alone = (read_metrics(run) for run in (unbroken, tmp_path / "alone"))
+    assert [record.keys() for record in together] == [record.keys() for record in alone]
+    # The norms' parts hold other images, so the losses are near, not equal.
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05)
+    assert (unbroken / "encoder.safetensors").exists()
+    assert read_json(unbroken / "results.json")["pretrain"]["images"] == 48
+
+
+def test_a_killed_worker_brings_the_group_back(
+    unbroken: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = started(photos, out, 2, "--checkpoint-steps", "1", restarts=2)
+    when_saved(out, 4, process)
+    os.kill(workers(process)[1], signal.SIGKILL)
+    code, text = ended(process)
+    assert code == 0, text
+    assert "going on after step" in text
+    assert_equal(final_state(out), final_state(unbroken))
+
+
+def test_going_on_with_another_number_of_processes(
+    unbroken: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = started(photos, out, 2, "--checkpoint-steps", "1")
+    when_saved(out, 4, process)
+    os.kill(workers(process)[0], signal.SIGKILL)
+    code, _ = ended(process)
+    assert code != 0
+    code, text = ended(started(photos, out, 3))
+    assert code == 0, text
+    assert "going on after step" in text
+    now, before = final_state(out), final_state(unbroken)
+    assert now["step"] == before["step"]
+    assert torch.equal(now["method"]["queue.pointer"], before["method"]["queue.pointer"])
+    for mine, theirs in zip(now["records"], before["records"], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=0.1)
+
+
+def test_sigterm_to_one_process_saves_and_ends_all(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = started(photos, out, 2, epochs=200)
+    when_saved(out, 0, process)
+    time.sleep(2)  # into the steps
+    os.kill(workers(process)[1], signal.SIGTERM)
+    code, text = ended(process)
+    assert code != 0
+    assert "stopped after step" in text
+    step = int(checkpoints(out)[-1].stem.split("-")[1])
+    assert f"stopped after step {step:,}" in text
+
+
+def test_a_process_that_hangs_ends_the_run_with_the_reason(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = started(photos, out, 2, "--timeout-minutes", "0.1", epochs=200)
+    when_saved(out, 0, process)
+    time.sleep(2)
+    first, hanging = workers(process)
+    os.kill(hanging, signal.SIGSTOP)
+    while Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.1)  # until the first one has given up
+    os.kill(hanging, signal.SIGKILL)  # torchrun would wait for half a minute
+    code, text = ended(process)
+    assert code != 0
+    assert "process 0 of 2 has lost another one, which ended or did not answer for 0.1" in text
+
+
+def test_a_mistake_ends_all_processes_with_its_sentence(photos: Path, tmp_path: Path) -> None:
+    code, text = ended(started(photos, tmp_path / "run", 2, "--bn-over", "all"))
+    assert code != 0
+    assert "--bn-over all: MoCo leaks through statistics that all images share" in text
+    assert "mixco/training" not in text  # torchrun's own account has a traceback, ours has none
+
+
+def test_evaluation_is_shared_out(unbroken: Path, photos: Path) -> None:
+    """Two processes find what one finds, and say and write it once."""
+    results = []
+    for processes in (1, 2):
+        launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+        cache = str(photos.parent / "cache")
+        # Not --run: torchrun takes it for an abbreviation of its own --run-path.
+        encoder = ("--checkpoint", str(unbroken / "encoder.safetensors"), "--data", str(photos))
+        where = ("--out", str(unbroken), "--cache", cache)
+        command = [*launcher, "-m", "mixco", "knn", *encoder, *where]
+        done = subprocess.run(
+            [sys.executable, *command, "--precision", "float32"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("kNN: top-1") == 1
+        results.append(read_json(unbroken / "results.json").popitem()[1])
+    assert results[0] == results[1]

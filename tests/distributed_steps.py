@@ -1,0 +1,94 @@
+"""Steps of training that several processes make together, on real images, in float64."""
+
+import itertools
+from typing import Any
+
+import torch
+from sample_images import sample_images
+from torch import Tensor, nn
+
+from mixco.distributed import mean_of, rank, replicated, split_batch, world
+from mixco.methods.moco import MoCo
+from mixco.methods.simclr import SimCLR
+from mixco.mixing import MIXERS
+from mixco.models.encoder import Encoder, build_backbone, build_head
+from mixco.models.sync_batchnorm import synchronise_batch_norms
+from mixco.seeding import generator_for
+
+SETTINGS = [
+    (method, mix, batch)
+    for method, mix in itertools.product(("moco", "simclr"), ("none", "mixco"))
+    # Even parts, and such as are not: with four processes of 4, 4, 2, 3 images.
+    for batch in (16, 13)
+]
+
+
+def plain_encoder() -> Encoder:
+    """Without batch norm."""
+    draws = torch.Generator().manual_seed(0)
+    body = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.GELU(), nn.Conv2d(8, 16, 3, 2, 1), nn.GELU(), nn.Flatten()
+    )
+    head = nn.Sequential(nn.Linear(16 * 64, 32), nn.ReLU(), nn.Linear(32, 8))
+    encoder = Encoder(body, head).double()
+    for parameter in encoder.parameters():
+        width = parameter[0].numel() if parameter.ndim > 1 else 1
+        nn.init.normal_(parameter, std=width**-0.5, generator=draws)
+    return encoder
+
+
+def resnet() -> Encoder:
+    return Encoder(build_backbone("resnet18", 32, "auto", 0), build_head(512, 8, "mlp", 0)).double()
+
+
+def build(method: str, mix: str, encoder: Encoder, **more: Any) -> MoCo | SimCLR:
+    common = {
+        "temperature": 0.2,
+        "mix": MIXERS[mix],
+        "mix_temperature": 0.1,
+        "mix_weight": 1.0,
+        **more,
+    }
+    if method == "simclr":
+        return SimCLR(encoder, **common)
+    queue = {"dim": 8, "queue": 40, "momentum": 0.9, "generator": generator_for(0, "queue")}
+    return MoCo(encoder, **{"bn_splits": 1, **queue, **common}).double()
+
+
+def steps(method: MoCo | SimCLR, batch: int, count: int) -> dict[str, Any]:
+    """Some steps of this process's part of each batch; the losses of all, and all that came of it."""
+    trained = replicated(method)
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05)
+    here = split_batch(batch, world())[rank()]
+    images = sample_images(2 * batch * count).double()[:, :, ::2, ::2] / 255 - 0.5
+    seen: list[Tensor] = []
+    losses = []
+    encoder = method.key_encoder if isinstance(method, MoCo) else method.encoder
+    encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    for step, (view_q, view_k) in enumerate(images.view(count, 2, batch, *images.shape[1:])):
+        optimizer.zero_grad()
+        result = trained(view_q[here], view_k[here], generator_for(0, "method", step=step), batch)
+        result["loss"].backward()
+        optimizer.step()
+        losses.append({key: value.item() for key, value in mean_of(result).items()})
+    gradients = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+    return {"losses": losses, "state": method.state_dict(), "gradients": gradients, "seen": seen}
+
+
+def all_settings(count: int = 3) -> dict[tuple[str, str, int], dict[str, Any]]:
+    return {
+        (method, mix, batch): steps(build(method, mix, plain_encoder()), batch, count)
+        for method, mix, batch in SETTINGS
+    }
+
+
+def synchronised(mix: str, batch: int = 16) -> dict[str, Any]:
+    """SimCLR with a ResNet, its batch norms over all processes."""
+    encoder = resnet()
+    synchronise_batch_norms(encoder, torch.device("cpu"))
+    return steps(build("simclr", mix, encoder), batch, 2)
+
+
+def split(bn_splits: int = 4, batch: int = 16) -> dict[str, Any]:
+    """MoCo with a ResNet, its batch norms in virtual devices."""
+    return steps(build("moco", "mixco", resnet(), bn_splits=bn_splits), batch, 2)
