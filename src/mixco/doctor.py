@@ -8,7 +8,7 @@ import dataclasses
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -95,15 +95,25 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     good = [i for i in range(len(source.files)) if i not in bad]
     if not good:
         raise UserError(f"{source.root}: none of its {len(source.files):,} images can be read")
-    warned = list(_of_files(found, config.json))
+    warned = _of_files(found, config.json)
     unusable = None
     if len(bad) > cautions.MOST_UNREADABLE * len(source.files):
         unusable = f"{len(bad):,} of {len(source.files):,} files cannot be read"
 
     try:
-        run = _of_run(wanted, source, good, headers, device, dtype, workers, decoding, config.trial)
-        warned += run.pop("warned")
+        run, of_run = _of_run(
+            wanted,
+            source,
+            good,
+            [header for header in headers.values() if isinstance(header, Header)],
+            device,
+            dtype,
+            workers=workers,
+            decoding=decoding,
+            trial_wanted=config.trial,
+        )
         found |= run
+        warned += of_run
     except UserError as error:
         unusable = unusable or str(error)
     found |= {"cautions": cautions.as_dicts(warned), "unusable": unusable}
@@ -217,110 +227,155 @@ def _of_run(
     wanted: PretrainConfig,
     source: ImageList,
     good: list[int],
-    headers: dict[int, Header | str],
+    read: list[Header],
     device: torch.device,
     dtype: torch.dtype,
+    *,
     workers: int,
     decoding: float,
     trial_wanted: bool,
-) -> dict[str, Any]:
-    """The run that would begin: its settings, what it needs, and a trial of it."""
-    config, choices = choose_size(wanted, source, device)
-    size, cache = config.data.size, config.data.cache.expanduser()
-    assert size is not None
-    loading = config.data.loading
-    if loading == "auto":
-        loading = "packed" if fits_packed(source, size, cache, memory_bytes()) else "streamed"
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, loading=loading))
-    readable = stream(_some(source, good), 0)
-    bank, _ = split_holdout(readable, config.run.holdout, config.run.seed)
-    members = len(bank) if config.run.exclude_holdout else len(readable)
-    config, more = choose_rest(config, readable, members, device, dtype)
-    method = build_method(config)
-    batch, epochs = config.optimisation.batch_size, config.optimisation.epochs
-    assert batch and epochs and config.run.out is not None
+) -> tuple[dict[str, Any], list[Caution]]:
+    """The run that would begin, its settings, what it needs, and a trial of it; and what may spoil it.
 
-    backbone = cast(nn.Module, method.encoder.backbone)
-    packed = loading == "packed"
-    read = [header for header in headers.values() if isinstance(header, Header)]
-    side = min(2 * size, max(max(h.height, h.width) for h in read))
-    canvases = len(source.files) * 3 * side**2
-    is_packed = packed and is_whole(packed_path(source, size, cache))
-    memory = device_memory(device)
-    estimated = batch * step_bytes(backbone, config, dtype.itemsize)
-    weights = _weights(method)
-    warned = [
-        *cautions_of(config, members, dtype),
-        *cautions.of_sizes(
-            smaller=sum(min(h.height, h.width) < size for h in read) / len(read),
-            long=sum(
-                max(h.height, h.width) >= cautions.LONG_SIDES * min(h.height, h.width) for h in read
-            )
-            / len(read),
-            size=size,
-            packed=packed,
-        ),
-        *cautions.of_disk(
-            needed=0 if is_packed or not packed else 2 * canvases,
-            free=free_space(cache),
-            where=f"the disk of {cache}",
-            option="--cache on another disk, or --loading streamed",
-        ),
-        *cautions.of_disk(
-            needed=3 * weights,
-            free=free_space(config.run.out),
-            where=f"the disk of {config.run.out}",
-            option="--out on another disk",
-        ),
-    ]
+    good: indices of the files that can be read; decoding: files a second.
+    """
+    config, choices, members = _resolved(wanted, source, good, device, dtype)
+    method = build_method(config)
+    needs = _needs(config, method, source, read, device, dtype)
+    memory = needs["memory"]
     trial: Trial | None = None
-    if trial_wanted and estimated <= 0.9 * memory:
+    if trial_wanted and memory["step_estimated"] <= 0.9 * memory["of_device"]:
         with doing("trying some steps"):
             try:
                 trial = _try(config, method, source, good, device, dtype, workers)
+                memory["peak"] = trial.peak
             except torch.OutOfMemoryError:
-                estimated = float(memory)
+                memory["peak"] = memory["of_device"]
+    batch, epochs = config.optimisation.batch_size, config.optimisation.epochs
+    assert batch and epochs and config.data.size
     steps = members // batch * epochs
+    packed = config.data.loading == "packed"
     seconds = steps * batch / trial.rate if trial else None
-    warned += cautions.of_trial(
-        batch=batch,
-        needed=estimated if trial is None else (trial.peak or 0),
-        memory=memory,
-        seconds=seconds,
-        waiting=trial.waiting if trial else None,
-        streamed=not packed,
-    )
-    return {
-        "warned": warned,
+    found = {
         "device": describe(device),
         "precision": str(dtype).removeprefix("torch."),
-        "choices": [_choice(choice) for choice in (*choices, *more)],
+        "choices": [_choice(choice) for choice in choices],
         "config": to_dict(config),
         "steps": steps,
+        **needs,
+        "trial": trial and _of_trial(trial, seconds or 0),
+        "packing_seconds": round(len(source.files) / decoding) if needs["disk"]["packing"] else 0,
+    }
+    warned = [
+        *cautions_of(config, members, dtype),
+        *_of_sizes(read, config.data.size, packed),
+        *_of_disk(needs["disk"], config),
+        *cautions.of_trial(
+            batch=batch,
+            needed=memory["peak"] or memory["step_estimated"],
+            memory=memory["of_device"],
+            seconds=seconds,
+            waiting=trial.waiting if trial else None,
+            streamed=not packed,
+        ),
+    ]
+    return found, warned
+
+
+def _resolved(
+    wanted: PretrainConfig,
+    source: ImageList,
+    good: list[int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[PretrainConfig, list[Choice], int]:
+    """As pretraining resolves it, what of it is chosen, and how many images are trained on."""
+    config, choices = choose_size(wanted, source, device)
+    data = config.data
+    assert data.size is not None
+    if data.loading == "auto":
+        fits = fits_packed(source, data.size, data.cache.expanduser(), memory_bytes())
+        data = dataclasses.replace(data, loading="packed" if fits else "streamed")
+        config = dataclasses.replace(config, data=data)
+    images = stream(_some(source, good), 0)
+    bank, _ = split_holdout(images, config.run.holdout, config.run.seed)
+    members = len(bank) if config.run.exclude_holdout else len(images)
+    config, more = choose_rest(config, images, members, device, dtype)
+    return config, [*choices, *more], members
+
+
+def _needs(
+    config: PretrainConfig,
+    method: MoCo | SimCLR,
+    source: ImageList,
+    read: list[Header],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Bytes of memory and of disk, and what there is."""
+    size, cache, batch = (
+        config.data.size,
+        config.data.cache.expanduser(),
+        config.optimisation.batch_size,
+    )
+    assert size and batch and config.run.out is not None
+    packed = config.data.loading == "packed"
+    side = min(2 * size, max(max(header.height, header.width) for header in read))
+    canvases = len(source.files) * 3 * side**2 if packed else 0
+    there = packed and is_whole(packed_path(source, size, cache))
+    backbone = cast(nn.Module, method.encoder.backbone)
+    weights = _weights(method)
+    return {
         "memory": {
-            "of_device": memory,
+            "of_device": device_memory(device),
             "weights_and_optimiser": weights,
-            "step_estimated": int(estimated),
-            "peak": trial.peak if trial else None,
-            "packed_images": canvases if packed else 0,
+            "step_estimated": int(batch * step_bytes(backbone, config, dtype.itemsize)),
+            "peak": None,
+            "packed_images": canvases,
         },
         "disk": {
-            "packing": 0 if is_packed or not packed else 2 * canvases,
+            "packing": 0 if there else 2 * canvases,
             "packing_free": free_space(cache),
             "checkpoints": 3 * weights,
             "checkpoints_free": free_space(config.run.out),
         },
-        "trial": trial
-        and {
-            "images_per_second": round(trial.rate, 1),
-            "slowest": round(min(trial.rates), 1),
-            "fastest": round(max(trial.rates), 1),
-            "steps": len(trial.rates),
-            "waiting_share": round(trial.waiting, 4),
-            "seconds_to_the_end": round(seconds or 0),
-        },
-        "packing_seconds": round(len(source.files) / decoding) if packed and not is_packed else 0,
     }
+
+
+def _of_trial(trial: Trial, seconds: float) -> dict[str, Any]:
+    return {
+        "images_per_second": round(trial.rate, 1),
+        "slowest": round(min(trial.rates), 1),
+        "fastest": round(max(trial.rates), 1),
+        "steps": len(trial.rates),
+        "waiting_share": round(trial.waiting, 4),
+        "seconds_to_the_end": round(seconds),
+    }
+
+
+def _of_sizes(read: list[Header], size: int, packed: bool) -> Iterator[Caution]:
+    sides = [(min(h.height, h.width), max(h.height, h.width)) for h in read]
+    yield from cautions.of_sizes(
+        smaller=sum(short < size for short, _ in sides) / len(sides),
+        long=sum(long >= cautions.LONG_SIDES * short for short, long in sides) / len(sides),
+        size=size,
+        packed=packed,
+    )
+
+
+def _of_disk(disk: dict[str, int], config: PretrainConfig) -> Iterator[Caution]:
+    yield from cautions.of_disk(
+        needed=disk["packing"],
+        free=disk["packing_free"],
+        where=f"the disk of {config.data.cache}",
+        option="--cache on another disk, or --loading streamed",
+    )
+    yield from cautions.of_disk(
+        needed=disk["checkpoints"],
+        free=disk["checkpoints_free"],
+        where=f"the disk of {config.run.out}",
+        option="--out on another disk",
+    )
 
 
 def _weights(method: MoCo | SimCLR) -> int:

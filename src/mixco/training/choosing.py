@@ -27,9 +27,6 @@ class Choice(NamedTuple):
     value: str
     why: str
 
-    def __str__(self) -> str:
-        return f"{self.option} {self.value}: {self.why}"
-
 
 def as_it_began(config: PretrainConfig) -> PretrainConfig:
     """With what is not given as a run in the same folder began, if there is one."""
