@@ -96,7 +96,7 @@ class OptimisationConfig:
     """The optimiser and its schedule."""
 
     epochs: int | None = None
-    """Default: for some 20,000 steps, 5,000 on a CPU, but 100 to 400."""
+    """Default: for some 20,000 steps, 2,500 on a CPU, but 100 to 400."""
     batch_size: int | None = None
     """Images of a step, of all processes together; default: 256, or what leaves 8 steps an epoch, or
     what fits into half of the memory."""

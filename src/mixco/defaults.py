@@ -13,7 +13,7 @@ FULL_PART = 16
 """Images that a batch norm needs for steady statistics."""
 FEWEST = 2 * FULL_PART
 """Images of a batch: two parts at least, or MoCo would leak."""
-STEPS = {"cuda": 20_000, "mps": 20_000, "cpu": 5_000}
+STEPS = {"cuda": 20_000, "mps": 20_000, "cpu": 2_500}
 EPOCHS = (100, 400)
 USUAL_TEMPERATURE = 0.2
 MOST_KEYS = 65_536

@@ -21,7 +21,7 @@ from mixco.seeding import generator_for, global_draws
 from mixco.training.optimisers import build_optimizer
 from mixco.training.pretrain import AUGMENTATIONS, plan
 
-WARM_UP, FEWEST, MOST = 2, 5, 10  # steps
+WARM_UP, FEWEST, MOST = 2, 2, 10  # steps
 
 
 class Trial(NamedTuple):
@@ -46,9 +46,10 @@ def try_steps(
     *,
     seconds: float,
 ) -> Trial:
-    """Some five to ten steps of a resolved config on real images, after two to warm up.
+    """Ten steps of a resolved config on real images, after two to warm up; fewer in little time.
 
-    method: as `build_method` gives it; it is trained. seconds: about how long at most.
+    method: as `build_method` gives it; it is trained. seconds: after which no more are begun, once
+        there are two.
     """
     data, method_config, optimisation = config.data, config.method, config.optimisation
     assert data.size and data.mean and data.std and optimisation.batch_size
