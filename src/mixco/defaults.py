@@ -85,7 +85,7 @@ def epochs(images: int, batch: int, device: str) -> tuple[int, str]:
     if wanted > EPOCHS[1]:
         return value, f"the most that is chosen; they make {value * a_epoch:,} steps"
     where = " on a CPU" if device == "cpu" else ""
-    return value, f"for about {steps:,} steps{where} of {batch}"
+    return value, f"for about {steps:,} steps of {batch}{where}"
 
 
 def lr(optimizer: str, method: Method, batch: int) -> tuple[float, str]:

@@ -81,6 +81,7 @@ def try_steps(
         for step in range(WARM_UP + MOST):
             if len(rates) >= FEWEST and time.monotonic() > end:
                 break
+            warm = step >= WARM_UP or (step > 0 and time.monotonic() > end)
             began = time.perf_counter()
             _, (view_q, view_k) = next(batches)
             _wait_for(device)
@@ -95,7 +96,7 @@ def try_steps(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             _wait_for(device)
-            if step >= WARM_UP:
+            if warm:
                 rates.append(batch / (time.perf_counter() - began))
                 waited += has_images - began
     total = sum(batch / rate for rate in rates)
