@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak check format benchmark peers clean
+.PHONY: demo test soak check format docs benchmark peers clean
 
 demo: .venv/installed
 	$(BIN)/mixco demo
@@ -23,6 +23,10 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site, into build/site/index.html; it needs nothing of the internet. A broken link or picture is an error.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # With the peers too, where `make peers` was run.
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/pretraining.py
@@ -37,7 +41,7 @@ peers: .venv-peers/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'mixco needs Python 3.11 or later')"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 clean:

@@ -13,9 +13,11 @@ def test_the_public_names() -> None:
         *("ClassifierConfig", "FinetuneConfig"),
     }
     verbs = {"pretrain", "evaluate_linear", "evaluate_knn", "finetune"}
+    verbs |= {"embed", "neighbours", "duplicates"}
     loaders = {"load_encoder", "load_recipe"}
-    method = {"MoCo", "SimCLR", "Mixed", "mix_halves", "mixco", "soft_infonce"}
-    results = {"EncoderDescription", "LoadedEncoder", "UserError"}
+    method = {"MoCo", "SimCLR", "Mixed", "mix_halves", "mixco", "soft_infonce", "TwoViews"}
+    results = {"EncoderDescription", "LoadedEncoder", "Embedder", "Run", "UserError"}
+    results |= {"Neighbours", "Duplicates"}
     assert set(mixco.__all__) == configs | verbs | loaders | method | results
     for name in mixco.__all__:
         assert getattr(mixco, name).__module__.startswith("mixco."), name

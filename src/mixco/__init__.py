@@ -8,7 +8,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixco.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
+    from mixco import losses as losses
+    from mixco import mixing as mixing
+    from mixco.calls import (
+        Run,
+        duplicates,
+        embed,
+        evaluate_knn,
+        evaluate_linear,
+        finetune,
+        neighbours,
+        pretrain,
+    )
+    from mixco.checkpoint import EncoderDescription, LoadedEncoder
+    from mixco.collection.commands import Duplicates, Neighbours
+    from mixco.collection.embedding import Embedder, load_encoder
     from mixco.config import (
         ClassifierConfig,
         DataConfig,
@@ -24,16 +38,26 @@ if TYPE_CHECKING:
         load_recipe,
     )
     from mixco.errors import UserError
-    from mixco.evaluation.evaluate import evaluate_knn, evaluate_linear
-    from mixco.evaluation.trained import finetune
     from mixco.losses import soft_infonce
     from mixco.methods.moco import MoCo
     from mixco.methods.simclr import SimCLR
     from mixco.mixing import Mixed, mix_halves, mixco
-    from mixco.training.pretrain import pretrain
+    from mixco.two_views import TwoViews
 
 _HOMES = {
-    "mixco.checkpoint": ("EncoderDescription", "LoadedEncoder", "load_encoder"),
+    "mixco.calls": (
+        "Run",
+        "duplicates",
+        "embed",
+        "evaluate_knn",
+        "evaluate_linear",
+        "finetune",
+        "neighbours",
+        "pretrain",
+    ),
+    "mixco.checkpoint": ("EncoderDescription", "LoadedEncoder"),
+    "mixco.collection.commands": ("Duplicates", "Neighbours"),
+    "mixco.collection.embedding": ("Embedder", "load_encoder"),
     "mixco.config": (
         "ClassifierConfig",
         "DataConfig",
@@ -49,19 +73,19 @@ _HOMES = {
         "load_recipe",
     ),
     "mixco.errors": ("UserError",),
-    "mixco.evaluation.evaluate": ("evaluate_knn", "evaluate_linear"),
-    "mixco.evaluation.trained": ("finetune",),
     "mixco.losses": ("soft_infonce",),
     "mixco.methods.moco": ("MoCo",),
     "mixco.methods.simclr": ("SimCLR",),
     "mixco.mixing": ("Mixed", "mix_halves", "mixco"),
-    "mixco.training.pretrain": ("pretrain",),
+    "mixco.two_views": ("TwoViews",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ClassifierConfig",
     "DataConfig",
+    "Duplicates",
+    "Embedder",
     "EncoderDescription",
     "EvaluationConfig",
     "FinetuneConfig",
@@ -72,11 +96,16 @@ __all__ = [
     "Mixed",
     "MoCo",
     "ModelConfig",
+    "Neighbours",
     "OptimisationConfig",
     "PretrainConfig",
+    "Run",
     "RunConfig",
     "SimCLR",
+    "TwoViews",
     "UserError",
+    "duplicates",
+    "embed",
     "evaluate_knn",
     "evaluate_linear",
     "finetune",
@@ -84,12 +113,15 @@ __all__ = [
     "load_recipe",
     "mix_halves",
     "mixco",
+    "neighbours",
     "pretrain",
     "soft_infonce",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("losses", "mixing"):  # the paper, as modules
+        return import_module(f"mixco.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'mixco' has no attribute {name!r}")
     value = getattr(import_module(_HOME_OF[name]), name)

@@ -5,9 +5,10 @@ alone as encoder.safetensors (the description in the file's metadata), and insid
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class EncoderDescription:
 class LoadedEncoder:
     """A backbone whose every weight came from the file."""
 
-    backbone: nn.Module
+    backbone: nn.Module = field(repr=False)
     description: EncoderDescription
     path: Path
     matched: int
@@ -72,7 +73,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_encoder(
-    path: Path, *, arch: str | None = None, stem: Stem | None = None, size: int | None = None
+    path: Path | str, *, arch: str | None = None, stem: Stem | None = None, size: int | None = None
 ) -> LoadedEncoder:
     """Build the backbone that a file holds and load its weights, all of them.
 
@@ -85,6 +86,7 @@ def load_encoder(
     the backbone is missing, left over or of another shape. There is no way to get random weights
     from here.
     """
+    path = Path(path)
     if path.is_dir():
         path = path / "encoder.safetensors"
     if not path.is_file():
@@ -107,6 +109,15 @@ def load_encoder(
         feature_dim(backbone, size)  # refuses what it cannot take
         description = dataclasses.replace(description, size=size)
     return LoadedEncoder(backbone.eval(), description, path, len(content))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over the names and bytes of all weights and buffers, running statistics among them."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key}/{value.dtype}/{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _load_foreign(

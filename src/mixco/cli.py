@@ -12,10 +12,15 @@ from mixco.config import (
     DemoConfig,
     DoctorConfig,
     DownloadConfig,
+    DuplicatesConfig,
+    EmbedConfig,
+    ExportConfig,
     FinetuneConfig,
     KNNConfig,
     LinearConfig,
+    NeighboursConfig,
     PretrainConfig,
+    PushConfig,
     ReportConfig,
     load_recipe,
     nearest,
@@ -36,7 +41,12 @@ Pretrain an image encoder without labels, with or without mixed images, and see 
   linear     a linear classifier on a run's frozen encoder, fast or as published
   knn        nearest-neighbour classification with a run's frozen encoder
   finetune   train the whole network with labels, starting from a run's encoder
+  embed      a vector of each image, in a Parquet, NumPy or safetensors file
+  neighbours the images of a collection that are nearest to yours
+  duplicates groups of images that are nearly, or exactly, the same
   report     the results of several runs in one table, or collected in one file
+  export     a run's encoder for timm, torchvision, ONNX or the Hugging Face hub, with a model card
+  push       put it onto the Hugging Face hub
   download   get a data set by its name
 
 `mixco VERB --help` tells a verb's options.
@@ -106,6 +116,47 @@ def finetune(arguments: list[str]) -> None:
     _print_accuracy("fine-tuned", run(config))
 
 
+def embed(arguments: list[str]) -> None:
+    config = parse(EmbedConfig, "embed", arguments, EmbedConfig(tyro.MISSING))
+    from mixco.collection.commands import embed as run
+    from mixco.progress import say
+
+    say(f"done: {run(config)}")
+
+
+def neighbours(arguments: list[str]) -> None:
+    default = NeighboursConfig(tyro.MISSING, tyro.MISSING)
+    config = parse(NeighboursConfig, "neighbours", arguments, default)
+    from mixco.collection.commands import neighbours as run
+
+    for each in run(config):
+        print(each.image)
+        for path, similarity in zip(each.paths, each.similarities, strict=True):
+            print(f"  {similarity:.4f}  {path}")
+
+
+def duplicates(arguments: list[str]) -> None:
+    config = parse(DuplicatesConfig, "duplicates", arguments, DuplicatesConfig(tyro.MISSING))
+    from mixco.collection.commands import duplicates as run
+
+    groups, most = run(config), config.show or sys.maxsize
+    for number, group in enumerate(groups[:most], 1):
+        print(f"group {number}: {len(group.paths)} images")
+        rows = list(zip(group.paths, group.similarities, group.same_pixels_as, strict=True))
+        for path, similarity, same in rows[:most]:
+            print(f"  {similarity:.4f}  {path}" + (f"  (the pixels of {same})" if same else ""))
+        if len(rows) > most:
+            print(f"  and {len(rows) - most:,} more")
+    if len(groups) > most:
+        print(f"and {len(groups) - most:,} groups more; --show 0, or --out FILE, has them all")
+    more = sum(len(group.paths) - 1 for group in groups)
+    exact = sum(same is not None for group in groups for same in group.same_pixels_as)
+    print(
+        f"groups: {len(groups):,}, at a similarity of {config.threshold:g} or more; images beside the "
+        f"first ones: {more:,}, exact copies among them: {exact:,}"
+    )
+
+
 def report(arguments: list[str]) -> None:
     config = parse(ReportConfig, "report", arguments, ReportConfig(tyro.MISSING))
     from mixco.report import table
@@ -124,6 +175,20 @@ def report(arguments: list[str]) -> None:
         print(table(config.runs))
 
 
+def export(arguments: list[str]) -> None:
+    config = parse(ExportConfig, "export", arguments, ExportConfig(tyro.MISSING))
+    from mixco.export.export import export as run
+
+    print(run(config))
+
+
+def push(arguments: list[str]) -> None:
+    config = parse(PushConfig, "push", arguments, PushConfig(tyro.MISSING, tyro.MISSING))
+    from mixco.export.push import push as run
+
+    print(run(config))
+
+
 def download(arguments: list[str]) -> None:
     config = parse(DownloadConfig, "download", arguments, DownloadConfig(tyro.MISSING))
     from mixco.data.download import download as run
@@ -140,7 +205,12 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "linear": linear,
     "knn": knn,
     "finetune": finetune,
+    "embed": embed,
+    "neighbours": neighbours,
+    "duplicates": duplicates,
     "report": report,
+    "export": export,
+    "push": push,
     "download": download,
 }
 

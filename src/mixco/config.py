@@ -6,6 +6,7 @@ rules of defaults.py). The resolved config is written into the run folder.
 
 import dataclasses
 import difflib
+import os
 import tomllib
 import types
 import typing
@@ -13,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from tyro.conf import Positional, arg
 
 from mixco import defaults
 from mixco.errors import UserError
@@ -266,6 +269,79 @@ class KNNConfig:
 
 
 @dataclass(frozen=True)
+class CollectionConfig:
+    """How a collection of images is listed and embedded."""
+
+    split: Literal["pretrain", "train", "test"] | None = None
+    """Of a named data set, or of a folder with train/ and test/; default: what the run was trained on,
+    "pretrain" of another named set, all images of a folder."""
+    data_path: Path | None = None
+    """The folder that a named data set lies in; default: the run's."""
+    arch: str | None = None
+    """timm's name of another project's encoder; default: a ResNet is known by its weights."""
+    stem: Literal["standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"] | None = None
+    """First layers of another project's ResNet; default: by the first convolution."""
+    size: int | None = None
+    """Side in pixels of what the encoder sees; default: what it was pretrained at, or 224, or 32."""
+    cache: Path = Path("~/.cache/mixco")
+    """Where the index of a folder's files is kept."""
+    workers: int | None = None
+    """Processes that decode images; default: one a processor."""
+    device: Device = "auto"
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """`mixco embed`: a vector of each image, in a file."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder, an encoder.safetensors or a checkpoint."""
+    data: Annotated[Positional[str | None], arg(metavar="[DATA]")] = None
+    """A folder of images or the name of a data set; default: the run's own data."""
+    out: Path | None = None
+    """The file: .parquet (pip install 'mixco[embed]'), .npz or .safetensors."""
+    normalise: bool = True
+    """Vectors of unit length, whose product is the cosine similarity; else the features as they are."""
+    collection: CollectionConfig = field(default_factory=CollectionConfig)
+
+
+@dataclass(frozen=True)
+class NeighboursConfig:
+    """`mixco neighbours`: the images of a collection that are nearest to some images."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder, an encoder.safetensors or a checkpoint."""
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE ...")]
+    """Image files, or names of images in the collection."""
+    among: str | None = None
+    """A file of `mixco embed`, a folder of images or the name of a data set; default: the run's data."""
+    k: int = 10
+    """Neighbours of each image."""
+    picture: Path | None = None
+    """A PNG that shows them."""
+    collection: CollectionConfig = field(default_factory=CollectionConfig)
+
+
+@dataclass(frozen=True)
+class DuplicatesConfig:
+    """`mixco duplicates`: groups of images that are nearly or exactly the same."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN|VECTORS")]
+    """A run folder, an encoder or a checkpoint; or a file of `mixco embed`."""
+    among: str | None = None
+    """As of neighbours; default: the run's data."""
+    threshold: float = 0.999
+    """The least cosine similarity to the first image of a group, above 0 and at most 1; see
+    docs/embedding.md, for it depends on the encoder."""
+    out: Path | None = None
+    """Write the groups into this file, .csv or .json."""
+    show: int = 20
+    """Groups that are printed, the tightest first, and images of each; 0: all."""
+    collection: CollectionConfig = field(default_factory=CollectionConfig)
+
+
+@dataclass(frozen=True)
 class DownloadConfig:
     """`mixco download`: get a data set by its name."""
 
@@ -287,6 +363,42 @@ class ReportConfig:
     """A results.json of many runs, to which these are added; several processes may do so at once."""
     name: str | None = None
     """What a single run is called in that file; default: its folder's name."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """`mixco export`: take an encoder away in another library's format, with a model card."""
+
+    run: Path
+    """A run folder, an encoder.safetensors or a checkpoint, also of another project."""
+    to: Literal["timm", "torchvision", "safetensors", "onnx", "hub"] = "timm"
+    """hub: a folder for the Hugging Face hub, which timm loads from there."""
+    out: Path | None = None
+    """The folder to make; default: exports/FORMAT in the run, or beside the file."""
+    license: str | None = None
+    """Of the weights, for the card: mit, apache-2.0, cc-by-nc-4.0, ...; default: said to be unknown."""
+    onnx_input: Literal["unit", "bytes", "normalised"] = "unit"
+    """What the onnx graph takes: float from 0 to 1 or bytes, normalised in it, or what is normalised."""
+    arch: str | None = None
+    """timm's name of another project's encoder; default: a ResNet is known by its weights."""
+    stem: Literal["standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"] | None = None
+    """First layers of another project's ResNet; default: by the first convolution."""
+    size: int | None = None
+    """Side in pixels of what the encoder sees; default: what it was pretrained at, or 224, or 32."""
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """`mixco push`: put an encoder onto the Hugging Face hub, with the token in HF_TOKEN."""
+
+    run: Path
+    """A run folder, an encoder.safetensors or a checkpoint; or what `mixco export --to hub` made."""
+    repo_id: str
+    """OWNER/NAME of the repository, which is made unless it is there."""
+    private: bool = False
+    """Make it a private one."""
+    license: str | None = None
+    """As in `mixco export`; an export has it in its card already."""
 
 
 @dataclass(frozen=True)
@@ -349,17 +461,53 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
     return cls(**arguments)
 
 
+def flat_fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """The settings of a config and of its parts, by the names that the command line has for them."""
+    found: dict[str, dataclasses.Field[Any]] = {}
+    hints = typing.get_type_hints(cls)
+    for one in dataclasses.fields(cls):
+        part = hints[one.name]
+        is_part = isinstance(part, type) and dataclasses.is_dataclass(part)
+        found |= flat_fields(part) if is_part else {one.name: one}
+    return found
+
+
+def with_settings(config: T, settings: dict[str, Any], where: str) -> T:
+    """The config with some settings changed, each by its flat name, in whichever part it belongs to.
+
+    Raises UserError for an unknown name, with the nearest known one, and for a value of a wrong type.
+    """
+    known = flat_fields(type(config))
+    for name in settings:
+        if name not in known:
+            raise UserError(f"{where}: unknown keyword {name}; {nearest(name, known)}")
+
+    def changed(part: Any) -> Any:
+        hints = typing.get_type_hints(type(part))
+        changes = {}
+        for name, kind in hints.items():
+            if dataclasses.is_dataclass(kind):
+                changes[name] = changed(getattr(part, name))
+            elif name in settings:
+                changes[name] = _convert(kind, settings[name], f"{where}: {name}")
+        return dataclasses.replace(part, **changes)
+
+    return typing.cast(T, changed(config))
+
+
 def _convert(kind: Any, value: Any, where: str) -> Any:
     origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return from_dict(typing.cast(type, kind), value, where)
     if origin is Literal and value in options:
         return value
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):  # the latter with a Literal in it
         if value is None and types.NoneType in options:
             return None
         return _convert(next(o for o in options if o is not types.NoneType), value, where)
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_convert(options[0], v, where) for v in value)
     if kind is Path and isinstance(value, str):
         return Path(value)

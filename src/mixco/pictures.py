@@ -92,17 +92,20 @@ def draw_neighbours(
     queries: Tensor,
     neighbours: Tensor,
     similarities: Tensor,
-    correct: Tensor,
+    correct: Tensor | None,
     names: Sequence[str],
     title: str,
 ) -> None:
     """Each query, then the images whose features are nearest to its own, nearest first.
 
-    queries: uint8 [Q, 3, H, W]; neighbours: uint8 [Q, K, 3, H, W]; similarities: [Q, K] in [-1, 1].
-    correct: bool [Q, K], whether the neighbour is of the query's class: the frame's colour.
-    names: the class of each query.
+    queries: [Q, 3, H, W], neighbours: [Q, K, 3, H, W], both uint8 or float in [0, 1]; similarities:
+        [Q, K] in [-1, 1].
+    correct: bool [Q, K], whether the neighbour is of the query's class: the frame's colour; None where
+        there are no classes.
+    names: the class of each query, or whatever it is called.
     """
-    title += "\nsolid green: of the same class; dashed orange: of another; below: cosine similarity"
+    frames = "solid green: of the same class; dashed orange: of another; "
+    title += f"\n{frames if correct is not None else ''}below: cosine similarity"
     count, k = similarities.shape
     figure = Figure(figsize=(1.0 * (k + 1.9), 1.05 * count + 0.9), layout="constrained")
     figure.suptitle(title, fontsize=11, color=INK)
@@ -115,11 +118,12 @@ def draw_neighbours(
         )
         for column in range(k):
             axes = figure.add_subplot(grid[row, column + 2])
-            right = bool(correct[row, column])
-            _show(axes, neighbours[row, column], frame=RIGHT if right else WRONG, dashed=not right)
-            axes.set_xlabel(
-                f"{float(similarities[row, column]):.2f}", fontsize=7, color=INK, labelpad=2
-            )
+            right = correct is None or bool(correct[row, column])
+            frame = None if correct is None else RIGHT if right else WRONG
+            _show(axes, neighbours[row, column], frame=frame, dashed=not right)
+            value = float(similarities[row, column])
+            text = f"{value:.4f}" if correct is None else f"{value:.2f}"  # among all, many are near
+            axes.set_xlabel(text, fontsize=7, color=INK, labelpad=2)
     _save(figure, path)
 
 

@@ -1,10 +1,11 @@
-"""What a person sees while it runs: a bar in a terminal, a line an epoch in a log file."""
+"""What a person sees while it runs: a bar in a terminal or a notebook, a line an epoch in a log file."""
 
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import TypeVar
 
 from rich.console import Console
@@ -82,8 +83,13 @@ def _bar(*columns: ProgressColumn) -> Progress:
         TimeRemainingColumn(),
         console=console,
         expand=True,
-        disable=not sys.stderr.isatty(),
+        disable=not (sys.stderr.isatty() or _in_notebook()),
     )
+
+
+def _in_notebook() -> bool:
+    """In one that can change what it has shown; without ipywidgets lines must do."""
+    return console.is_jupyter and find_spec("ipywidgets") is not None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ unreadable.txt       the images that were left out, and why; only when there are
 results.json         {"pretrain": {...}, "knn": {...}, "linear": {...}, ...}; see docs/results.md
 *.safetensors        classifiers that were trained on it: classifier, supervised, finetune
 *.png                pictures
+exports/             what `mixco export` made
 
 The results of many runs may be collected in one file: {name: {"config": {...}, "pretrain": {...}, ...}}.
 """

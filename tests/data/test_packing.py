@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,3 +195,16 @@ def test_no_more_headers_are_read_than_decide_the_canvas(
     packed = pack(source, size=16, cache=tmp_path / "cache")
     assert sorted(asked) == [0, 1, 2] and len(source.files) > 3
     assert packed.images.shape == (len(source.files), 3, 32, 32)
+
+
+def test_what_another_process_has_packed_meanwhile_is_taken(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = packing._write
+
+    def write_and_be_refused(*everything: Any) -> None:
+        write(*everything)
+        raise PermissionError(13, "Access is denied")  # of Windows: the file there is mapped
+
+    monkeypatch.setattr(packing, "_write", write_and_be_refused)
+    assert torch.equal(of_folder(photos, tmp_path / "cache").images, sample_images(200))

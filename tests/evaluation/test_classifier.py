@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sample_images import unpack_sample
 from torch import Tensor, nn
 
+from mixco.checkpoint import fingerprint
 from mixco.data.packing import PackedImages, pack
 from mixco.data.resident import batches
 from mixco.data.sources import list_images
@@ -25,7 +26,6 @@ from mixco.errors import UserError
 from mixco.evaluation.classifier import (
     Classifier,
     Epoch,
-    fingerprint,
     load_classifier,
     save_classifier,
     train_classifier,

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from sample_images import unpack_sample
 
 import mixco.cli
+from mixco.checkpoint import fingerprint
 from mixco.config import ClassifierConfig, EvaluationConfig, FinetuneConfig, LinearConfig
 from mixco.errors import UserError
-from mixco.evaluation.classifier import Epoch, fingerprint
+from mixco.evaluation.classifier import Epoch
 from mixco.evaluation.evaluate import evaluate_linear
 from mixco.evaluation.task import load_task
 from mixco.evaluation.trained import finetune, last_and_best

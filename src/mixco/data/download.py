@@ -20,6 +20,7 @@ from mixco.data.archives import ARCHIVES, Archive
 from mixco.data.sources import BELOW_DATA_PATH, NAMED, list_images
 from mixco.data.unpacking import unpack
 from mixco.errors import UserError
+from mixco.files import one_at_a_time
 
 SECONDS_WITHOUT_A_BYTE = 30
 # A connection that broke is made again as long as bytes come, but not for ever.
@@ -234,8 +235,9 @@ def _alone(root: Path) -> Iterator[None]:
     """One process at a time downloads into a folder; a second one waits, and finds it done."""
     try:
         import fcntl
-    except ImportError:  # on Windows there is no locking of a folder
-        yield
+    except ImportError:  # Windows locks no folders
+        with one_at_a_time(root / ".mixco-download.lock"):
+            yield
         return
     descriptor = os.open(root, os.O_RDONLY)
     try:

@@ -16,11 +16,7 @@ def unlabelled_folder(folder: Path, cache: Path | None = None) -> ImageList:
     cache: where an index of the files is kept for later runs; None for none.
     """
     root = folder / "train" if (folder / "train").is_dir() else folder
-    files = tuple(walk(root, cache))
-    if not files:
-        raise UserError(
-            f"{root}: no image in it; looked for {', '.join(EXTENSIONS)} in all folders below"
-        )
+    files = whole_folder(root, cache).files
     # A train folder whose every image lies in a class folder can be checked by its labels.
     tops = sorted({name.split("/")[0] for name in files})
     labelled = root != folder and len(tops) > 1 and all("/" in name for name in files)
@@ -32,6 +28,16 @@ def unlabelled_folder(folder: Path, cache: Path | None = None) -> ImageList:
         tuple(index[name.split("/")[0]] for name in files) if labelled else None,
         tuple(tops) if labelled else (),
     )
+
+
+def whole_folder(folder: Path, cache: Path | None = None) -> ImageList:
+    """All images of a folder, without labels. Raises UserError when there are none."""
+    files = tuple(walk(folder, cache))
+    if not files:
+        raise UserError(
+            f"{folder}: no image in it; looked for {', '.join(EXTENSIONS)} in all folders below"
+        )
+    return ImageList(folder.resolve().name, folder, files, None, ())
 
 
 def labelled_folder(

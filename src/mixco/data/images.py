@@ -43,6 +43,11 @@ def decode(data: bytes, longest: int | None = None) -> NDArray[np.uint8]:
         return np.array(reduce(_to_rgb(ImageOps.exif_transpose(file)), longest))
 
 
+def as_decoded(picture: Image.Image) -> NDArray[np.uint8]:
+    """An opened picture, of whatever mode -> uint8 [H, W, 3], as `decode` makes of its file."""
+    return np.array(_to_rgb(ImageOps.exif_transpose(picture)))
+
+
 def reduce(picture: Image.Image, longest: int | None) -> Image.Image:
     """By an antialiased resize, in its proportions; a picture that is small enough as it is."""
     if longest is None or max(picture.size) <= longest:

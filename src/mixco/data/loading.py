@@ -172,10 +172,12 @@ def evaluation_batches(
     dtype: torch.dtype,
     on_unreadable: Callable[[str, str], None],
     batch_size: int = FEATURE_BATCH,
+    tolerated: float | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What evaluation sees (`evaluation_view`), in order, of those images that can be read.
 
-    index: int64 [N]. Yields parts of it and [b, 3, size, size] of `dtype` on the device.
+    index: int64 [N]. Yields parts of it and [b, 3, size, size] of `dtype` on the device; b may be 0.
+    tolerated: the share of unreadable streamed images above which it raises UserError; default: 1 %.
     """
     parts = torch.split(index, batch_size)
     if isinstance(images, PackedImages):
@@ -190,6 +192,7 @@ def evaluation_batches(
         most=batch_size,
         on_unreadable=on_unreadable,
         pin=device.type == "cuda",
+        tolerated=tolerated,
     )
     for part, read in zip(parts, decoded, strict=True):
         readable = read.readable

@@ -82,9 +82,11 @@ def pack(
             cache.mkdir(parents=True, exist_ok=True)
             _write(source, 2 * size, path, workers, on_progress)
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); free the disk or give --cache"
-            ) from None
+            # Windows replaces no file that is mapped: another process may have packed the same.
+            if not is_whole(path):
+                raise UserError(
+                    f"{path}: cannot be written ({error.strerror}); free the disk or give --cache"
+                ) from None
     header, data = _map(path)
     notes = json.loads(header["__metadata__"]["mixco"])
     kept = notes["kept"]
@@ -106,11 +108,11 @@ def pack(
 
 def packed_path(source: ImageList, size: int, cache: Path) -> Path:
     """Where the packed file of a source in its present state lies, if it was packed."""
-    return cache / f"{source.name.replace('/', '-')}-{_key(source, size)}.safetensors"
+    return cache / f"{source.name.replace('/', '-')}-{state_key(source, size)}.safetensors"
 
 
-def _key(source: ImageList, size: int) -> str:
-    """Of everything that the packed file depends on."""
+def state_key(source: ImageList, size: int) -> str:
+    """Of the images in their present state, names, sizes and times, and of the side that is seen."""
     digest = hashlib.sha256(f"{FORMAT}/{size}/{source.root.resolve()}".encode())
     for path in source.containers:
         state = path.stat()
@@ -269,10 +271,12 @@ def refuse_lost_classes(source: ImageList, labels: Tensor) -> None:
         )
 
 
-def refuse_too_many(source: ImageList, unreadable: Sequence[tuple[int, str]]) -> None:
-    """Raises UserError when more than 1 % of the files are unreadable."""
+def refuse_too_many(
+    source: ImageList, unreadable: Sequence[tuple[int, str]], share: float | None = None
+) -> None:
+    """Raises UserError when more than this share of the files, usually 1 %, is unreadable."""
     count = len(source.files)
-    if len(unreadable) <= MAX_UNREADABLE * count:
+    if len(unreadable) <= (MAX_UNREADABLE if share is None else share) * count:
         return
     shown = "; ".join(f"{source.files[i]}: {reason}" for i, reason in unreadable[:3])
     raise UserError(

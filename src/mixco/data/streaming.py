@@ -185,6 +185,7 @@ def decode_batches(
     augmentation: Augmentation | None = None,
     members: Tensor | None = None,
     pin: bool = False,
+    tolerated: float | None = None,
 ) -> Iterator[Batch]:
     """The batches of the requests, in order.
 
@@ -193,8 +194,9 @@ def decode_batches(
     members: int64, sorted: the images of which the next one stands in for an unreadable one; None to
         have none. So a batch is the same whichever worker makes it.
 
-    Raises UserError when more than 1 % of the files are unreadable, when a hundred one after the other
-    are, when the shared memory is too small, and when a worker is killed.
+    Raises UserError when a larger share of the files than `tolerated` (default: 1 %) is unreadable, when
+    a hundred members one after the other are, when the shared memory is too small, and when a worker
+    is killed.
     """
     if images.workers:
         _refuse_little_shared_memory(images.workers, most * 3 * size**2)
@@ -215,7 +217,7 @@ def decode_batches(
             if file not in images.unreadable:
                 images.unreadable[file] = reason
                 on_unreadable(images.source.files[file], reason)
-                refuse_too_many(images.source, sorted(images.unreadable.items()))
+                refuse_too_many(images.source, sorted(images.unreadable.items()), tolerated)
         if members is not None and not batch.readable.all():
             raise UserError(
                 f"{images.source.root}: {MOST_SUBSTITUTES} files one after the other cannot be read "

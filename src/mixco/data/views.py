@@ -84,6 +84,13 @@ def simclr(size: int, *, mean: Channels, std: Channels) -> Augmentation:
     return Augmentation(size, jitter=(0.8, 0.8, 0.8, 0.2), mean=mean, std=std)
 
 
+AUGMENTATIONS = {
+    "moco-v1": moco_v1,
+    "moco-v2": moco_v2,
+    "simclr": simclr,
+}
+
+
 def crop_and_flip(size: int, *, mean: Channels, std: Channels) -> Augmentation:
     """Of linear evaluation and fine-tuning (He et al. 2020): a crop of 8 to 100 % of the area, flip."""
     return Augmentation(

@@ -5,7 +5,6 @@ encoder stays as it is, running statistics included, and a linear layer learns o
 fine-tuning, or from random weights the supervised baseline.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mixco.checkpoint import fingerprint
 from mixco.data.loading import Images, Plan, view_batches
 from mixco.data.resident import batches
 from mixco.data.views import Augmentation
@@ -187,15 +187,6 @@ def plan(members: Tensor, batch_size: int, epochs: int, seed: int) -> Plan:
         for index in batches(members, batch_size, shuffle):
             yield index, generator_for(seed, "classifier views", step=step)
             step += 1
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over the names and bytes of all weights and buffers, running statistics among them."""
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(f"{key}/{value.dtype}/{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def save_classifier(

@@ -364,11 +364,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     return folder
 
 
-AUGMENTATIONS = {
-    "moco-v1": views.moco_v1,
-    "moco-v2": views.moco_v2,
-    "simclr": views.simclr,
-}
+AUGMENTATIONS = views.AUGMENTATIONS
 
 
 def build_method(config: PretrainConfig) -> MoCo | SimCLR:

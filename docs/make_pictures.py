@@ -1,0 +1,252 @@
+"""Draws the pictures of how-it-works.md with the product's own views, mixer, method and loss.
+
+python docs/make_pictures.py            # trains MoCo + MixCo on the sample first, minutes
+python docs/make_pictures.py --run RUN  # with the method of a run: MoCo + MixCo on the sample
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mixco import (
+    DataConfig,
+    MethodConfig,
+    MoCo,
+    ModelConfig,
+    OptimisationConfig,
+    PretrainConfig,
+    RunConfig,
+    mix_halves,
+    pretrain,
+)
+from mixco.config import from_dict
+from mixco.data import views
+from mixco.data.loading import canvases, open_images
+from mixco.data.sources import list_images
+from mixco.pictures import BASE, DPI, INK, MIXED
+from mixco.results import read_json
+from mixco.seeding import generator_for
+from mixco.training.pretrain import build_method
+
+IMAGES = Path(__file__).parent / "images"
+SIZE = 64
+AUGMENTATION = views.weaken_jitter(
+    views.moco_v2(SIZE, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD), 0.5
+)
+PARTS = ListedColormap(["#0072B2", "#E69F00", "#009E73", "#CC79A7"])  # Okabe and Ito's
+
+
+def photographs(count: int, size: int, of: int = 8) -> tuple[Tensor, Tensor]:
+    """uint8 [count, 3, S, S] of the sample, spread over its classes, and their extents.
+
+    Of each `of` that are looked at it is the one with the most contrast.
+    """
+    source = list_images("sample", None, "train", None)
+    with tempfile.TemporaryDirectory() as cache:
+        images = open_images(
+            source, size=size, cache=Path(cache), loading="streamed", workers=0, memory=0
+        )
+        some = torch.linspace(0, len(images) - 1, of * count).long()
+        pictures, extents = canvases(images, some, size)
+        contrast = pictures.float().flatten(1).std(1).view(count, of)
+        chosen = contrast.argmax(1) + of * torch.arange(count)
+        return pictures[chosen], extents[chosen]
+
+
+def visible(view: Tensor, augmentation: views.Augmentation = AUGMENTATION) -> Tensor:
+    """A normalised view, [..., 3, S, S], as numbers in [0, 1]."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augmentation.mean, augmentation.std))
+    return (view * std + mean).clamp(0, 1)
+
+
+def show(axes: Axes, image: Tensor, title: str = "") -> None:
+    axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=9, color=INK)
+    axes.spines[:].set_visible(False)
+
+
+def save(figure: Figure, name: str) -> None:
+    figure.savefig(IMAGES / name, dpi=DPI, facecolor="white")
+    print(IMAGES / name)
+
+
+def draw_views() -> None:
+    """Three photographs, and eight views of each."""
+    count = 8
+    images, extents = photographs(3, SIZE)
+    generator = generator_for(0, "pictures")
+    drawn = [
+        views.apply_view(
+            images, views.sample_view(extents, AUGMENTATION, generator), AUGMENTATION, torch.float32
+        )
+        for _ in range(count)
+    ]
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    grid = figure.add_gridspec(3, count + 2, width_ratios=[1, 0.12] + [1] * count)
+    for row in range(3):
+        show(figure.add_subplot(grid[row, 0]), images[row], "" if row else "image")
+        for column in range(count):
+            axes = figure.add_subplot(grid[row, column + 2])
+            show(axes, visible(drawn[column][row]), "" if row else f"view {column + 1}")
+    save(figure, "how-views.png")
+
+
+def draw_mixing() -> None:
+    """Pairs, their mixtures by different shares, and the shares as the targets that they are."""
+    shares = torch.tensor([0.5, 0.8, 0.3, 0.65])
+    images, _ = photographs(8, SIZE)
+    mixed = mix_halves(images.float() / 255, shares)
+    figure = Figure(figsize=(9, 3.9), layout="constrained")
+    grid = figure.add_gridspec(3, 8, height_ratios=[1, 2, 0.35])
+    for pair, share in enumerate(shares.tolist()):
+        for side, source in enumerate((pair, pair + 4)):
+            show(
+                figure.add_subplot(grid[0, 2 * pair + side]), images[source], f"image {source + 1}"
+            )
+        show(figure.add_subplot(grid[1, 2 * pair : 2 * pair + 2]), mixed.images[pair])
+        axes = figure.add_subplot(grid[2, 2 * pair : 2 * pair + 2])
+        left, right = mixed.targets[pair, [pair, pair + 4]].tolist()
+        axes.barh([0], [left], color=MIXED)
+        axes.barh([0], [right], left=[left], color=BASE)
+        axes.set(xlim=(0, 1), xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.text(left / 2, 0, f"{share:.2f}", ha="center", va="center", color="white", fontsize=9)
+        axes.text(left + right / 2, 0, f"{right:.2f}", ha="center", va="center", fontsize=9)
+    save(figure, "how-mixing.png")
+
+
+def draw_targets(method: MoCo, config: PretrainConfig) -> None:
+    """What mixtures shall resemble, and what they do resemble in a trained encoder."""
+    batch, queue = 16, 16
+    augmentation = views.weaken_jitter(
+        views.moco_v2(config.data.size, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD),
+        config.method.jitter,
+    )
+    images, extents = photographs(batch, config.data.size, of=1)
+    generator = generator_for(1, "pictures")
+    view_q, view_k = views.two_views(images, extents, augmentation, generator, torch.float32)
+    mixed = mix_halves(view_q, torch.linspace(0.9, 0.2, batch // 2))
+    with torch.no_grad():
+        queries = method.eval().encode_queries(mixed.images)
+        keys = method.encode_keys(view_k, generator)
+    candidates = torch.cat([keys, method.queue.keys[:queue]])
+    likeness = queries @ candidates.T
+    targets = torch.cat([mixed.targets, torch.zeros(len(queries), queue)], dim=1)
+
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    grid = figure.add_gridspec(
+        4, 3, height_ratios=[0.35, 3, 0.35, 3], width_ratios=[0.9, 11, 0.25], hspace=0.02
+    )
+    for row, (title, values, most) in enumerate(
+        (
+            ("target: the shares; zero for the queue", targets, 1.0),
+            ("cosine similarity, after a short training", likeness, float(likeness.max())),
+        )
+    ):
+        above = figure.add_subplot(grid[2 * row, 1])
+        strip(above, visible(view_k, augmentation), queue)
+        left = figure.add_subplot(grid[2 * row + 1, 0])
+        left.imshow(column(visible(mixed.images, augmentation)), interpolation="nearest")
+        left.set(xticks=[], yticks=[])
+        left.spines[:].set_visible(False)
+        left.set_ylabel("mixtures", color=INK)
+        axes = figure.add_subplot(grid[2 * row + 1, 1])
+        shown = axes.imshow(values.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=most)
+        axes.axvline(batch - 0.5, color="white", linewidth=3)
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel(title, color=INK, fontsize=10)
+        figure.colorbar(shown, cax=figure.add_subplot(grid[2 * row + 1, 2]))
+    save(figure, "how-targets.png")
+
+
+def strip(axes: Axes, images: Tensor, queue: int) -> None:
+    """The pictures behind the keys of the batch, side by side; the queue holds none."""
+    side = images.shape[-1]
+    row = torch.cat(list(images), dim=2)
+    blank = torch.ones(3, side, side * queue)
+    axes.imshow(torch.cat([row, blank], dim=2).permute(1, 2, 0).numpy(), aspect="auto")
+    axes.text(
+        side * (len(images) + queue / 2),
+        side / 2,
+        f"{queue} keys of the queue",
+        ha="center",
+        va="center",
+        color=INK,
+    )
+    axes.set(xticks=[], yticks=[])
+    axes.set_title("keys of the batch: second views", loc="left", fontsize=10, color=INK)
+    axes.spines[:].set_visible(False)
+
+
+def column(images: Tensor) -> Tensor:
+    return torch.cat(list(images), dim=1).permute(1, 2, 0)
+
+
+def draw_parts() -> None:
+    """Who shares statistics with whom: as queries, and as keys without and with permutation."""
+    batch, parts = 32, 4
+    dealt = torch.arange(batch) % parts
+    order = torch.randperm(batch, generator=generator_for(3, "pictures"))
+    permuted = torch.empty_like(dealt).index_copy(0, order, dealt)
+    rows = {
+        "queries": dealt,
+        "keys, no permutation": dealt,
+        "keys, permuted": permuted,
+    }
+    figure = Figure(figsize=(9, 1.9), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(torch.stack(list(rows.values())).numpy(), cmap=PARTS, aspect="auto")
+    for edge in range(batch):
+        axes.axvline(edge - 0.5, color="white", linewidth=2)
+    for edge in range(len(rows)):
+        axes.axhline(edge - 0.5, color="white", linewidth=8)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_xticks(range(batch), [str(i + 1) for i in range(batch)], fontsize=7)
+    axes.set_xlabel("image of the batch; a colour is a part with its own batch-norm statistics")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    save(figure, "how-parts.png")
+
+
+def short_run(out: Path) -> Path:
+    return pretrain(
+        PretrainConfig(
+            data=DataConfig(size=32),
+            model=ModelConfig(stem="standard"),
+            method=MethodConfig(method="moco", mix="mixco", jitter=0.25),
+            optimisation=OptimisationConfig(epochs=20, batch_size=128),
+            run=RunConfig(out=out, device="cpu", knn_every=0),
+        )
+    )
+
+
+def trained_method(run: Path) -> tuple[MoCo, PretrainConfig]:
+    """The method of a run as its last checkpoint has it."""
+    config = from_dict(PretrainConfig, read_json(run / "config.json"), str(run))
+    method = build_method(config)
+    assert isinstance(method, MoCo), f"{run} is no run of MoCo"
+    last = max((run / "checkpoints").glob("step-*.pt"))
+    method.load_state_dict(torch.load(last, weights_only=True)["method"])
+    return method, config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path)
+    run = parser.parse_args().run
+    draw_views()
+    draw_mixing()
+    draw_parts()
+    with tempfile.TemporaryDirectory() as folder:
+        draw_targets(*trained_method(run or short_run(Path(folder, "run"))))
+
+
+if __name__ == "__main__":
+    main()

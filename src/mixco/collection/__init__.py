@@ -1,0 +1,1 @@
+"""What an encoder makes of a collection of images: vectors, neighbours, duplicates."""

@@ -1,0 +1,123 @@
+"""The verbs neighbours and duplicates, as they are typed."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from run_folders import random_run
+from sample_images import unpack_sample
+
+import mixco
+import mixco.cli
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """photos/0.jpg ... 19.jpg in the current folder, of which "again.jpg" is a copy of 7.jpg, and
+    "saved.jpg" is 3.jpg, saved anew."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    source = unpack_sample(tmp_path / "sample", train=2, test=1)
+    for i, file in enumerate(sorted(source.rglob("*.jpg"))[:20]):
+        shutil.copy(file, folder / f"{i}.jpg")
+    shutil.copy(folder / "7.jpg", folder / "again.jpg")
+    Image.open(folder / "3.jpg").save(folder / "saved.jpg", quality=90)
+    random_run(tmp_path / "run", "photos")
+    return folder
+
+
+def typed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    mixco.cli.main([*arguments, "--cache", "cache"])
+    return capsys.readouterr().out
+
+
+def test_neighbours_are_printed_and_drawn(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(photos / "7.jpg", tmp_path / "mine.jpg")
+    asked = ("run", "photos/7.jpg", "mine.jpg", "--k", "3")
+    text = typed(capsys, "neighbours", *asked, "--picture", "picture.png")
+    lines = text.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == ["photos/7.jpg", "mine.jpg"]
+    assert lines[1] == "  1.0000  photos/again.jpg", "itself is left out"
+    assert {lines[5], lines[6]} == {"  1.0000  photos/7.jpg", "  1.0000  photos/again.jpg"}
+    assert len(lines) == 8
+    with Image.open("picture.png") as picture:
+        assert picture.width > picture.height > 100
+
+
+def test_the_vectors_are_kept_until_something_changes(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kept() -> dict[str, int]:
+        return {f.name: f.stat().st_mtime_ns for f in (tmp_path / "run/embeddings").iterdir()}
+
+    typed(capsys, "neighbours", "run", "photos/7.jpg")
+    first = kept()
+    typed(capsys, "neighbours", "run", "photos/8.jpg")
+    typed(capsys, "duplicates", "run", "--among", "photos/")
+    assert kept() == first
+    shutil.copy(photos / "9.jpg", photos / "new.jpg")
+    assert "1.0000  photos/new.jpg" in typed(capsys, "neighbours", "run", "photos/9.jpg")
+    assert len(kept()) == 2
+
+
+def test_duplicates_tell_copies_from_what_is_only_alike(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert photos.name == "photos"
+    text = typed(capsys, "duplicates", "run", "--threshold", "0.99", "--show", "2")
+    assert text.startswith("group 1: 2 images\n  1.0000  photos/7.jpg\n  1.0000  photos/again.jpg")
+    assert "(the pixels of photos/7.jpg)" in text
+    assert "exact copies among them: 1" in text
+
+    typed(capsys, "duplicates", "run", "--threshold", "0.99", "--out", "groups.json")
+    typed(capsys, "embed", "run", "photos", "--out", "v.safetensors")
+    typed(capsys, "duplicates", "v.safetensors", "--threshold", "0.99", "--out", "groups.csv")
+    groups = json.loads(Path("groups.json").read_text())
+    (saved,) = (group for group in groups if "photos/saved.jpg" in group["paths"])
+    assert "photos/3.jpg" in saved["paths"] and not any(saved["same_pixels_as"])
+    with Path("groups.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [path for group in groups for path in group["paths"]]
+    copies = [(row["path"], row["same_pixels_as"]) for row in rows if row["same_pixels_as"]]
+    assert copies == [("photos/again.jpg", "photos/7.jpg")]
+
+
+def test_images_that_are_no_files(tmp_path: Path) -> None:
+    """Those of a named set: they are known by their names in it, and their pixels are looked at."""
+    run = random_run(tmp_path / "run", "sample")
+    out = tmp_path / "v.npz"
+    mixco.embed(run, "sample", split="test", out=out, cache=tmp_path)
+    name = mixco.duplicates(out, threshold=0.999)[0].paths[0]
+    assert name.startswith("eurosat-demo/")
+    (found,) = mixco.neighbours(run, name, among=str(out), k=4, picture=tmp_path / "n.png")
+    assert len(found.paths) == 4 and name not in found.paths
+    assert (tmp_path / "n.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["neighbours", "run", "no.jpg"], "no.jpg: neither an image file nor the name of an image"),
+        (["neighbours", "run", "photos/1.jpg", "--k", "0"], "--k 0: at least 1"),
+        (["neighbours", "run/encoder.safetensors", "photos/1.jpg"], "give the images too"),
+        (["neighbours", "other", "photos/1.jpg", "--among", "v.npz"], "made by another encoder"),
+        (["duplicates", "run", "--threshold", "95"], "--threshold 95.0: above 0 and at most 1"),
+        (["duplicates", "run", "--out", "groups.txt"], "ends in .csv or .json"),
+        (["duplicates", "v.npz", "--among", "photos"], "leave out --among"),
+        (["duplicates", "nothing.npz"], "nothing.npz: cannot be read (No such file"),
+    ],
+)
+def test_mistakes_are_told(
+    photos: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    random_run(photos.parent / "other", "photos", seed=1)
+    mixco.embed("run", photos, out="v.npz", cache="cache")
+    with pytest.raises(SystemExit):
+        typed(capsys, *arguments)
+    assert message in capsys.readouterr().err

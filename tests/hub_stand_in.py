@@ -1,0 +1,137 @@
+"""The Hugging Face hub's own interface on loopback, as far as pushing and loading a model needs it."""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import yaml
+
+LICENCES = {"mit", "apache-2.0", "unknown"}
+
+
+class StandIn(ThreadingHTTPServer):
+    """Knows one token. A repository is {"private": bool, "commits": int, "files": {name: bytes}}."""
+
+    def __init__(self, token: str, writes: bool = True) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.token, self.writes = token, writes
+        self.repositories: dict[str, dict[str, Any]] = {}
+        self.uploads: dict[str, bytes] = {}
+        self.asked: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: StandIn
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def answer(self, status: int, body: Any = b"", **headers: str) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        content = b""
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
+    def do_PUT(self) -> None:
+        self.server.uploads[self.path.rpartition("/")[2]] = self.body()
+        self.answer(200)
+
+    def do_POST(self) -> None:
+        body, hub = self.body(), self.server
+        hub.asked.append(self.path)
+        if self.path == "/api/validate-yaml":
+            header = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
+            wrong = (
+                [] if header["license"] in LICENCES else [{"message": '"license" must be known'}]
+            )
+            return self.answer(400 if wrong else 200, {"errors": wrong, "warnings": []})
+        if self.headers["Authorization"] != f"Bearer {hub.token}":
+            refusal = {"X_Error_Message": "Invalid credentials in Authorization header"}
+            return self.answer(401, {"error": "unauthorized"}, **refusal)
+        if not hub.writes:
+            return self.answer(403, {"error": "forbidden"}, X_Error_Message="no write access")
+        if self.path == "/api/repos/create":
+            wanted = json.loads(body)
+            name = f"{wanted['organization']}/{wanted['name']}"
+            status = 409 if name in hub.repositories else 200
+            private = wanted.get("visibility") == "private"
+            hub.repositories.setdefault(name, {"private": private, "commits": 0, "files": {}})
+            return self.answer(status, {"url": f"{hub.url}/{name}"})
+        if match := re.fullmatch(r"/api/models/(.+)/preupload/main", self.path):
+            modes = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            return self.answer(200, {"files": modes})
+        if self.path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                {**o, "actions": {"upload": {"href": f"{hub.url}/upload/{o['oid']}"}}}
+                for o in json.loads(body)["objects"]
+            ]
+            return self.answer(200, {"transfer": "basic", "objects": objects})
+        if match := re.fullmatch(r"/api/models/(.+)/commit/main", self.path):
+            repository = hub.repositories[match[1]]
+            repository["commits"] += 1
+            for line in body.decode().splitlines():
+                change = json.loads(line)
+                value = change["value"]
+                if change["key"] == "file":
+                    repository["files"][value["path"]] = base64.b64decode(value["content"])
+                if change["key"] == "lfsFile":
+                    uploaded = hub.uploads[value["oid"]]
+                    assert hashlib.sha256(uploaded).hexdigest() == value["oid"]
+                    repository["files"][value["path"]] = uploaded
+            return self.answer(
+                200, {"commitUrl": f"{hub.url}/{match[1]}/commit/0", "commitOid": "0" * 40}
+            )
+        return self.answer(404, {"error": self.path})
+
+    def do_GET(self) -> None:
+        name = self.path.removeprefix("/api/models/")
+        if repository := self.server.repositories.get(name):
+            about = {"id": name, "private": repository["private"], "sha": "0" * 40}
+            return self.answer(200, about)
+        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/main/(.+)", self.path):
+            files = self.server.repositories.get(match[1], {"files": {}})["files"]
+            if (content := files.get(match[2])) is not None:
+                etag = f'"{hashlib.sha256(content).hexdigest()}"'
+                return self.answer(200, content, ETag=etag, X_Repo_Commit="0" * 40)
+        return self.answer(404, {"error": self.path}, X_Error_Code="EntryNotFound")
+
+    do_HEAD = do_GET
+
+
+@contextmanager
+def running(token: str, writes: bool = True) -> Iterator[StandIn]:
+    with StandIn(token, writes) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        yield hub
+        hub.shutdown()

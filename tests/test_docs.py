@@ -1,0 +1,226 @@
+"""The documents are true: their code runs, their commands are understood, their links lead somewhere.
+
+Every fenced ```python block of README.md and docs/*.md is run, those of a page one after the other in
+one namespace, in a folder that has what they speak of: `photos/` (class folders of real images),
+`runs/photos` (a short run on them), `encoder.safetensors` (of a ResNet-18 with its own stem), and
+`images`, a batch of photographs. Every `mixco ...` line in any code block goes through the command
+line's parser; those that only read that run are run.
+
+A block that cannot run stands behind a comment with the reason:  <!-- not run: it needs ... -->
+"""
+
+import dataclasses
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from sample_images import sample_images, unpack_sample
+
+import mixco
+from mixco import cli, config
+from mixco.checkpoint import EncoderDescription, save_encoder
+from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD
+from mixco.models.encoder import build_backbone
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(
+    r"(?:<!-- not run: *(?P<reason>.*?) *-->\s*)?^(?P<indent> *)```(?P<language>\w*)[^\n]*\n"
+    r"(?P<code>.*?)^ *```$",
+    re.MULTILINE | re.DOTALL,
+)
+INDENTED = re.compile(r"(?:^    +\S.*\n?)+", re.MULTILINE)
+READS_ONLY = {"knn", "linear", "report"}  # verbs that are quick on a small run
+
+
+class Block(NamedTuple):
+    language: str
+    code: str
+    reason: str | None
+    """Why it is not run."""
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """Fenced ones, and those by indentation, which have no language."""
+    text = page.read_text("utf-8")
+    for found in FENCE.finditer(text):
+        code = re.sub(rf"^{found['indent']}", "", found["code"], flags=re.MULTILINE)
+        yield Block(found["language"], code, found["reason"])
+    for block in INDENTED.finditer(FENCE.sub("", text)):
+        yield Block("", block[0], None)
+
+
+def commands(code: str) -> Iterator[list[str]]:
+    """The arguments of each `mixco ...` in shell code; a variable of the shell stands as 0."""
+    code = code.replace("\\\n", " ")
+    for line in code.splitlines():
+        for part in re.split(r";|&&|\bdo\b", line.partition(" #")[0]):
+            part = part.strip().removeprefix("$ ")
+            if part.startswith("mixco "):
+                yield [re.sub(r"\$\w+", "0", word) for word in shlex.split(part)[1:]]
+
+
+COMMANDS = [
+    (arguments, block.reason is None)
+    for page in PAGES
+    for block in blocks(page)
+    if block.language in ("", "sh", "bash", "console")
+    for arguments in commands(block.code)
+]
+IN_PYTHON = [page for page in PAGES if any(b.language == "python" for b in blocks(page))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the documents speak of: photographs, and a short run on them."""
+    folder = tmp_path_factory.mktemp("docs")
+    unpack_sample(folder / "photos", train=12, test=3)
+    options = (
+        f"--data {folder}/photos --cache {folder}/cache --device cpu --batch-size 40 --epochs 1"
+    )
+    cli.main(
+        ["pretrain", *shlex.split(options), "--knn-every", "0", "--out", f"{folder}/runs/photos"]
+    )
+    large = EncoderDescription(
+        "resnet18", "standard", 224, IMAGENET_MEAN, IMAGENET_STD, "random weights, seed 0"
+    )
+    save_encoder(folder / "encoder.safetensors", build_backbone("resnet18", 224), large)
+    torch.save({"state_dict": torch.nn.Linear(2, 2).state_dict()}, folder / "theirs.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize("page", IN_PYTHON, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(
+    page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    namespace: dict[str, Any] = {"images": sample_images(8).float() / 255}
+    for block in blocks(page):
+        if block.language == "python" and block.reason is None:
+            exec(compile(block.code, str(page), "exec"), namespace)
+
+
+class Parsed(Exception):
+    """What a verb is stopped with, when its command line has been read."""
+
+
+@pytest.mark.parametrize("arguments", [run for run, _ in COMMANDS], ids=" ".join)
+def test_a_command_is_understood(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = cli.parse
+
+    def stop(*everything: Any) -> Any:
+        parse(*everything)
+        raise Parsed
+
+    monkeypatch.setattr(cli, "parse", stop)
+    if any(word in ("--help", "-h", "--version") for word in arguments):
+        return
+    with pytest.raises(Parsed):
+        cli.main(arguments)
+
+
+def only_reads(arguments: list[str]) -> bool:
+    return (
+        arguments[0] in READS_ONLY and "runs/photos" in arguments and "--protocol" not in arguments
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [run for run, may in COMMANDS if may and only_reads(run)], ids=" ".join
+)
+def test_a_command_that_only_reads_the_run_works(
+    arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    cli.main([*arguments, "--cache", "cache"] if arguments[0] != "report" else arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_is_not_run_has_a_reason(page: Path) -> None:
+    for comment in re.findall(r"<!-- not run:?(.*?)-->", page.read_text("utf-8")):
+        assert len(comment.split()) >= 3, f"{page.name}: say why, in words: {comment!r}"
+    for block in blocks(page):
+        assert block.reason is None or block.language, f"{page.name}: no language"
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    kept = re.sub(r"[^\w\- ]", "", heading.strip().lower().replace("`", ""))
+    return kept.replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "experiments/RESULTS.md"],
+    ids=lambda page: page.name,
+)
+def test_links_and_pictures_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text("utf-8")))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path, _, anchor = target.partition("#")
+        wanted = (page.parent / path) if path else page
+        assert wanted.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", wanted.read_text("utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page.name}: {target}"
+
+
+def options(cls: type) -> Iterator[str]:
+    """Those of a dataclass of settings and of its parts."""
+    for field in dataclasses.fields(cls):
+        yield f"--{field.name.replace('_', '-')}"
+        if isinstance(field.default_factory, type):
+            yield from options(field.default_factory)
+
+
+@pytest.mark.parametrize("name", ["coming-from.md", "settings.md"])
+def test_the_options_in_our_column_exist(name: str) -> None:
+    known = {
+        option
+        for cls in vars(config).values()
+        if dataclasses.is_dataclass(cls) and isinstance(cls, type)
+        for option in options(cls)
+    }
+    rows = re.findall(r"^\|.*\|$", (ROOT / "docs" / name).read_text("utf-8"), re.MULTILINE)
+    ours = " ".join(row.split("|")[-2] for row in rows)
+    assert set(re.findall(r"--[a-z][\w-]*", ours)) <= known
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = (ROOT / "docs/reference.md").read_text("utf-8")
+    assert sorted(re.findall(r"^::: mixco\.(\w+)$", text, re.MULTILINE)) == sorted(mixco.__all__)
+
+
+def test_the_site_has_every_page_in_its_navigation() -> None:
+    navigation = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M)
+    missing = {page.name for page in PAGES} - set(navigation) - {"README.md"}
+    assert not missing, "mkdocs.yml: these pages are not in nav"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the file system of Windows knows no case")
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocstrings", reason="pip install 'mixco[docs]'")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    pages = list((tmp_path / "site").glob("*.html"))
+    for page in pages:
+        loaded = re.findall(
+            r"<(?:script|link|img)[^>]*(?:src|href)=\"(https?:[^\"]*)", page.read_text()
+        )
+        assert not loaded, f"{page.name} loads from elsewhere: {loaded}"
+    assert len(pages) > 15
