@@ -15,7 +15,7 @@ NAMES_SHOWN = 3
 def show(found: dict[str, Any], console: Console | None = None) -> None:
     """Print the page; found: see doctor.py."""
     console = console or Console(highlight=False)
-    console.print(Text(f"mixco doctor: {found['data']}", style="bold"))
+    console.print(Text(f"Doctor: {found['data']}", style="bold"))
     _section(console, "Images", _images(found))
     if "config" in found:
         _section(console, "The run that would begin", _run(found))
