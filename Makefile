@@ -10,9 +10,11 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
-# Some ten minutes: runs that are killed again and again, docs/resuming.md.
+# Some twenty minutes: runs that are killed again and again, docs/resuming.md, and thousands of damaged
+# and hostile inputs, docs/reliability.md.
 soak: .venv/installed
 	$(BIN)/python tests/soak/kills.py --kills 100
+	$(BIN)/python tests/soak/fuzz.py --examples 2000
 
 check: .venv/installed
 	$(BIN)/ruff check .

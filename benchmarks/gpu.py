@@ -52,7 +52,7 @@ from mixco.hardware import pick_device, pick_dtype
 from mixco.results import read_json
 from mixco.seeding import generator_for
 from mixco.training.optimisers import build_optimizer
-from mixco.training.pretrain import AUGMENTATIONS, build_method
+from mixco.training.pretrain import build_method
 
 HERE = Path(__file__).parent
 LONGEST = 540  # seconds of a piece
@@ -203,7 +203,7 @@ def find_round_trips(scale: Scale) -> Rows:
         for mix in ("none", "mixco"):
             config = configured(name, mix, arch, size, scale)
             method = build_method(config).to(scale.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            augmentation = AUGMENTATIONS[config.method.augmentation](
+            augmentation = views.AUGMENTATIONS[config.method.augmentation](
                 size, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD
             )
             optimizer = build_optimizer(method.train(), "adamw", 0.05)
@@ -295,7 +295,9 @@ def measure_views(size: int, side: int, scale: Scale) -> Rows:
     canvases, extents = random_images(4 * scale.batch, side, scale.device)
     dtype = pick_dtype(scale.device, "auto")
     for name in ("moco-v2", "simclr"):
-        augmentation = AUGMENTATIONS[name](size, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD)
+        augmentation = views.AUGMENTATIONS[name](
+            size, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD
+        )
         generator = torch.Generator().manual_seed(0)
 
         def step(augmentation=augmentation, generator=generator) -> None:

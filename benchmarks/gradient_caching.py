@@ -29,7 +29,7 @@ from mixco.data.sources import list_images
 from mixco.hardware import pick_device, pick_dtype
 from mixco.seeding import generator_for
 from mixco.training.optimisers import build_optimizer
-from mixco.training.pretrain import AUGMENTATIONS, build_method
+from mixco.training.pretrain import build_method
 
 
 def run_point(batch: int, pieces: int, mix: str, device: torch.device, cache: Path) -> None:
@@ -46,7 +46,7 @@ def run_point(batch: int, pieces: int, mix: str, device: torch.device, cache: Pa
     source = list_images("sample", None, "pretrain")
     images = open_images(source, size=32, cache=cache, loading="packed", workers=2, memory=2**33)
     assert isinstance(images, PackedImages)
-    chosen = AUGMENTATIONS["simclr"](32, mean=source.mean, std=source.std)
+    chosen = views.AUGMENTATIONS["simclr"](32, mean=source.mean, std=source.std)
     method = build_method(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(method, "adamw", 0.05)
     before = peak(device)

@@ -112,6 +112,26 @@ def test_what_is_no_encoder_is_told(saved: Path, tmp_path: Path) -> None:
         load_encoder(tmp_path / "text.pt")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arch": 5},
+        {"stem": "conv9"},
+        {"size": "64"},
+        {"size": 10**9},
+        {"mean": (0.1, 0.2)},
+        {"std": (0.4, 0.5, 0.0)},
+        {"std": (0.4, 0.5, float("nan"))},
+        {"more": 1},
+    ],
+)
+def test_a_damaged_description_is_told(saved: Path, change: dict[str, object]) -> None:
+    said = {**DESCRIPTION.__dict__, **change}
+    save_file(load_file(saved), saved, {"mixco": json.dumps(said)})
+    with pytest.raises(UserError, match=r"safetensors: cannot be read as a checkpoint"):
+        load_encoder(saved)
+
+
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, tuple[str]]:

@@ -13,9 +13,11 @@ from mixco.results import (
     append_metrics,
     collect,
     new_run_folder,
+    read_confusions,
     read_json,
     read_metrics,
     versions,
+    write_confusions,
     write_json,
 )
 
@@ -147,3 +149,22 @@ def test_a_lock_that_is_held_is_waited_for_and_then_told(
         add_result(tmp_path, "knn", {"top1": 1.0})
     add_result(tmp_path, "knn", {"top1": 1.0})
     assert read_json(tmp_path / "results.json") == {"knn": {"top1": 1.0}}
+
+
+def test_confusions_are_written_and_read(tmp_path: Path) -> None:
+    counts = {('a,"b', "c\nd"): 3, ("é", "é"): 12}
+    write_confusions(tmp_path, "knn@x", counts)
+    path = tmp_path / "confusions-knn@x.csv"
+    assert read_confusions(path) == counts
+    assert path.read_text("utf-8").startswith("class,taken for,images")
+    for damaged in (
+        "",
+        "a,b,c\n",
+        "class,taken for,images\nx,y,many\n",
+        "class,taken for,images\nx\n",
+    ):
+        path.write_text(damaged, "utf-8")
+        with pytest.raises(UserError, match="is damaged"):
+            read_confusions(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_confusions(tmp_path / "confusions-linear.csv")

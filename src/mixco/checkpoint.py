@@ -7,10 +7,11 @@ alone as encoder.safetensors (the description in the file's metadata), and insid
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +30,8 @@ from mixco.models.encoder import (
     feature_dim,
     usual_size,
 )
+
+LARGEST = 4096  # pixels of an encoder's input; a larger side in a file is damage
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ def load_encoder(
         path = path / "encoder.safetensors"
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; expected a run's encoder or checkpoint")
+    if size is not None and not 1 <= size <= LARGEST:
+        raise UserError(f"--size {size}: 1 to {LARGEST} pixels")
     content, description = _read(path)
     if description is None:
         return _load_foreign(path, content, arch, stem, size)
@@ -177,7 +182,14 @@ def _fill(
             f"{'; '.join(sorted(wrong)[:3])}{more}"
             + (f"; another --size than {description.size}?" if position else "")
         )
-    backbone.load_state_dict(dict(weights))
+    try:
+        backbone.load_state_dict(dict(weights))
+    except Exception as error:  # of numbers that are none, for instance quantised ones
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"{path}: the weights cannot be loaded into {description.arch} ({reason}); save them as "
+            "plain float32"
+        ) from None
 
 
 def _read(path: Path) -> tuple[Any, EncoderDescription | None]:
@@ -196,7 +208,7 @@ def _read(path: Path) -> tuple[Any, EncoderDescription | None]:
         weights = {
             key.removeprefix(prefix): value
             for key, value in content["method"].items()
-            if key.startswith(prefix)
+            if key.startswith(prefix) and isinstance(value, Tensor)
         }
         return weights, _describe(content["encoder"])
     except UserError:
@@ -209,6 +221,15 @@ def _read(path: Path) -> tuple[Any, EncoderDescription | None]:
 
 
 def _describe(values: dict[str, Any]) -> EncoderDescription:
-    return EncoderDescription(
+    """Raises ValueError, TypeError or KeyError for what describes no encoder."""
+    said = EncoderDescription(
         **{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])}
     )
+    texts = all(isinstance(text, str) for text in (said.arch, said.stem, said.training))
+    if not (texts and said.stem in get_args(Stem) and type(said.size) is int):
+        raise ValueError("its description is damaged")
+    if not (1 <= said.size <= LARGEST and len(said.mean) == len(said.std) == 3):
+        raise ValueError("its description is damaged")
+    if not all(math.isfinite(value) for value in said.mean + said.std) or min(said.std) <= 0:
+        raise ValueError("its description is damaged")
+    return said

@@ -44,7 +44,7 @@ Pretrain an image encoder without labels, with or without mixed images, and see 
   embed      a vector of each image, in a Parquet, NumPy or safetensors file
   neighbours the images of a collection that are nearest to yours
   duplicates groups of images that are nearly, or exactly, the same
-  report     the results of several runs in one table, or collected in one file
+  report     a page to look at: curves, neighbours, a map, classes; several runs side by side
   export     a run's encoder for timm, torchvision, ONNX or the Hugging Face hub, with a model card
   push       put it onto the Hugging Face hub
   download   get a data set by its name
@@ -159,20 +159,26 @@ def duplicates(arguments: list[str]) -> None:
 
 def report(arguments: list[str]) -> None:
     config = parse(ReportConfig, "report", arguments, ReportConfig(tyro.MISSING))
-    from mixco.report import table
+    from mixco.report.table import table
     from mixco.results import collect
 
     if not config.runs:
         raise UserError("report: give run folders, or results.json files that hold several runs")
-    if not config.table and config.collect is None:
-        raise UserError("report: say what to make of them: --table, --collect FILE, or both")
     if config.name is not None and (config.collect is None or len(config.runs) != 1):
         raise UserError("--name is what --collect calls a single run; leave it out")
+    page = not config.table and config.collect is None
+    if not page and (config.out or config.images):
+        raise UserError("--out and --images are of the page; leave out --table and --collect")
     if config.collect is not None:
         for run in config.runs:
             collect(run, config.collect, config.name or run.resolve().name)
     if config.table:
         print(table(config.runs))
+    if page:
+        from mixco.progress import say
+        from mixco.report.page import write_page
+
+        say(f"done: {write_page(config)}")
 
 
 def export(arguments: list[str]) -> None:

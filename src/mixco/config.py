@@ -6,7 +6,10 @@ rules of defaults.py). The resolved config is written into the run folder.
 
 import dataclasses
 import difflib
+import math
 import os
+import shlex
+import sys
 import tomllib
 import types
 import typing
@@ -22,6 +25,8 @@ from mixco import defaults
 from mixco.errors import UserError
 
 T = TypeVar("T")
+
+MOST = 2**31 - 1  # of what is counted in the device's memory; that will say where less is too much
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -353,14 +358,28 @@ class DownloadConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """`mixco report`: put the results of runs together."""
+    """`mixco report`: a page on a run, or on several beside each other; or only their table."""
 
     runs: tuple[Path, ...]
-    """Run folders, or results.json files that hold several runs."""
+    """Run folders, or results.json files that hold several runs. Pictures are of the first."""
+    out: Path | None = None
+    """The page; default: report.html in the run's folder, of several runs in the folder around it.
+    Its figures are also PNGs in a folder beside it that is named like it."""
+    images: tuple[Path, ...] = ()
+    """Image files whose nearest neighbours are shown, or names below the folder of the run's images."""
+    most_images: int = 5000
+    """So many images are looked at; of more a random part."""
+    data: str | None = None
+    """Where the run's images lie, if not where they were: a name or a folder, as in `mixco pretrain`."""
+    data_path: Path | None = None
+    """The folder that a named data set lies in; default: the run's."""
+    device: Device = "auto"
     table: bool = False
-    """Print a Markdown table: a row a setting, mean and spread where runs differ by their seed alone."""
+    """No page: print a Markdown table, a row a setting, mean and spread where runs differ by their seed
+    alone."""
     collect: Path | None = None
-    """A results.json of many runs, to which these are added; several processes may do so at once."""
+    """No page: a results.json of many runs, to which these are added; several processes may do so at
+    once."""
     name: str | None = None
     """What a single run is called in that file; default: its folder's name."""
 
@@ -435,14 +454,19 @@ def load_recipe(recipe: str) -> PretrainConfig:
     elif recipe.endswith(".toml"):
         try:
             text = Path(recipe).read_text("utf-8")
-        except OSError as error:
-            raise UserError(f"--recipe {recipe}: cannot be read ({error.strerror})") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+            raise UserError(
+                f"--recipe {recipe}: cannot be read ({reason}); give a recipe's name or a TOML file"
+            ) from None
     else:
         raise UserError(f"--recipe {recipe}: no such recipe; {nearest(recipe, recipe_names())}")
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"recipe {recipe} is not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"recipe {recipe} is not valid TOML: {error}; the shipped ones are examples"
+        ) from None
     return dataclasses.replace(from_dict(PretrainConfig, values, f"recipe {recipe}"), recipe=recipe)
 
 
@@ -511,7 +535,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return tuple(_convert(options[0], v, where) for v in value)
     if kind is Path and isinstance(value, str):
         return Path(value)
-    if kind is float and type(value) in (int, float):
+    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if kind in (int, str, bool) and type(value) is kind:
         return value
@@ -533,18 +557,41 @@ def to_dict(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
 
 
+def command_of(config: dict[str, Any]) -> str:
+    """The `mixco pretrain` of a run, from its config.json: all that differs from the defaults."""
+    words = ["mixco", "pretrain"]
+    for part, usual in to_dict(PretrainConfig()).items():
+        for key, default in usual.items() if isinstance(usual, dict) else ():
+            value = config.get(part, {}).get(key, default)
+            option = key.replace("_", "-")
+            if value == default or value is None:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                values = value if isinstance(value, list) else [value]
+                words += [f"--{option}", *map(str, values)]
+    return shlex.join(words)
+
+
 def check_classifier(config: LinearConfig | FinetuneConfig) -> None:
     """Raises UserError for settings that make no sense, or that the fast protocol does not have."""
     training = config.classifier
     checks = [
         (config.epochs >= 1, f"--epochs {config.epochs}: at least 1"),
         (training.batch_size >= 1, f"--batch-size {training.batch_size}: at least 1"),
-        (training.lr is None or training.lr > 0, f"--lr {training.lr}: above 0"),
-        ((training.weight_decay or 0) >= 0, f"--weight-decay {training.weight_decay}: at least 0"),
+        (
+            training.lr is None or 0 < training.lr < math.inf,
+            f"--lr {training.lr}: above 0, and finite",
+        ),
+        (
+            0 <= (training.weight_decay or 0) < math.inf,
+            f"--weight-decay {training.weight_decay}: at least 0, and finite",
+        ),
     ]
     if isinstance(config, FinetuneConfig):
         rate = config.head_lr
-        checks += [(rate is None or rate > 0, f"--head-lr {rate}: above 0")]
+        checks += [(rate is None or 0 < rate < math.inf, f"--head-lr {rate}: above 0, and finite")]
     else:
         shares = config.milestones
         plain = LinearConfig(config.evaluation, epochs=config.epochs)
@@ -562,6 +609,14 @@ def check_classifier(config: LinearConfig | FinetuneConfig) -> None:
     for right, message in checks:
         if not right:
             raise UserError(message)
+
+
+def check_knn(config: KNNConfig) -> None:
+    """Raises UserError for settings that make no sense."""
+    if config.k < 1:
+        raise UserError(f"--k {config.k}: at least 1")
+    if not 0 < config.temperature < math.inf:
+        raise UserError(f"--temperature {config.temperature}: above 0, and finite")
 
 
 def run_folder_of(config: PretrainConfig) -> Path:
@@ -653,6 +708,19 @@ def _check(config: PretrainConfig, images: int, batch: int, processes: int) -> N
             f"--batch-size {batch}: there are only {images} images to train on; "
             f"give --batch-size {max(2, images // 8)} or more images",
         ),
+        (
+            optimisation.epochs is None or 1 <= optimisation.epochs <= MOST,
+            f"--epochs {optimisation.epochs}: at least 1, at most {MOST:,}",
+        ),
+        (-MOST <= run.seed <= MOST, f"--seed {run.seed}: at most {MOST:,}, also below zero"),
+        (
+            optimisation.lr is None or 0 < optimisation.lr < math.inf,
+            f"--lr {optimisation.lr}: above 0, and finite",
+        ),
+        (
+            0 <= (optimisation.weight_decay or 0) < math.inf,
+            f"--weight-decay {optimisation.weight_decay}: at least 0, and finite",
+        ),
         (optimisation.pieces >= 1, f"--pieces {optimisation.pieces}: at least 1"),
         (
             batch >= 2 * processes * optimisation.pieces,
@@ -664,25 +732,35 @@ def _check(config: PretrainConfig, images: int, batch: int, processes: int) -> N
             "--bn-over all: MoCo leaks through statistics that all images share; leave it out "
             "(--bn-splits 1 beside it accepts the leak)",
         ),
-        (run.timeout_minutes > 0, f"--timeout-minutes {run.timeout_minutes:g}: above 0"),
         (
-            optimisation.epochs is None or optimisation.epochs >= 1,
-            f"--epochs {optimisation.epochs}: at least 1",
+            0 < run.timeout_minutes <= MOST,
+            f"--timeout-minutes {run.timeout_minutes:g}: above 0, at most {MOST:,}",
         ),
-        (optimisation.lr is None or optimisation.lr > 0, f"--lr {optimisation.lr}: above 0"),
         (0 <= optimisation.warmup < 1, f"--warmup {optimisation.warmup}: from 0 up to below 1"),
         (
-            method.temperature is None or method.temperature > 0,
-            f"--temperature {method.temperature}: above 0",
+            all(0 < share < 1 for share in optimisation.milestones),
+            f"--milestones {' '.join(map(str, optimisation.milestones))}: shares of the run, above 0 "
+            "and below 1",
+        ),
+        *(
+            (value is None or 0 < value < math.inf, f"--{name} {value}: above 0, and finite")
+            for name, value in (
+                ("temperature", method.temperature),
+                ("mix-temperature", method.mix_temperature),
+            )
         ),
         (
-            method.mix_temperature is None or method.mix_temperature > 0,
-            f"--mix-temperature {method.mix_temperature}: above 0",
+            0 <= method.mix_weight < math.inf,
+            f"--mix-weight {method.mix_weight}: 0 or more, and finite",
         ),
+        (1 <= config.model.dim <= MOST, f"--dim {config.model.dim}: 1 to {MOST:,}"),
         (of_three(data.mean) and of_three(data.std), "--mean and --std: three values each"),
         (all(value > 0 for value in data.std or ()), f"--std {data.std}: above 0"),
         (0 <= method.jitter <= 1.25, f"--jitter {method.jitter}: 0 to 1.25"),
-        (method.queue is None or method.queue >= 1, f"--queue {method.queue}: at least 1"),
+        (
+            method.queue is None or 1 <= method.queue <= MOST,
+            f"--queue {method.queue}: at least 1, at most {MOST:,}",
+        ),
         (
             method.bn_splits is None or 1 <= method.bn_splits <= batch // 2,
             f"--bn-splits {method.bn_splits}: 1 to {batch // 2}, two images a part at least",
@@ -692,7 +770,10 @@ def _check(config: PretrainConfig, images: int, batch: int, processes: int) -> N
             f"--momentum {method.momentum}: from 0 up to below 1",
         ),
         (0 < run.holdout < 1, f"--holdout {run.holdout}: above 0 and below 1"),
-        (run.linear_lr is None or run.linear_lr > 0, f"--linear-lr {run.linear_lr}: above 0"),
+        (
+            run.linear_lr is None or 0 < run.linear_lr < math.inf,
+            f"--linear-lr {run.linear_lr}: above 0, and finite",
+        ),
         *(
             (getattr(run, name) >= 0, f"--{name.replace('_', '-')} {getattr(run, name)}: 0 or more")
             for name in ("checkpoint_minutes", "checkpoint_steps", "keep_every", "knn_every")

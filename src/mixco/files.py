@@ -1,6 +1,7 @@
 """Files that are either the old one or the new one, whatever happens while they are written."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,13 +22,17 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; synced and renamed to it at the end, removed on errors.
 
     The suffix stays, for writers that go by it.
+
+    Raises OSError that names `path`, also for a writer that only mentions the system's error in a text
+    of its own, as that of safetensors does.
     """
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
-        yield temporary
-        with temporary.open("r+b") as file:  # Windows syncs only what may be written
-            os.fsync(file.fileno())
-        _replace(temporary, path)
+        with naming(path):
+            yield temporary
+            with temporary.open("r+b") as file:  # Windows syncs only what may be written
+                os.fsync(file.fileno())
+            _replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,6 +68,27 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system raised inside name this path: those of a full disk name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename, error.filename2 = str(path), None
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def shown(name: str) -> str:
+    """A file's name for people: as it is, or escaped where it holds what cannot be shown in a line."""
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The pictures that people look at, as PNG files. They take tensors and records, nothing of mixco."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mixco.files import replacing
+from mixco.files import replacing, shown
 
 # Okabe and Ito's colours, told apart by everybody: what was mixed, its base, what was not trained.
 MIXED, BASE, UNTRAINED = "#0072B2", "#E69F00", "#999999"
@@ -104,6 +105,7 @@ def draw_neighbours(
         there are no classes.
     names: the class of each query, or whatever it is called.
     """
+    title = _plain(title)
     frames = "solid green: of the same class; dashed orange: of another; "
     title += f"\n{frames if correct is not None else ''}below: cosine similarity"
     count, k = similarities.shape
@@ -114,7 +116,13 @@ def draw_neighbours(
         axes = figure.add_subplot(grid[row, 0])
         _show(axes, queries[row])
         axes.set_ylabel(
-            names[row], color=INK, fontsize=8, rotation=0, ha="right", va="center", labelpad=6
+            _plain(names[row]),
+            color=INK,
+            fontsize=8,
+            rotation=0,
+            ha="right",
+            va="center",
+            labelpad=6,
         )
         for column in range(k):
             axes = figure.add_subplot(grid[row, column + 2])
@@ -164,5 +172,12 @@ def _quieten(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        # Of names in letters that the font lacks: they show as boxes.
+        warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(temporary, dpi=DPI, facecolor="white")
+
+
+def _plain(name: str) -> str:
+    """A name of the user's: dollars are no formulas, and what is no text is escaped."""
+    return shown(name).replace("$", r"\$")

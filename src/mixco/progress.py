@@ -21,6 +21,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from mixco.files import shown
+
 T = TypeVar("T")
 
 # Of the processes that torchrun starts the first one speaks for all.
@@ -75,7 +77,7 @@ def waited(items: Iterator[T], *watches: Stopwatch) -> Iterator[T]:
 
 def _bar(*columns: ProgressColumn) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         *columns,
         TimeElapsedColumn(),
@@ -113,7 +115,7 @@ def training(
     description: str, steps: int, done: int = 0
 ) -> Iterator[Callable[[str, Stopwatch], None]]:
     """Yields on_step(text, stopwatch), to be called once a step; shows rate, wait and time left."""
-    with _bar(TextColumn("{task.fields[state]}")) as progress:
+    with _bar(TextColumn("{task.fields[state]}", markup=False)) as progress:
         task = progress.add_task(description, total=steps, completed=done, state="")
 
         def on_step(text: str, watch: Stopwatch) -> None:
@@ -132,4 +134,4 @@ def doing(description: str) -> Iterator[None]:
 
 def say(text: str) -> None:
     """A line for the person; above the bar where there is one. Of several processes only the first's."""
-    console.print(text, soft_wrap=True, markup=False)
+    console.print("\n".join(map(shown, text.split("\n"))), soft_wrap=True, markup=False)

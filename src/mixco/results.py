@@ -8,6 +8,7 @@ checkpoints/         step-00000780.pt, the last two, and those that are kept for
 encoder.safetensors  the backbone, in timm's (for ResNets also torchvision's) keys
 unreadable.txt       the images that were left out, and why; only when there are any
 results.json         {"pretrain": {...}, "knn": {...}, "linear": {...}, ...}; see docs/results.md
+confusions-*.csv     of knn and linear: how many test images of a class were taken for which
 *.safetensors        classifiers that were trained on it: classifier, supervised, finetune
 *.png                pictures
 exports/             what `mixco export` made
@@ -15,6 +16,7 @@ exports/             what `mixco export` made
 The results of many runs may be collected in one file: {name: {"config": {...}, "pretrain": {...}, ...}}.
 """
 
+import csv
 import json
 import platform
 from collections.abc import Iterator
@@ -26,9 +28,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mixco.errors import UserError
-from mixco.files import replacing
+from mixco.files import naming, replacing
 
 LIBRARIES = ("mixco", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+CONFUSIONS = ("class", "taken for", "images")
 LONGEST_WAIT = 60  # seconds for a file of results; writing one takes milliseconds
 
 
@@ -60,8 +63,29 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); is this a run folder?"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}; restore it or run again") from None
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a dict. Raises UserError for any other."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a file of results; give another one")
+    return content
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """A run's config.json: its sections, "data" and "run" among them, all of them dicts.
+
+    Raises UserError when it is missing, damaged, or no run's.
+    """
+    path = run / "config.json"
+    config = read_json(path)
+    sections = ("data", "method", "run")
+    if not isinstance(config, dict) or not all(isinstance(config.get(s), dict) for s in sections):
+        raise UserError(f"{path} is of no run; restore it, or give another folder")
+    return config
 
 
 @contextmanager
@@ -79,9 +103,7 @@ def changing_json(path: Path) -> Iterator[dict[str, Any]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock, timeout=LONGEST_WAIT):
-            content = read_json(path) if path.exists() else {}
-            if not isinstance(content, dict):
-                raise UserError(f"{path}: not a file of results; give another one")
+            content = read_results(path) if path.exists() else {}
             yield content
             write_json(path, content)
     except Timeout:
@@ -99,14 +121,38 @@ def add_result(run: Path, kind: str, values: dict[str, Any]) -> None:
         results[kind] = values
 
 
+def write_confusions(run: Path, kind: str, counts: dict[tuple[str, str], int]) -> None:
+    """confusions-<kind>.csv; counts: (class, what it was taken for) -> test images."""
+    rows = [CONFUSIONS, *((*pair, number) for pair, number in counts.items())]
+    with (
+        replacing(run / f"confusions-{kind}.csv") as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        csv.writer(file).writerows(rows)
+
+
+def read_confusions(path: Path) -> dict[tuple[str, str], int]:
+    """Raises UserError when the file is missing or damaged."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            head, *rows = csv.reader(file)
+        if tuple(head) != CONFUSIONS:
+            raise ValueError(f"it begins with {head}")
+        return {(truth, guess): int(number) for truth, guess, number in rows}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is damaged: {error}; remove it, or evaluate again") from None
+
+
 def run_results(run: Path) -> dict[str, Any]:
     """{"config": config.json, and the entries of results.json}, as a collection has them.
 
     Raises UserError when there are no results. An evaluation with --out has no config.
     """
     config = run / "config.json"
-    settings = {"config": read_json(config)} if config.exists() else {}
-    return {**settings, **read_json(run / "results.json")}
+    settings = {"config": read_results(config)} if config.exists() else {}
+    return {**settings, **read_results(run / "results.json")}
 
 
 def collect(run: Path, collection: Path, name: str) -> None:
@@ -119,7 +165,8 @@ def collect(run: Path, collection: Path, name: str) -> None:
 
 
 def append_metrics(run: Path, record: dict[str, Any]) -> None:
-    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+    path = run / "metrics.jsonl"
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 

@@ -104,6 +104,15 @@ def test_a_packed_file_cut_short_is_packed_again(photos: Path, tmp_path: Path) -
     assert torch.equal(of_folder(photos, cache).images, sample_images(200))
 
 
+def test_a_packed_file_with_a_damaged_header_is_packed_again(photos: Path, tmp_path: Path) -> None:
+    path = of_folder(photos, tmp_path / "cache").path
+    for damage in (b"[]", b"null", b'{"images": 1}'):
+        with path.open("r+b") as file:
+            file.seek(8)
+            file.write(damage)
+        assert torch.equal(of_folder(photos, tmp_path / "cache").images, sample_images(200))
+
+
 def test_nothing_half_written_is_left_behind(photos: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     source = list_images(str(photos), None, "pretrain")

@@ -322,7 +322,7 @@ def test_auto_packs_what_fits(
     opened(photos, "packed")
     assert loading.fits_packed(source, SIZE, photos.parent / "cache", 2 * needed), "packed already"
     assert isinstance(opened(photos, "auto"), PackedImages)
-    with pytest.raises(UserError, match="--workers -1: 0 or more"):
+    with pytest.raises(UserError, match="--workers -1: 0 to 1024"):
         opened(photos, "auto", -1)
 
 

@@ -118,6 +118,12 @@ def test_an_own_list(tmp_path: Path) -> None:
     assert sorted(subset.labels or ()) == list(range(10))
     assert subset_name(str(path)) == "first-of-each"
 
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(names).encode())  # as some editors write it
+    assert with_labels(SAMPLE, str(path)).files == subset.files
+    path.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(UserError, match=r"txt: \\udcff\\udcfe is not among the train images"):
+        with_labels(SAMPLE, str(path))
+
     path.write_text("\n".join(names[:-1]))
     with pytest.raises(UserError, match=f"no image of class {SAMPLE.classes[9]}"):
         with_labels(SAMPLE, str(path))

@@ -62,7 +62,7 @@ def test_what_is_not_given_is_chosen_told_and_kept(
     pretrain(small(photos, out))
     assert read_json(out / "config.json") == config
     said = capsys.readouterr().err
-    assert "--size" not in said
+    assert "--size 64:" not in said
     assert "changed" not in said
 
 

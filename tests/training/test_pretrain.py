@@ -119,6 +119,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert not (out / "encoder.safetensors").exists(), "nothing that would pass for a result"
 
 
+def test_a_size_above_all_images_is_told(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(photos, tmp_path / "run", optimisation={"epochs": 1})
+    pretrain(dataclasses.replace(settings, data=dataclasses.replace(settings.data, size=80)))
+    assert "no image is longer than 64 px, so --size 80 only enlarges" in capsys.readouterr().err
+
+
 def test_a_run_is_never_overwritten(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()

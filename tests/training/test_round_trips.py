@@ -16,7 +16,7 @@ from mixco.config import DataConfig, MethodConfig, OptimisationConfig, PretrainC
 from mixco.data import views
 from mixco.data.resident import gather
 from mixco.seeding import generator_for
-from mixco.training.pretrain import AUGMENTATIONS, build_method
+from mixco.training.pretrain import build_method
 
 META = torch.device("meta")
 
@@ -41,7 +41,7 @@ class WaitingCopies(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("augmentation", views.AUGMENTATIONS)
 @pytest.mark.parametrize("mix", ["none", "mixco"])
 @pytest.mark.parametrize("method", ["moco", "simclr"])
 def test_a_step_makes_no_round_trip(
@@ -61,7 +61,7 @@ def test_a_step_makes_no_round_trip(
     canvases = sample_images(32).to(META)
     extents = torch.tensor([[64, 64]]).expand(32, 2)
     index = torch.randperm(32, generator=torch.Generator().manual_seed(0))[:16]
-    chosen = AUGMENTATIONS[augmentation](32, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD)
+    chosen = views.AUGMENTATIONS[augmentation](32, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
 
     with WaitingCopies() as copies:

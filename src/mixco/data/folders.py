@@ -6,6 +6,7 @@ from mixco.data.image_list import ImageList
 from mixco.data.index import list_files
 from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, Channels
 from mixco.errors import UserError
+from mixco.files import shown
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -22,7 +23,7 @@ def unlabelled_folder(folder: Path, cache: Path | None = None) -> ImageList:
     labelled = root != folder and len(tops) > 1 and all("/" in name for name in files)
     index = {top: label for label, top in enumerate(tops)}
     return ImageList(
-        f"{folder.resolve().name}/pretrain",
+        f"{shown(folder.resolve().name)}/pretrain",
         root,
         files,
         tuple(index[name.split("/")[0]] for name in files) if labelled else None,
@@ -77,7 +78,7 @@ def labelled_folder(
     index = {each: label for label, each in enumerate(names)}
     files = of_split[split]
     return ImageList(
-        f"{name or folder.resolve().name}/{split}",
+        f"{name or shown(folder.resolve().name)}/{split}",
         splits[split],
         tuple(files),
         tuple(index[f.split("/")[0]] for f in files),

@@ -1,10 +1,12 @@
 """What a list of images is: where they lie and what their labels are; nothing is decoded here."""
 
+import errno
 import io
+import stat
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, Channels
+
+MOST_BYTES = 2**30  # of an image file; as many pixels as are allowed take less in any format
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,12 @@ class ImageList:
         """The files that hold all the images; none where each image is a file of its own."""
         if self.arrays is not None:
             return self.arrays.paths
-        return (self.root,) if self.root.suffix == ".zip" else ()
+        return (self.root,) if self.is_zip else ()
+
+    @cached_property
+    def is_zip(self) -> bool:
+        """A folder may be called so too."""
+        return self.root.suffix == ".zip" and self.root.is_file()
 
     def read(self, index: int) -> bytes:
         """The bytes of an image file; an image of an array as PPM, pixels behind one line of text.
@@ -74,15 +83,25 @@ class ImageList:
             pixels = self.arrays[index]
             height, width = pixels.shape[:2]
             return f"P6 {width} {height} 255\n".encode() + pixels.tobytes()
-        if self.root.suffix == ".zip":
+        if self.is_zip:
             return open_zip(self.root).read(self.files[index])
-        return (self.root / self.files[index]).read_bytes()
+        return self._regular(index).read_bytes()
+
+    def _regular(self, index: int) -> Path:
+        path = self.root / self.files[index]
+        state = path.stat()
+        # Reading a pipe would wait for ever, and some devices have no end.
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(errno.EINVAL, "no file with a content of its own")
+        if state.st_size > MOST_BYTES:
+            raise OSError(errno.EFBIG, "more than 1 GiB")
+        return path
 
     def open(self, index: int) -> BinaryIO:
         """What `read` gives as a file, of which no more is read than is asked for. Raises OSError."""
         if self.containers:
             return io.BytesIO(self.read(index))
-        return (self.root / self.files[index]).open("rb")
+        return self._regular(index).open("rb")
 
 
 @lru_cache(maxsize=4)

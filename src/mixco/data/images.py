@@ -18,6 +18,9 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 MOST_PIXELS = 89_478_485  # a file that claims more is taken for a decompression bomb, as by Pillow
 TOO_MANY = "more than 89 million pixels"
+# What the endings of folders.EXTENSIONS stand for, whichever of them a file has. Of the others that
+# Pillow knows some would start programs (EPS: Ghostscript) or hold no picture of their own.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class UnreadableImage(Exception):
@@ -122,7 +125,10 @@ def opened(stream: BinaryIO, length: int) -> Iterator[Image.Image]:
     if not length:
         raise UnreadableImage("the file is empty")
     try:
-        with quietly() if in_main_thread() else nullcontext(), Image.open(stream) as file:
+        with (
+            quietly() if in_main_thread() else nullcontext(),
+            Image.open(stream, formats=FORMATS) as file,
+        ):
             if file.width * file.height > MOST_PIXELS:
                 raise UnreadableImage(TOO_MANY)
             yield file

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import TypedDict
 
-from mixco.files import replacing
+from mixco.errors import UserError
+from mixco.files import replacing, shown
 
 FORMAT = 1  # part of the key: raise it whenever the same folder would be indexed differently
 
@@ -30,8 +31,9 @@ class Folder(TypedDict):
 def list_files(root: Path, endings: tuple[str, ...], cache: Path | None) -> list[str]:
     """The files below root with one of the endings, as sorted paths with slashes.
 
-    Hidden files and folders are left out, links to folders are not followed, and what cannot be listed
-    is taken as empty.
+    Hidden files and folders are left out, links to folders are not followed, and what is not there, or
+    vanishes meanwhile, is taken as empty. Raises UserError for a folder that cannot be listed: nobody is
+    to train on a part of the images without knowing.
 
     cache: where the index is kept; None for none. A damaged index is built anew; one that cannot be
     written costs only the time to list again.
@@ -76,8 +78,13 @@ def _look(path: Path, known: Folder | None, endings: tuple[str, ...]) -> Folder:
                         result["folders"].append(entry.name)
                 elif entry.name.lower().endswith(endings):
                     result["files"].append(entry.name)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return {"times": [], "folders": [], "files": []}
+    except OSError as error:
+        raise UserError(
+            f"{shown(str(path))}: cannot be listed ({error.strerror}); make it readable, or move it out "
+            "of the images' folder"
+        ) from None
     if time.time_ns() - max(times) > SETTLED_NS:
         result["times"] = times
     return result

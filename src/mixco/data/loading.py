@@ -19,6 +19,7 @@ from mixco.files import free_space
 
 Images = PackedImages | StreamedImages
 
+MOST_WORKERS = 1024
 HEADERS = 256  # files that are opened to see how large the images are
 FEATURE_BATCH = 512
 
@@ -39,8 +40,8 @@ def open_images(
 
     Raises UserError as `pack` does.
     """
-    if workers < 0:
-        raise UserError(f"--workers {workers}: 0 or more")
+    if not 0 <= workers <= MOST_WORKERS:
+        raise UserError(f"--workers {workers}: 0 to {MOST_WORKERS}")
     if loading == "auto":
         loading = "packed" if fits_packed(source, size, cache, memory) else "streamed"
     if loading == "streamed":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from mixco.data.image_list import ImageList
-from mixco.data.images import UnreadableImage, decode, quietly, reduce
+from mixco.data.images import UnreadableImage, decode, opened, quietly, reduce
 from mixco.errors import UserError
+from mixco.files import shown
 
 FORMAT = 2  # part of the key: raise it whenever the same files would be packed differently
 MAX_UNREADABLE = 0.01
@@ -108,12 +110,14 @@ def pack(
 
 def packed_path(source: ImageList, size: int, cache: Path) -> Path:
     """Where the packed file of a source in its present state lies, if it was packed."""
-    return cache / f"{source.name.replace('/', '-')}-{state_key(source, size)}.safetensors"
+    name = source.name.replace("/", "-")[-50:]  # a folder's may be as long as a file's can be
+    return cache / f"{name}-{state_key(source, size)}.safetensors"
 
 
 def state_key(source: ImageList, size: int) -> str:
     """Of the images in their present state, names, sizes and times, and of the side that is seen."""
-    digest = hashlib.sha256(f"{FORMAT}/{size}/{source.root.resolve()}".encode())
+    place = f"{FORMAT}/{size}/{source.root.resolve()}"
+    digest = hashlib.sha256(place.encode("utf-8", "surrogateescape"))
     for path in source.containers:
         state = path.stat()
         digest.update(f"{state.st_size}/{state.st_mtime_ns}".encode())
@@ -237,9 +241,9 @@ def picture_size(source: ImageList, index: int) -> tuple[int, int]:
         height, width = source.arrays[index].shape[:2]
         return height, width
     try:
-        with source.open(index) as file, Image.open(file) as image:
+        with source.open(index) as file, opened(file, 1) as image:
             return image.height, image.width
-    except Exception:  # whatever is wrong is told by decode(), with a reason
+    except (UnreadableImage, OSError):  # what is wrong is told by decode(), with a reason
         return 0, 0
 
 
@@ -278,36 +282,41 @@ def refuse_too_many(
     count = len(source.files)
     if len(unreadable) <= (MAX_UNREADABLE if share is None else share) * count:
         return
-    shown = "; ".join(f"{source.files[i]}: {reason}" for i, reason in unreadable[:3])
+    some = "; ".join(f"{shown(source.files[i])}: {reason}" for i, reason in unreadable[:3])
     raise UserError(
-        f"{source.root}: {len(unreadable)} of {count} images cannot be read ({shown}); "
+        f"{source.root}: {len(unreadable)} of {count} images cannot be read ({some}); "
         "at most 1 % are left out silently: mend or remove them"
     )
 
 
 def _header(shape: list[int], notes: str) -> bytes:
     """A safetensors header, so that pixels can be streamed behind it."""
-    begin, pixels = 16 * shape[0], int(np.prod(shape))
-    content = json.dumps(
-        {
-            "__metadata__": {"mixco": notes},
-            # Eight-byte numbers first: behind the pixels they might lie at an odd place.
-            "extents": {"dtype": "I64", "shape": [shape[0], 2], "data_offsets": [0, begin]},
-            "images": {"dtype": "U8", "shape": shape, "data_offsets": [begin, begin + pixels]},
-        }
-    ).encode()
+    content = json.dumps(_layout(shape, notes)).encode()
     content += b" " * (-len(content) % 64 + 56)  # pixels begin at a multiple of 64
     return struct.pack("<Q", len(content)) + content
 
 
+def _layout(shape: list[int], notes: str) -> dict[str, Any]:
+    begin, pixels = 16 * shape[0], math.prod(shape)
+    return {
+        "__metadata__": {"mixco": notes},
+        # Eight-byte numbers first: behind the pixels they might lie at an odd place.
+        "extents": {"dtype": "I64", "shape": [shape[0], 2], "data_offsets": [0, begin]},
+        "images": {"dtype": "U8", "shape": shape, "data_offsets": [begin, begin + pixels]},
+    }
+
+
 def is_whole(path: Path) -> bool:
-    """Is there a packed file, of the length that its header says?"""
+    """Is there a packed file, with a header as it must be, and of the length that it says?"""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-            return bool(path.stat().st_size == 8 + length + header["images"]["data_offsets"][1])
-    except (OSError, ValueError, KeyError, struct.error, MemoryError, OverflowError):
+        shape, notes = header["images"]["shape"], header["__metadata__"]["mixco"]
+        length += 8 + header["images"]["data_offsets"][1]
+        whole = header == _layout(shape, notes) and path.stat().st_size == length
+        return bool(whole and len(json.loads(notes)["kept"]) == shape[0])
+    except (OSError, ValueError, LookupError, TypeError, struct.error, MemoryError, OverflowError):
         return False
 
 

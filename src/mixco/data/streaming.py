@@ -28,6 +28,7 @@ from mixco.data.images import Box, UnreadableImage, decode_crops
 from mixco.data.packing import refuse_too_many
 from mixco.data.views import Augmentation, central_squares, place_crops
 from mixco.errors import UserError
+from mixco.files import shown
 
 PREFETCHED = 2  # batches that a worker prepares ahead
 MOST_SUBSTITUTES = 100
@@ -216,12 +217,12 @@ def decode_batches(
         for file, reason in batch.unreadable:
             if file not in images.unreadable:
                 images.unreadable[file] = reason
-                on_unreadable(images.source.files[file], reason)
+                on_unreadable(shown(images.source.files[file]), reason)
                 refuse_too_many(images.source, sorted(images.unreadable.items()), tolerated)
         if members is not None and not batch.readable.all():
             raise UserError(
                 f"{images.source.root}: {MOST_SUBSTITUTES} files one after the other cannot be read "
-                f"(the last: {images.source.files[batch.unreadable[-1][0]]}: "
+                f"(the last: {shown(images.source.files[batch.unreadable[-1][0]])}: "
                 f"{batch.unreadable[-1][1]}); is the disk still there?"
             )
         yield batch

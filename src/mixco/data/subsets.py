@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mixco.data.sources import ImageList
 from mixco.errors import UserError
+from mixco.files import shown
 
 PERCENTS = {"1%": 1, "10%": 10}
 
@@ -91,16 +92,19 @@ def published(data: str, percent: int) -> tuple[str, ...]:
 
 def _read_list(source: ImageList, path: Path, labels: str) -> tuple[str, ...]:
     try:
-        names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError):
+        # Names of any bytes; with the mark that some editors begin a text with, and either line end.
+        lines = path.read_text("utf-8-sig", "surrogateescape").split("\n")
+    except (OSError, ValueError):  # the latter for a path that cannot be one
         raise UserError(
             f"--labels {labels}: 1%, 10%, or a text file that lists images, one a line; "
             "there is no such file that can be read"
         ) from None
-    strange = sorted(set(names) - set(source.files))
+    known = set(source.files)
+    names = [line if line in known else line.strip() for line in lines if line.strip()]
+    strange = sorted(set(names) - known)
     if strange:
         raise UserError(
-            f"{path}: {strange[0]} is not among the train images of {source.root}; expected names "
-            f"like {source.files[0]}"
+            f"{path}: {shown(strange[0][:80])} is not among the train images of {source.root}; expected "
+            f"names like {source.files[0]}"
         )
     return tuple(names)

@@ -1,18 +1,22 @@
 """Unpacking an archive so that nothing in it can reach beyond its folder, and wholly or not at all."""
 
-import lzma
+import errno
 import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from mixco.errors import UserError
+
+OF_THE_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+)
 
 # A member: its name, its size when unpacked, and its content; None for a folder.
 Member = tuple[str, int, Callable[[], IO[bytes] | None] | None]
@@ -56,17 +60,19 @@ def unpack(
         target = path.parent / folder
         (hidden / folder).rename(target)
         return target
-    except (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise _damaged(path, error) from None
+    except UserError:
+        raise
     except FileExistsError as error:
         raise UserError(f"{path}: has a file twice ({error.filename}); download it again") from None
     except OSError as error:
-        if error.errno is None:  # gzip's own
+        if error.errno not in OF_THE_DISK:  # gzip's own, or a name that no file can have
             raise _damaged(path, error) from None
         raise UserError(
             f"{path}: cannot be unpacked ({error.strerror}); free the disk or give another "
             "--data-path; the archive is kept"
         ) from None
+    except Exception as error:  # the archives' readers raise many kinds on damaged files
+        raise _damaged(path, error) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
@@ -127,4 +133,5 @@ def _refused(path: Path, name: str, what: str) -> UserError:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: damaged ({error}); remove it and download it again")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return UserError(f"{path}: damaged ({reason}); remove it and download it again")

@@ -8,15 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixco.config import EvaluationConfig, KNNConfig, LinearConfig, check_classifier
+from mixco.config import (
+    EvaluationConfig,
+    KNNConfig,
+    LinearConfig,
+    check_classifier,
+    check_knn,
+)
 from mixco.data.loading import canvases
 from mixco.distributed import joined, started
 from mixco.evaluation.knn import knn_scores, neighbours
 from mixco.evaluation.linear import fit_linear_probe
 from mixco.evaluation.task import Task, accuracies, labels_of, load_task
 from mixco.evaluation.trained import evaluate_as_published
+from mixco.failures import machine_failures_told
 from mixco.pictures import draw_neighbours
 
+REMEDY = "lower --size, or give --device cpu"
 MINUTES = 30.0  # that one of several processes waits for the shares of the others
 
 
@@ -43,6 +51,7 @@ class Features:
         return labels_of(self.task.test)[self.test_index]
 
 
+@machine_failures_told(REMEDY)
 def compute_features(config: EvaluationConfig) -> Features:
     """The task's features, computed once for all evaluations that need them.
 
@@ -55,12 +64,14 @@ def compute_features(config: EvaluationConfig) -> Features:
     return Features(task, *train, *test)
 
 
+@machine_failures_told(REMEDY)
 def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[str, Any]:
     """Weighted kNN of the test split among the train split; top-1 in percent.
 
     Written into the run's results.json and neighbours.png, when there is a run.
     features: those of an evaluation before, so that they are not computed twice.
     """
+    check_knn(config)
     f = features or compute_features(config.evaluation)
     scores = knn_scores(
         f.train_features,
@@ -79,11 +90,13 @@ def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[st
         **f.task.describe(),
     }
     f.task.write("knn", result)
+    f.task.write_confusions("knn", scores, f.test_labels)
     if f.task.folder is not None and started().rank == 0:
         show_neighbours(f.task.folder / f"neighbours{f.task.suffix}.png", f)
     return result
 
 
+@machine_failures_told("lower --batch-size or --size, or give --device cpu")
 def evaluate_linear(config: LinearConfig, features: Features | None = None) -> dict[str, Any]:
     """A linear classifier on the frozen encoder by either protocol; or the supervised baseline.
 
@@ -101,7 +114,8 @@ def evaluate_linear(config: LinearConfig, features: Features | None = None) -> d
         seed=config.evaluation.seed,
         epochs=config.epochs,
     )
-    top1, top5 = accuracies(probe.scores(f.test_features), f.test_labels)
+    scores = probe.scores(f.test_features)
+    top1, top5 = accuracies(scores, f.test_labels)
     result = {
         "top1": round(top1, 2),
         "top5": round(top5, 2),
@@ -113,6 +127,7 @@ def evaluate_linear(config: LinearConfig, features: Features | None = None) -> d
         **f.task.describe(),
     }
     f.task.write("linear", result)
+    f.task.write_confusions("linear", scores, f.test_labels)
     return result
 
 

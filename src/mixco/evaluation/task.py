@@ -1,5 +1,8 @@
 """What is evaluated: an encoder, and the labelled images that it is asked about."""
 
+import math
+import os
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +15,14 @@ from mixco.checkpoint import LoadedEncoder, load_encoder
 from mixco.config import EvaluationConfig
 from mixco.data.download import download
 from mixco.data.loading import Images, open_images
-from mixco.data.packing import refuse_lost_classes
+from mixco.data.packing import PackedImages, refuse_lost_classes
 from mixco.data.sources import list_images
 from mixco.data.subsets import subset_name, with_labels
 from mixco.distributed import started
 from mixco.errors import UserError
 from mixco.evaluation.features import features_of
 from mixco.evaluation.knn import topk_accuracy
-from mixco.files import one_at_a_time
+from mixco.files import one_at_a_time, shown
 from mixco.hardware import (
     keep_freed_memory,
     memory_bytes,
@@ -28,7 +31,7 @@ from mixco.hardware import (
     processors,
 )
 from mixco.progress import counting, downloading, say
-from mixco.results import add_result, read_json
+from mixco.results import add_result, read_config, write_confusions
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,16 @@ class Task:
         if self.folder is not None and started().rank == 0:
             add_result(self.folder, kind + self.suffix, result)
 
+    def write_confusions(self, kind: str, scores: Tensor, labels: Tensor) -> None:
+        """What test images were taken for, beside results.json; scores [M, C], labels int64 [M]."""
+        if self.folder is not None and started().rank == 0:
+            guesses = scores.argmax(1).tolist()
+            counts = Counter(
+                (self.test.classes[truth], self.train.classes[guess])
+                for truth, guess in zip(labels.tolist(), guesses, strict=True)
+            )
+            write_confusions(self.folder, kind + self.suffix, dict(sorted(counts.items())))
+
 
 def load_task(config: EvaluationConfig) -> Task:
     """Load the encoder, find and pack the labelled images.
@@ -124,12 +137,10 @@ def load_task(config: EvaluationConfig) -> Task:
     encoder = load_encoder(given, arch=config.arch, stem=config.stem, size=config.size)
     own, recipe_lr = False, None
     if config.run is not None:
-        pretraining = read_json(config.run / "config.json")
-        trained_on = pretraining["data"]
-        recipe_lr = pretraining["run"].get("linear_lr")
-        data_path = data_path or (Path(p) if (p := trained_on["data_path"]) and not data else None)
-        data = data or trained_on["data"]
-        own = _same_data(data, trained_on["data"])
+        trained_on, trained_at, recipe_lr = _of_run(config.run)
+        data_path = data_path or (trained_at if not data else None)
+        data = data or trained_on
+        own = _same_data(data, trained_on)
     if data is None:
         raise UserError("--checkpoint needs --data, the labelled images to evaluate on")
     size = encoder.description.size
@@ -150,7 +161,7 @@ def load_task(config: EvaluationConfig) -> Task:
         if split == "train":
             source = with_labels(source, config.labels)
         with counting(f"packing {source.name}") as on_progress:
-            return open_images(
+            images = open_images(
                 source,
                 size=size,
                 cache=cache,
@@ -159,6 +170,9 @@ def load_task(config: EvaluationConfig) -> Task:
                 memory=memory_bytes(),
                 on_progress=on_progress,
             )
+        for file, reason in images.unreadable if isinstance(images, PackedImages) else ():
+            tell_unreadable(shown(file), reason)
+        return images
 
     several = one_at_a_time(config.cache.expanduser() / ".several.lock")
     with several if here.processes > 1 else nullcontext():
@@ -172,6 +186,8 @@ def load_task(config: EvaluationConfig) -> Task:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {folder}: cannot be made ({error.strerror})") from None
+        if not os.access(folder, os.W_OK):  # told before the work, not after it
+            raise UserError(f"{folder}: cannot be written; make it writable, or give another --out")
     suffix = "" if config.labels is None else f"-{subset_name(config.labels)}"
     if not own:
         suffix += f"@{test.source.name.split('/')[0]}"
@@ -187,6 +203,20 @@ def load_task(config: EvaluationConfig) -> Task:
         recipe_lr=recipe_lr,
         suffix=suffix,
     )
+
+
+def _of_run(run: Path) -> tuple[str, Path | None, float | None]:
+    """The --data, --data-path and --linear-lr of a run. Raises UserError for a damaged config.json."""
+    config = read_config(run)
+    data, path = (config["data"].get(key) for key in ("data", "data_path"))
+    rate = config["run"].get("linear_lr")
+    texts = isinstance(data, str) and isinstance(path, str | None)
+    if not texts or not (rate is None or (type(rate) in (int, float) and 0 < rate < math.inf)):
+        raise UserError(
+            f"{run / 'config.json'}: damaged, its data, data_path or linear_lr cannot be; restore it, "
+            "or give the encoder as --checkpoint"
+        )
+    return data, Path(path) if path else None, rate
 
 
 def labels_of(images: Images) -> Tensor:

@@ -18,6 +18,7 @@ from mixco.evaluation.classifier import (
     train_classifier,
 )
 from mixco.evaluation.task import accuracies, labels_of, load_task
+from mixco.failures import machine_failures_told
 from mixco.hardware import describe
 from mixco.models.encoder import build_backbone, feature_dim
 from mixco.progress import say
@@ -48,6 +49,7 @@ def evaluate_as_published(config: LinearConfig) -> dict[str, Any]:
     )
 
 
+@machine_failures_told("lower --batch-size or --size, or give --device cpu")
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Train the whole network from the encoder's weights: one rate for it, one for the classifier.
 

@@ -85,6 +85,10 @@ def build_backbone(arch: str, size: int, stem: Stem = "auto", seed: int = 0) -> 
                 break
             except TypeError:
                 continue
+            except (AssertionError, ValueError, ZeroDivisionError) as error:
+                raise UserError(
+                    f"--arch {arch}: timm cannot build it for --size {size} ({error}); give another size"
+                ) from None
         if backbone is None:
             raise UserError(f"--arch {arch}: timm cannot build it without a classifier")
         patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))[0]

@@ -31,6 +31,7 @@ from mixco.distributed import (
     world,
 )
 from mixco.errors import UserError
+from mixco.failures import machine_failures_told
 from mixco.files import one_at_a_time
 from mixco.hardware import (
     describe,
@@ -47,7 +48,14 @@ from mixco.models.encoder import Encoder, build_backbone, build_head, drops_at_r
 from mixco.models.sync_batchnorm import synchronise_batch_norms
 from mixco.pictures import draw_curves
 from mixco.progress import Stopwatch, counting, downloading, say, training, waited
-from mixco.results import add_result, append_metrics, read_json, versions, write_json, write_metrics
+from mixco.results import (
+    add_result,
+    append_metrics,
+    read_results,
+    versions,
+    write_json,
+    write_metrics,
+)
 from mixco.schedules import learning_rate
 from mixco.seeding import generator_for, global_draws
 from mixco.training.choosing import as_it_began, cautions_of, choose_rest, choose_size
@@ -57,6 +65,7 @@ from mixco.training.resuming import (
     Due,
     newest_state,
     open_run,
+    restore,
     save_step,
     signals_noticed,
 )
@@ -66,6 +75,7 @@ from mixco.training.telling import (
     say_choices,
     say_epoch,
     show_what_it_saw,
+    what_it_sees,
 )
 
 # The loss is looked at this often for not being finite: on a GPU each look waits for the device.
@@ -85,7 +95,9 @@ def pretrain(config: PretrainConfig) -> Path:
     finite: then the last good checkpoint stays. On SIGINT and SIGTERM the step is finished and saved,
     and KeyboardInterrupt or SystemExit(143) raised; a second signal acts at once.
     """
-    with ExitStack() as until_the_end:
+    # With other settings it is another run, but for the pieces.
+    remedy = "raise --pieces, or lower --batch-size, --queue or --size and give another --out"
+    with ExitStack() as until_the_end, machine_failures_told(remedy):
         return _pretrain(config, until_the_end)
 
 
@@ -155,9 +167,9 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         return folder
     if first:
         write_json(folder / "versions.json", versions(describe(device)))
-        report_data(images, cautions_of(config, len(members), dtype), folder)
+        report_data(images, cautions_of(config, len(members), dtype), data.size, folder)
     augmentation = views.weaken_jitter(
-        AUGMENTATIONS[method_config.augmentation](data.size, mean=data.mean, std=data.std),
+        views.AUGMENTATIONS[method_config.augmentation](data.size, mean=data.mean, std=data.std),
         method_config.jitter,
     )
     drops = drops_at_random(method)  # to be seeded at each step: they take no generator
@@ -209,8 +221,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
                 f"{state['data']['name']}, now there are {len(images):,} of {source.name}; give the "
                 "same images to go on with it, or another --out"
             )
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
+        restore(method, optimizer, state)
         step, records = state["step"], state["records"]
         sums = {key: value.to(device) for key, value in state["sums"].items()}
         total.go_on(*state["time"])
@@ -340,9 +351,8 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     board.close()
 
     save_encoder(folder / "encoder.safetensors", method.encoder.backbone, encoder)
-    show_what_it_saw(
-        folder / "views.png", images, augmentation, MIXERS[method_config.mix], run.seed
-    )
+    seen = what_it_sees(images, augmentation, MIXERS[method_config.mix], run.seed)
+    show_what_it_saw(folder / "views.png", seen)
     draw_curves(folder / "curves.png", {name: records})
     add_result(
         folder,
@@ -362,9 +372,6 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         },
     )
     return folder
-
-
-AUGMENTATIONS = views.AUGMENTATIONS
 
 
 def build_method(config: PretrainConfig) -> MoCo | SimCLR:
@@ -417,7 +424,7 @@ def plan(
 def is_finished(folder: Path) -> bool:
     results = folder / "results.json"
     return (folder / "encoder.safetensors").exists() and (
-        results.exists() and "pretrain" in read_json(results)
+        results.exists() and "pretrain" in read_results(results)
     )
 
 

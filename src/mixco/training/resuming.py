@@ -17,13 +17,22 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import nn
 
 from mixco.checkpoint import save_checkpoint
 from mixco.errors import UserError
-from mixco.results import new_run_folder, read_json, write_json
+from mixco.failures import of_the_machine, out_of_memory
+from mixco.results import new_run_folder, read_config, write_json
 
 LOCK = ".run.lock"
 TEMPORARY = re.compile(r"\.\d+-")  # of files.replacing
+# What a checkpoint holds at least.
+STATE = {
+    **dict.fromkeys(("method", "optimizer", "sums", "data"), dict),
+    "step": int,
+    "records": list,
+    "time": tuple,
+}
 ROLLING = 2  # so many checkpoints are kept beside those that stay
 
 # What of a config may change between two parts of a run: where things lie, how they are read and
@@ -72,13 +81,7 @@ def open_run(
 
 def begun_config(folder: Path) -> dict[str, Any] | None:
     """What a run in the folder began with; None where there is none. Raises UserError for no run's."""
-    path = folder / "config.json"
-    if not path.exists():
-        return None
-    config = read_json(path)
-    if not (isinstance(config, dict) and {"data", "method", "run"} <= config.keys()):
-        raise UserError(f"--out {folder}: its config.json is of no run; give another --out")
-    return config
+    return read_config(folder) if (folder / "config.json").exists() else None
 
 
 def as_begun(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -151,8 +154,11 @@ def save_step(folder: Path, step: int, state: dict[str, Any], *, keep: bool) -> 
     path = folder / "checkpoints" / f"step-{step:08d}{'-kept' if keep else ''}.pt"
     try:
         save_checkpoint(path, state)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        # torch's writer raises the latter on a full disk, and only counts the bytes in its text.
+        reason = getattr(error, "strerror", None) or "not all of it: the disk is full"
         raise UserError(
             f"{path}: cannot be written ({reason}); the checkpoints before it are whole. Make room "
             "and start the same command again, and it goes on from them"
@@ -179,8 +185,12 @@ def newest_state(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
                 damaged = file.testzip()  # reads everything against its checksums
             if damaged is None:
                 state = torch.load(path, map_location="cpu", weights_only=True)
-                return dict(state)
+                if _is_of_a_run(state):
+                    return dict(state)
+                damaged = "it holds something else"
         except Exception as error:  # a damaged file is met by many kinds
+            if of_the_machine(error):  # the file may be whole
+                raise
             damaged = str(error).splitlines()[0] if str(error) else type(error).__name__
         aside = path.replace(path.with_suffix(".damaged"))
         say(f"warning: {aside} is damaged ({damaged}) and left aside; the one before it is taken")
@@ -190,6 +200,30 @@ def newest_state(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
             "with another --out"
         )
     return None
+
+
+def _is_of_a_run(state: Any) -> bool:
+    return (
+        isinstance(state, dict)
+        and all(isinstance(state.get(key), kind) for key, kind in STATE.items())
+        and state["data"].keys() == {"name", "images"}
+        and len(state["time"]) == 3
+    )
+
+
+def restore(method: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state's weights and optimiser. Raises UserError when they are of another network."""
+    try:
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if of_the_machine(error):
+            raise
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"the checkpoint after step {state['step']} does not fit this run's network ({reason}); "
+            "remove it from checkpoints/, and the one before it is taken, or give another --out"
+        ) from None
 
 
 class Due:

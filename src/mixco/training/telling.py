@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from mixco.cautions import Caution
 from mixco.data import views
 from mixco.data.loading import Images, canvases
 from mixco.data.packing import PackedImages
+from mixco.files import naming, replacing, shown
 from mixco.mixing import Mixer, draw_shares
 from mixco.pictures import draw_views
 from mixco.progress import say
@@ -19,7 +21,7 @@ from mixco.training.choosing import Choice
 
 def note_once(path: Path, line: str) -> None:
     """Add a line to a text file, unless an earlier part of the run has."""
-    with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
+    with naming(path), path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
         file.seek(0)
         if line not in file:
             file.write(line)
@@ -31,12 +33,18 @@ def say_choices(choices: Sequence[Choice]) -> None:
         say(f"  --{choice.option} {choice.value}: {choice.why}")
 
 
-def report_data(images: Images, cautions: Sequence[Caution], folder: Path) -> None:
+def report_data(images: Images, cautions: Sequence[Caution], size: int, folder: Path) -> None:
     """List what was left out, and warn of what may spoil the run."""
     if isinstance(images, PackedImages) and images.unreadable:
-        lines = [f"{file}\t{reason}\n" for file, reason in images.unreadable]
-        (folder / "unreadable.txt").write_text("".join(lines), "utf-8")
+        lines = [f"{shown(file)}\t{reason}\n" for file, reason in images.unreadable]
+        with replacing(folder / "unreadable.txt") as temporary:
+            temporary.write_text("".join(lines), "utf-8")
         say(f"{len(lines)} unreadable images left out, listed in {folder / 'unreadable.txt'}")
+    if isinstance(images, PackedImages) and (side := images.images.shape[-1]) < size:
+        say(
+            f"warning: no image is longer than {side} px, so --size {size} only enlarges them; "
+            f"--size {max(32, side)} shows as much in less time"
+        )
     for caution in cautions:
         say(f"warning: {caution}")
 
@@ -52,20 +60,35 @@ def say_epoch(record: dict[str, float], epochs: int) -> None:
         )
 
 
-def show_what_it_saw(
-    path: Path,
+class Seen(NamedTuple):
+    """Images as training sees them."""
+
+    originals: Tensor
+    """uint8 [B, C, H, W], on canvases"""
+    extents: Tensor
+    """int64 [B, 2]"""
+    view_q: Tensor
+    view_k: Tensor
+    """float [B, C, S, S] in [0, 1], not normalised"""
+    mixed: Tensor | None
+    """float [M, C, S, S] in [0, 1]"""
+    shares: list[tuple[int, int, float]]
+    """Of each mixture its first and second source, and the share of the first."""
+
+
+def what_it_sees(
     images: Images,
     augmentation: views.Augmentation,
     mixer: Mixer | None,
     seed: int,
-) -> None:
-    """The picture of the views and mixtures of eight images, drawn as in training."""
+) -> Seen:
+    """Views and mixtures of eight images, drawn as in training."""
     count = min(8, len(images))
     index = torch.linspace(0, len(images) - 1, count).long()
     originals, extents = canvases(images, index, 2 * augmentation.size)
     generator = generator_for(seed, "what it saw")
     view_q, view_k = views.two_views(originals, extents, augmentation, generator, torch.float32)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augmentation.mean, augmentation.std))
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (augmentation.mean, augmentation.std))
 
     def visible(view: Tensor) -> Tensor:
         return (view * std + mean).clamp(0, 1)
@@ -77,4 +100,9 @@ def show_what_it_saw(
         mixture = mixer(view_q, draw_shares(half, generator))
         mixed = visible(mixture.images)
         shares = [(i, i + half, mixture.targets[i, i].item()) for i in range(half)]
-    draw_views(path, originals, visible(view_q), visible(view_k), mixed, shares)
+    return Seen(originals, extents, visible(view_q), visible(view_k), mixed, shares)
+
+
+def show_what_it_saw(path: Path, seen: Seen) -> None:
+    """The picture of it."""
+    draw_views(path, seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.shares)

@@ -19,7 +19,7 @@ from mixco.methods.simclr import SimCLR
 from mixco.models.encoder import drops_at_random
 from mixco.seeding import generator_for, global_draws
 from mixco.training.optimisers import build_optimizer
-from mixco.training.pretrain import AUGMENTATIONS, plan
+from mixco.training.pretrain import plan
 
 WARM_UP, FEWEST, MOST = 2, 2, 10  # steps
 
@@ -58,7 +58,7 @@ def try_steps(
     batch = min(optimisation.batch_size, len(members))
     optimizer = build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
     augmentation = views.weaken_jitter(
-        AUGMENTATIONS[method_config.augmentation](data.size, mean=data.mean, std=data.std),
+        views.AUGMENTATIONS[method_config.augmentation](data.size, mean=data.mean, std=data.std),
         method_config.jitter,
     )
     batches = view_batches(

@@ -16,7 +16,7 @@ from mixco.config import (
     to_dict,
 )
 from mixco.errors import UserError
-from mixco.report import spread, table
+from mixco.report.table import spread, table
 from mixco.results import add_result, read_json, write_json
 
 
@@ -147,7 +147,6 @@ def test_results_without_a_pretraining_are_a_row(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "give run folders, or results.json files"),
-        (["RUN"], "say what to make of them: --table, --collect FILE, or both"),
         (["RUN", "--table", "--name", "x"], "--name is what --collect calls a single run"),
         (["RUN", "RUN", "--collect", "all.json", "--name", "x"], "calls a single run"),
         (["nowhere", "--table"], "is this a run folder?"),
@@ -155,6 +154,8 @@ def test_results_without_a_pretraining_are_a_row(tmp_path: Path) -> None:
         (["empty.json", "--table"], "there are no results yet"),
         (["list.json", "--table"], "not a file of results"),
         (["both.json", "--table"], "neither the results of a run nor of several"),
+        (["word.json", "--table"], "damaged, top1 is 'high'; expected a percentage"),
+        (["deep.json", "--table"], "is damaged"),
     ],
 )
 def test_mistakes_end_in_a_sentence(
@@ -168,6 +169,8 @@ def test_mistakes_end_in_a_sentence(
     write_run(tmp_path / "RUN", knn=60.0)
     write_json(tmp_path / "empty.json", {})
     write_json(tmp_path / "list.json", [1])
+    write_json(tmp_path / "word.json", {"knn": {"top1": "high"}})
+    (tmp_path / "deep.json").write_text("[" * 99_999)
     write_json(tmp_path / "both.json", {"knn": {"top1": 1.0}, "a": {"knn": {"top1": 1.0}}})
     with pytest.raises(SystemExit) as stopped:
         mixco.cli.main(["report", *arguments])

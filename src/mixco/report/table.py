@@ -20,7 +20,7 @@ IGNORED = {
     *("recipe", "data.data", "data.data_path", "data.download", "data.cache", "data.size"),
     *("data.workers", "model.arch", "optimisation.epochs", "run.out", "run.seed"),
     *("run.device", "run.knn_every", "run.linear_lr"),
-    *("run.checkpoint_minutes", "run.checkpoint_steps", "run.keep_every"),
+    *("run.checkpoint_minutes", "run.checkpoint_steps", "run.keep_every", "run.timeout_minutes"),
 }
 
 # Of an evaluation: what was set beforehand, not what came out or was chosen by the data.
@@ -49,19 +49,35 @@ class Row:
     """As `run_results` gives them."""
 
 
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts below a head, and sentences that belong to it."""
+
+    head: list[str]
+    lines: list[list[str]]
+    notes: list[str]
+
+
 def table(paths: tuple[Path, ...]) -> str:
     """Markdown with a row a setting, in the order in which they come.
 
     paths: run folders, or files or folders of collections. A run that is given twice counts once.
-
-    A cell is a percentage; of several runs `mean +- standard deviation (number of runs)`, the
-    deviation being the sample's (n - 1). Columns that no run has are left out.
 
     Raises UserError when there is nothing to show.
     """
     rows = group([run for path in paths for run in load(path)])
     if not rows:
         raise UserError(f"{', '.join(map(str, paths))}: there are no results yet")
+    shown = tabulate(rows)
+    lines = [shown.head, ["---"] * len(shown.head), *shown.lines]
+    escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in escaped), "", *shown.notes])
+
+
+def tabulate(rows: list[Row]) -> Table:
+    """A line a row. Cells are percentages; of several runs `mean +- standard deviation (number of
+    runs)`, the deviation being the sample's (n - 1). Columns that no run has are left out.
+    """
     kinds = [k for row in rows for run in row.runs for k in run if k not in ("config", "pretrain")]
     columns = [
         *((kind, number) for kind, (_, numbers) in COLUMNS.items() for number in numbers),
@@ -75,17 +91,17 @@ def table(paths: tuple[Path, ...]) -> str:
         *(["otherwise"] if told else []),
         *(f"{COLUMNS.get(kind, (kind,))[0]} {NUMBERS[number]}" for kind, number in columns),
     ]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row, own in zip(rows, differences, strict=True):
         cells = [
             cell([run[kind] for run in row.runs if n in run.get(kind, {})], n)
             for kind, n in columns
         ]
         lines.append([*row.shown, *([own] if told else []), *cells])
-    notes = ["", "In percent; of several seeds `mean +- standard deviation (seeds)`."]
-    if any(" / " in text for line in lines[2:] for text in line[len(SHOWN) + told :]):
+    notes = ["In percent; of several seeds `mean +- standard deviation (seeds)`."]
+    if any(" / " in text for line in lines for text in line[len(SHOWN) + told :]):
         notes.append("A / parts evaluations with different settings.")
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *notes])
+    return Table(head, lines, notes)
 
 
 def load(path: Path) -> list[dict[str, Any]]:
@@ -99,11 +115,17 @@ def load(path: Path) -> list[dict[str, Any]]:
     # A run's entries hold numbers and texts; those of a collection are runs, which hold entries.
     entries = {key: entry for key, entry in results.items() if key != "config"}
     nested = [all(isinstance(v, dict) for v in entry.values()) for entry in entries.values()]
-    if all(nested):
-        return list(entries.values())
-    if any(nested):
+    if any(nested) and not all(nested):
         raise UserError(f"{path}: neither the results of a run nor of several")
-    return [results]
+    runs = list(entries.values()) if all(nested) else [results]
+    for entry in (entry for run in runs for entry in run.values()):
+        for number in NUMBERS.keys() & entry.keys():
+            value = entry[number]
+            if type(value) not in (int, float) or not 0 <= value <= 100:
+                raise UserError(
+                    f"{path}: damaged, {number} is {value!r}; expected a percentage; evaluate again"
+                )
+    return runs
 
 
 def group(runs: list[dict[str, Any]]) -> list[Row]:

@@ -1,0 +1,261 @@
+"""The page: one HTML file that needs nothing else, and its figures as PNGs in a folder beside it."""
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from mixco.checkpoint import load_encoder
+from mixco.config import ReportConfig, command_of
+from mixco.data import views
+from mixco.data.loading import Images, open_images
+from mixco.data.sources import list_images
+from mixco.errors import UserError
+from mixco.files import replacing
+from mixco.hardware import memory_bytes, pick_device, pick_dtype, processors
+from mixco.mixing import MIXERS
+from mixco.progress import counting, say
+from mixco.report import sections, words
+from mixco.report.embedding import (
+    Embedding,
+    chosen_query,
+    embed,
+    guess_held_out,
+    random_queries,
+)
+from mixco.report.run import Run, read_run
+from mixco.report.table import group, load
+from mixco.results import read_confusions, read_json
+from mixco.training.held_out import split_holdout
+from mixco.training.telling import Seen, what_it_sees
+
+SEED = 0  # of what is drawn for the page: which images are shown
+QUERIES, NEIGHBOURS = 6, 8
+THUMBNAILS = 700  # of a map at most; a kilobyte each
+
+
+def write_page(config: ReportConfig) -> Path:
+    """Write the page of a run, or of several, and return its path.
+
+    Pictures are of the first run. What cannot be shown, because the images or the encoder are not
+    there, is left out, and the page says so.
+
+    Raises UserError when there is no run folder, when a file of it is damaged, and when what is given
+    beside it (--images, --device, --out) cannot be had.
+    """
+    folders = [path for path in config.runs if not _is_collection(path)]
+    if not folders:
+        raise UserError("report: a page needs a run folder; of collections alone give --table")
+    if config.most_images < 10:
+        raise UserError(f"--most-images {config.most_images}: at least 10")
+    runs = [read_run(folder) for folder in folders]
+    run = runs[0]
+    several = len(config.runs) > 1
+    beside = run.folder.absolute().parent if several else run.folder
+    out = config.out or beside / "report.html"
+    if out.is_dir() or not out.suffix:
+        raise UserError(f"--out {out}: a file that ends in .html")
+    pictures = out.with_suffix("")
+    try:
+        pictures.mkdir(parents=True, exist_ok=True)
+        page = render(_content(config, runs, pictures))
+        with replacing(out) as temporary:
+            temporary.write_bytes(page.encode("utf-8", "replace"))
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
+    return out
+
+
+def _is_collection(path: Path) -> bool:
+    if path.is_dir():
+        return not (path / "config.json").exists() and (path / "results.json").exists()
+    return path.is_file()
+
+
+def _content(config: ReportConfig, runs: list[Run], pictures: Path) -> dict[str, Any]:
+    """All that page.html shows."""
+    run = runs[0]
+    looked = look(run, config)
+    images, embedding = looked.images, looked.embedding
+    labelled = None if images is None else images.labels is not None
+    guesses = None if embedding is None else guess_held_out(embedding)
+    evaluations: dict[str, sections.Counts] = {}
+    if guesses is not None and embedding is not None:
+        name = f"kNN, {len(guesses.rows):,} held-out training images"
+        evaluations[name] = sections.counts_of(guesses, embedding.images.classes)
+    for kind, name in (("knn", "kNN, test images"), ("linear", "linear probe, test images")):
+        path = run.folder / f"confusions-{kind}.csv"
+        if path.exists() and kind in run.results:
+            evaluations[name] = read_confusions(path)
+    groups = sections.settings(runs)
+    results = [load(path) for path in config.runs if _has_results(path)]
+    asked_for = [chosen_query(embedding, p, NEIGHBOURS) for p in config.images] if embedding else []
+    queries = random_queries(embedding, QUERIES, NEIGHBOURS, SEED) if embedding else []
+    classes = len(images.classes) if images is not None and labelled else None
+    return {
+        "run": run,
+        "runs": runs,
+        "trained": words.what_was_trained(run),
+        "summary": words.summary(run, classes),
+        "numbers": list(words.numbers(run, looked.held_out, classes)),
+        "caveats": words.caveats(run, labelled),
+        "warnings": words.warnings(run, None if images is None else len(images)),
+        "missing": looked.missing,
+        "labelled": labelled,
+        "settings": groups,
+        "curves": sections.curves(groups, pictures),
+        "saw": sections.saw(looked.seen, pictures) if looked.seen else None,
+        "embedding": embedding,
+        "total": 0 if images is None else len(images),
+        "chosen": sections.neighbours(embedding, asked_for, pictures, "neighbours-of-chosen")
+        if embedding
+        else [],
+        "neighbours": sections.neighbours(embedding, queries, pictures, "neighbours")
+        if embedding
+        else [],
+        "maps": sections.maps(embedding, pictures, SEED, THUMBNAILS) if embedding else [],
+        "guesses": guesses,
+        "classes": sections.per_class(evaluations),
+        "matrices": [
+            drawing
+            for name, counts in evaluations.items()
+            if (drawing := sections.matrix(name, counts, pictures))
+        ],
+        "confused": sections.confused(embedding, guesses) if embedding and guesses else [],
+        "comparison": sections.comparison(
+            group([with_check(result, runs) for found in results for result in found]), pictures
+        ),
+        "command": command_of(read_json(run.folder / "config.json")),
+        "pictures": pictures.name,
+        "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def _has_results(path: Path) -> bool:
+    return path.is_file() or (path / "results.json").exists()
+
+
+def with_check(result: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
+    """A run's results with its last check on held-out images, which results.json does not hold."""
+    for run in runs:
+        check = run.last("knn")
+        if check is not None and run.results and result.items() >= run.results.items():
+            return {**result, "kNN, held-out": {"top1": check}}
+    return result
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What there is to look at, and why not more."""
+
+    images: Images | None = None
+    held_out: int | None = None
+    """How many images the kNN check asks about."""
+    seen: Seen | None = None
+    embedding: Embedding | None = None
+    missing: tuple[str, ...] = ()
+
+
+def look(run: Run, config: ReportConfig) -> Looked:
+    """Open the run's images, draw its views, and embed them."""
+    device = pick_device(config.device)
+    try:
+        images = open_run_images(run, config)
+    except UserError as error:
+        return Looked(missing=(f"The run's images are not at hand: {error}.",))
+    settings = run.config
+    seed = settings.get("run.seed", 0)
+    bank, held_out = split_holdout(images, settings.get("run.holdout", 0.1), seed)
+    asked = len(held_out) or None
+    seen = sees(run, images) if run.trained else None
+    if run.encoder is None:
+        missing = "There is no encoder yet: the run has not written a checkpoint."
+        return Looked(images, asked, seen, missing=(missing,))
+    unreadable: list[str] = []
+    try:
+        with counting("features") as on_progress:
+            embedding = embed(
+                images,
+                load_encoder(run.encoder),
+                bank,
+                held_out,
+                most=config.most_images,
+                seed=SEED,
+                device=device,
+                dtype=pick_dtype(device, settings.get("run.precision", "auto")),
+                on_unreadable=lambda file, _: unreadable.append(file),
+                on_progress=on_progress,
+            )
+    except UserError as error:
+        return Looked(images, asked, seen, missing=(f"The images could not be embedded: {error}.",))
+    if unreadable:
+        say(f"{len(unreadable)} images cannot be read; left out")
+    return Looked(images, asked, seen, embedding)
+
+
+def open_run_images(run: Run, config: ReportConfig) -> Images:
+    """As the run had them. Raises UserError when they are gone, or damaged."""
+    settings = run.config
+    if "data.data" not in settings:
+        raise UserError(
+            f"{run.folder}: its config.json does not say which images it was trained on"
+        )
+    data_path = config.data_path or (Path(p) if (p := settings.get("data.data_path")) else None)
+    cache = Path(settings.get("data.cache", "~/.cache/mixco")).expanduser()
+    source = list_images(config.data or settings["data.data"], data_path, "pretrain", cache)
+    with counting(f"packing {source.name}") as on_progress:
+        return open_images(
+            source,
+            size=settings["data.size"],
+            cache=cache,
+            loading=settings.get("data.loading", "auto"),
+            workers=processors(),
+            memory=memory_bytes(),
+            on_progress=on_progress,
+        )
+
+
+def sees(run: Run, images: Images) -> Seen | None:
+    """What the network saw; None for an augmentation or a mixing that is not known here."""
+    settings = run.config
+    named = views.AUGMENTATIONS.get(settings.get("method.augmentation", ""))
+    mix = settings.get("method.mix", "none")
+    if named is None or mix not in MIXERS:
+        return None
+    source = images.source
+    augmentation = views.weaken_jitter(
+        named(settings["data.size"], mean=source.mean, std=source.std),
+        settings.get("method.jitter", 1.0),
+    )
+    return what_it_sees(images, augmentation, MIXERS[mix], settings.get("run.seed", 0))
+
+
+def render(content: dict[str, Any]) -> str:
+    """page.html with its style and script in it, and a policy that lets it load nothing."""
+    files = resources.files("mixco.report")
+    style, script = (files.joinpath(n).read_text("utf-8") for n in ("style.css", "map.js"))
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    environment.filters["breakable"] = breakable
+    template = environment.from_string(files.joinpath("page.html").read_text("utf-8"))
+    return template.render(
+        **content, style=Markup(style), script=Markup(script), policy=Markup(policy)
+    )
+
+
+def breakable(name: str) -> Markup:
+    """A name that may be broken where a word begins in it: HerbaceousVegetation, method.mix."""
+    return Markup("<wbr>").join(re.split(r"(?<=[a-z])(?=[A-Z])|(?<=[._/-])", name))
