@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TypeVar
 
@@ -123,6 +123,13 @@ def training(
             progress.update(task, advance=1, state=state)
 
         yield on_step
+
+
+@contextmanager
+def doing(description: str) -> Iterator[None]:
+    """Inside, a terminal shows what takes its time."""
+    with console.status(description) if sys.stderr.isatty() else nullcontext():
+        yield
 
 
 def say(text: str) -> None:

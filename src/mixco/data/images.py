@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +92,7 @@ class Look(NamedTuple):
 
 def look(data: bytes) -> Look:
     """At an image file's header alone. Raises UnreadableImage, as `decode` does."""
-    with _reasons(data):
+    with _reasons(io.BytesIO(data), len(data)):
         header = bands.header(data)
     if header is not None:
         return Look(header.height, header.width, Pixel(header.channels, header.bits))
@@ -179,17 +179,23 @@ def _reduce(file: Image.Image, most: int) -> int:
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The image in a file's bytes, not yet decoded; whatever is wrong with it is UnreadableImage."""
-    with _reasons(data), _open(data) as file:
+    with opened(io.BytesIO(data), len(data)) as file:
+        yield file
+
+
+@contextmanager
+def opened(stream: BinaryIO, length: int) -> Iterator[Image.Image]:
+    """The image in a file of `length` bytes, not yet decoded; what is wrong is UnreadableImage."""
+    with _reasons(stream, length), Image.open(stream, formats=FORMATS) as file:
         if file.width * file.height > MOST_PIXELS:
             raise UnreadableImage(TOO_MANY)
         yield file
 
 
 @contextmanager
-def _reasons(data: bytes) -> Iterator[None]:
+def _reasons(stream: BinaryIO, length: int) -> Iterator[None]:
     """Whatever goes wrong inside is UnreadableImage."""
-    if not data:
+    if not length:
         raise UnreadableImage("the file is empty")
     try:
         with quietly() if in_main_thread() else nullcontext():
@@ -197,9 +203,11 @@ def _reasons(data: bytes) -> Iterator[None]:
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
-        start = data[:64].lstrip().lower()
-        kind = "an HTML page" if start.startswith((b"<!doctype", b"<html")) else "no known format"
-        if data.startswith(bands.TIFF):
+        stream.seek(0)
+        start = stream.read(64)
+        page = start.lstrip().lower().startswith((b"<!doctype", b"<html"))
+        kind = "an HTML page" if page else "no known format"
+        if start.startswith(bands.TIFF):
             kind = "a TIFF of other than 1 or 3 channels"
         raise UnreadableImage(f"not an image ({kind})") from None
     except Image.DecompressionBombError:
@@ -208,10 +216,6 @@ def _reasons(data: bytes) -> Iterator[None]:
         raise UnreadableImage("too large for the memory") from None
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise UnreadableImage(str(error) or type(error).__name__) from None
-
-
-def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 @contextmanager
@@ -280,7 +284,7 @@ def _as_bands(data: bytes, pixel: Pixel) -> bool:
 
 def _read_bands(data: bytes, pixel: Pixel) -> Pixels:
     """[H, W, channels] of the pixel's type, in full size."""
-    with _reasons(data):
+    with _reasons(io.BytesIO(data), len(data)):
         if data.startswith((*bands.NUMPY, *bands.TIFF)):
             seen = look(data)
             if seen.height * seen.width > MOST_PIXELS:

@@ -1,6 +1,5 @@
 """Where packed and streamed images meet: which it is to be, and the batches of either."""
 
-import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from mixco.data.pixels import LOOKED_AT, settle, spread
 from mixco.data.resident import gather, make_resident, send
 from mixco.data.streaming import Batch, Request, StreamedImages, decode_batches, stream
 from mixco.errors import UserError
+from mixco.files import free_space
 
 Images = PackedImages | StreamedImages
 
@@ -79,11 +79,8 @@ def fits_packed(source: ImageList, size: int, cache: Path, memory: int) -> bool:
     needed = count * source.pixel.bytes * side * side
     if needed > memory // 2:
         return False
-    there = next(p for p in (cache, *cache.absolute().parents) if p.is_dir())
     # Packing writes the pixels twice before the first copy goes.
-    return 2 * needed <= shutil.disk_usage(there).free // 2 or is_whole(
-        packed_path(source, size, cache)
-    )
+    return 2 * needed <= free_space(cache) // 2 or is_whole(packed_path(source, size, cache))
 
 
 def loses_detail(height: int, width: int, size: int) -> bool:

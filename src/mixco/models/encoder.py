@@ -32,6 +32,11 @@ def choose_stem(size: int) -> Stem:
     return "conv3s1" if size <= 48 else "conv3s2" if size <= 112 else "standard"
 
 
+def takes_stems(backbone: nn.Module) -> bool:
+    """Is it a ResNet with a plain stem, that can be replaced?"""
+    return isinstance(backbone, timm.models.ResNet) and isinstance(backbone.conv1, nn.Conv2d)
+
+
 def _replace_stem(backbone: nn.Module, stem: Stem) -> None:
     first = cast(nn.Conv2d, backbone.conv1)
     stride, padding, activation = SMALL_STEMS[stem]
@@ -98,9 +103,7 @@ def build_backbone(
                 f"--size {size}: patches of {patch} pixels of {arch} do not fill it, the rest would go "
                 f"unseen; give --size {size // patch * patch} or {(size // patch + 1) * patch}"
             )
-        replaceable = isinstance(backbone, timm.models.ResNet) and isinstance(
-            backbone.conv1, nn.Conv2d
-        )
+        replaceable = takes_stems(backbone)
         if stem == "auto":
             stem = choose_stem(size) if replaceable else "standard"
         if stem != "standard":
@@ -148,6 +151,27 @@ def feature_dim(backbone: nn.Module, size: int) -> int:
     finally:
         backbone.train(training)
     return features.shape[1]
+
+
+def output_elements(backbone: nn.Module, size: int) -> int:
+    """How many numbers all layers put out for one image of `size` pixels: what a training pass keeps.
+
+    Raises UserError when the backbone cannot take images of this size.
+    """
+    count = 0
+
+    def add(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        nonlocal count
+        count += output.numel() if isinstance(output, Tensor) else 0
+
+    layers = [module for module in backbone.modules() if not any(module.children())]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    try:
+        feature_dim(backbone, size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return count
 
 
 def drops_at_random(model: nn.Module) -> bool:

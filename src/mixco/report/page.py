@@ -234,9 +234,11 @@ def sees(run: Run, images: Images) -> Seen | None:
     if named is None or mix not in MIXERS:
         return None
     source = images.source
-    mean, std = (source.mean, source.std) if source.pixel == RGB else measure(images)
+    mean, std = settings.get("data.mean"), settings.get("data.std")
+    if not mean or not std:  # of a run before these stood in its config
+        mean, std = (source.mean, source.std) if source.pixel == RGB else measure(images)
     augmentation = views.weaken_jitter(
-        named(settings["data.size"], mean=mean, std=std),
+        named(settings["data.size"], mean=tuple(mean), std=tuple(std)),
         settings.get("method.jitter", 1.0),
     )
     return what_it_sees(images, augmentation, MIXERS[mix], settings.get("run.seed", 0))
