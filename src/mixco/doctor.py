@@ -298,7 +298,9 @@ def _resolved(
     if data.loading == "auto":
         fits = fits_packed(source, data.size, data.cache.expanduser(), memory_bytes())
         data = dataclasses.replace(data, loading="packed" if fits else "streamed")
-        config = dataclasses.replace(config, data=data)
+    pixel = source.pixel
+    data = dataclasses.replace(data, channels=pixel.channels, bits=pixel.bits)
+    config = dataclasses.replace(config, data=data)
     images = stream(_some(source, good), 0)
     bank, _ = split_holdout(images, config.run.holdout, config.run.seed)
     members = len(bank) if config.run.exclude_holdout else len(images)
@@ -323,7 +325,7 @@ def _needs(
     assert size and batch and config.run.out is not None
     packed = config.data.loading == "packed"
     side = min(2 * size, max(max(header.height, header.width) for header in read))
-    canvases = len(source.files) * 3 * side**2 if packed else 0
+    canvases = len(source.files) * source.pixel.bytes * side**2 if packed else 0
     there = packed and is_whole(packed_path(source, size, cache))
     backbone = cast(nn.Module, method.encoder.backbone)
     weights = _weights(method)
