@@ -154,6 +154,8 @@ class RunConfig:
     """Epochs between two checkpoints that stay for good; 0: none."""
     timeout_minutes: float = 10.0
     """Of several processes: how long one waits for another before the run ends."""
+    report: bool = False
+    """At the end make the page of `mixco report` too."""
     linear_lr: float | None = None
     """Kept for `mixco linear --protocol paper` on this run: its rate where it is given none."""
 
