@@ -32,7 +32,15 @@ from sample_images import sample_images
 
 from mixco import cli
 from mixco.checkpoint import EncoderDescription, load_encoder
-from mixco.config import PretrainConfig, from_dict, load_recipe, recipe_names, resolve, to_dict
+from mixco.config import (
+    PretrainConfig,
+    RunConfig,
+    from_dict,
+    load_recipe,
+    recipe_names,
+    resolve,
+    to_dict,
+)
 from mixco.data.image_list import ImageList
 from mixco.data.images import Box, UnreadableImage, decode, decode_crops
 from mixco.data.packing import pack, packed_path
@@ -44,8 +52,9 @@ from mixco.evaluation.task import _of_run
 from mixco.models.encoder import Encoder, build_backbone, build_head
 from mixco.report.table import table
 from mixco.results import add_result, collect
+from mixco.training.choosing import as_it_began
 from mixco.training.pretrain import is_finished
-from mixco.training.resuming import as_begun, newest_state, open_run
+from mixco.training.resuming import newest_state, open_run
 
 SUCCESS, TOLD, LEFT_OUT = "success", "told in a sentence", "left out with a reason"
 
@@ -322,7 +331,7 @@ def use_run(case: tuple[str, bytes], folder: Path) -> str:
     (run / name).write_bytes(data)
 
     def go_on() -> None:
-        as_begun(run, "auto")
+        as_it_began(PretrainConfig(run=RunConfig(out=run)))
         with open_run(run, config, lambda _: None):
             is_finished(run)
 

@@ -62,5 +62,5 @@ def test_mistakes_are_told() -> None:
 def test_the_keywords_are_shown() -> None:
     parameters = inspect.signature(mixco.pretrain).parameters
     assert parameters.keys() == {"config", *flat_fields(mixco.PretrainConfig)}
-    assert parameters["epochs"].default == 100
+    assert parameters["seed"].default == 0
     assert list(inspect.signature(mixco.neighbours).parameters)[:3] == ["run", "images", "among"]

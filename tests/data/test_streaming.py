@@ -310,8 +310,7 @@ def test_auto_packs_what_fits(
     needed = 120 * 3 * 128 * 128
 
     def is_packed(memory: int, free: int) -> bool:
-        usage = shutil.disk_usage(tmp_path)._replace(free=free)
-        monkeypatch.setattr(loading.shutil, "disk_usage", lambda _: usage)
+        monkeypatch.setattr(loading, "free_space", lambda _: free)
         return loading.fits_packed(source, SIZE, tmp_path / "not" / "yet", memory)
 
     assert is_packed(2 * needed, 4 * needed)

@@ -19,12 +19,14 @@ DENSE_RESIZE = 6_000_000
 def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
     """Crop, antialiased bilinear resize and flip: [B, C, H, W] uint8 or uint16 -> [B, C, size, size].
 
+    images: or of a floating dtype, 0 to 255.
+
     box: int64 [B, 4], top, left, height, width; flip: bool [B]. The result is float32 in [0, 1], shares
     of the type's maximum. The bands of a large image on the CPU are torch's own resize, an image at a
     time.
     """
     batch, channels, height, width = images.shape
-    most = torch.iinfo(images.dtype).max
+    most = 255 if images.is_floating_point() else torch.iinfo(images.dtype).max
     if images.device.type == "cpu" and height * size * (width + size) > DENSE_RESIZE:
         out = images.new_empty(batch, channels, size, size, dtype=torch.float32)
         for image, (top, left, h, w), flipped, place in zip(

@@ -101,7 +101,8 @@ def _filled(config: dict[str, Any], begun: dict[str, Any], prefix: str) -> dict[
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
-            result[key] = _filled(value, begun.get(key, {}), f"{name}.")
+            section = begun.get(key)
+            result[key] = _filled(value, section if isinstance(section, dict) else {}, f"{name}.")
         elif (value is None or (name, value) == ("data.loading", "auto")) and (
             name not in MAY_CHANGE
         ):
