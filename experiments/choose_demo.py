@@ -25,6 +25,7 @@ def run(options: str, seed: int) -> dict[str, object]:
             *(sys.executable, "-m", "mixco", "pretrain", "--data", "sample", "--out", str(out)),
             *("--exclude-holdout", "--holdout", "0.25", "--knn-every", "1000"),
             *("--seed", str(seed), *shlex.split(options)),
+            *(() if "--lr " in options else ("--lr", "1e-3")),  # the default at that time
         ]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         last = json.loads((out / "metrics.jsonl").read_text("utf-8").splitlines()[-1])

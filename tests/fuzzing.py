@@ -6,11 +6,16 @@ cases, tests/soak/fuzz.py thousands.
 """
 
 import contextlib
+import dataclasses
 import io
 import json
+import os
 import pickle
 import struct
+import subprocess
 import tarfile
+import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -28,17 +33,16 @@ from sample_images import sample_images
 from mixco import cli
 from mixco.checkpoint import EncoderDescription, load_encoder
 from mixco.config import PretrainConfig, from_dict, load_recipe, recipe_names, resolve, to_dict
-from mixco.data import sources
 from mixco.data.image_list import ImageList
 from mixco.data.images import Box, UnreadableImage, decode, decode_crops
-from mixco.data.packing import pack
+from mixco.data.packing import pack, packed_path
 from mixco.data.sources import list_images
 from mixco.data.subsets import with_labels
 from mixco.data.unpacking import unpack
 from mixco.errors import UserError
 from mixco.evaluation.task import _of_run
 from mixco.models.encoder import Encoder, build_backbone, build_head
-from mixco.report import table
+from mixco.report.table import table
 from mixco.results import add_result, collect
 from mixco.training.pretrain import is_finished
 from mixco.training.resuming import as_begun, newest_state, open_run
@@ -366,9 +370,6 @@ def _saved(content: Any, **options: Any) -> bytes:
 @lru_cache
 def checkpoints() -> tuple[bytes, ...]:
     """Real ones of all kinds: ours, others', and pickles that would run something."""
-    import os
-    import subprocess
-
     backbone = build_backbone(ARCH, SIZE, "standard")
     weights = {key: value.contiguous() for key, value in backbone.state_dict().items()}
     said = EncoderDescription(ARCH, "standard", SIZE, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "seed 0")
@@ -510,8 +511,6 @@ def _type(kind: bytes | int) -> bytes:
 
 @contextlib.contextmanager
 def _no_warnings() -> Any:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -562,23 +561,17 @@ def use_labels(data: bytes, folder: Path) -> str:
 @lru_cache
 def packed_bytes() -> bytes:
     """The packed file of four images of the sample."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as cache:
         return pack(four(), size=32, cache=Path(cache)).path.read_bytes()
 
 
 def four() -> ImageList:
-    source = sources.list_images("sample", None, "train")
-    import dataclasses
-
+    source = list_images("sample", None, "train")
     return dataclasses.replace(source, files=source.files[:4], labels=None, classes=())
 
 
 def use_packed(data: bytes, folder: Path) -> str:
     """A damaged file of the cache is made anew; what lies behind its header is not looked at."""
-    from mixco.data.packing import packed_path
-
     packed_path(four(), 32, folder).write_bytes(data)
     images = pack(four(), size=32, cache=folder)
     assert images.images.shape == (4, 3, 64, 64) and images.extents.shape == (4, 2)

@@ -19,6 +19,7 @@ from mixco.config import (
     OptimisationConfig,
     PretrainConfig,
     RunConfig,
+    resolve,
 )
 from mixco.errors import UserError
 from mixco.evaluation.evaluate import evaluate_knn
@@ -91,7 +92,7 @@ def test_a_run_with_dropout_is_one_run(photos: Path, tmp_path: Path) -> None:
     weights = []
     for number, seed in enumerate([0, 0, 1]):
         settings = config(photos, tmp_path / str(number), "test_vit_relpos", 32, seed=seed)
-        assert drops_at_random(build_method(settings))
+        assert drops_at_random(build_method(resolve(settings, 8)))
         torch.manual_seed(number)
         state = torch.get_rng_state()
         weights.append((pretrain(settings) / "encoder.safetensors").read_bytes())

@@ -1,11 +1,22 @@
 """The recipes of 2020 are the published settings; the others are as their comments say."""
 
+import json
 import re
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
-from mixco.config import LinearConfig, PretrainConfig, load_recipe, recipe_names, resolve
+from mixco.config import (
+    DemoConfig,
+    LinearConfig,
+    PretrainConfig,
+    load_recipe,
+    recipe_names,
+    resolve,
+    to_dict,
+)
+from mixco.demo import of_demo
 
 # Kim et al. 2020 and the code published with it, word for word.
 TINY = {
@@ -81,6 +92,13 @@ CIFAR_DEMONSTRATION = {
     "head": "linear",
     "dim": 128,
     "mix_weight": 1.0,
+}
+IMAGES_OF = {
+    "sample": 1600,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "tiny-imagenet": 100_000,
+    "imagenet": 1_281_167,
 }
 SHIPPED = [name for name in recipe_names() if name != "demo"]
 
@@ -167,3 +185,31 @@ def test_each_says_its_command_its_cost_and_what_to_expect(name: str) -> None:
         seconds = images * epochs / int(rate.replace(",", ""))
         assert float(hours) == pytest.approx(seconds / 3600, abs=0.05)
     assert "Expected: not measured here" in head
+
+
+RESOLVED = json.loads((Path(__file__).parent / "resolved_recipes.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", RESOLVED)
+def test_the_rules_for_what_is_not_given_leave_the_recipes_as_they_were(
+    name: str, device: str
+) -> None:
+    """resolved_recipes.json is what they came to before there were such rules."""
+    demo = name.removeprefix("demo ")
+    recipe = load_recipe(name) if demo == name else of_demo(DemoConfig(), demo, Path("runs/demo"))
+    memory, image_bytes = 2**30, 2.0**30  # little: a batch that were chosen would be another
+    resolved = resolve(
+        recipe,
+        IMAGES_OF[recipe.data.data],
+        device=device,
+        memory=memory,
+        image_bytes=image_bytes,
+    )
+    now = to_dict(resolved)
+    for part, settings in RESOLVED[name].items():
+        if isinstance(settings, dict):
+            assert {key: now[part][key] for key in settings} == settings
+        else:
+            assert now[part] == settings
+    assert {"demo none", "demo mixco", *recipe_names()} == RESOLVED.keys()

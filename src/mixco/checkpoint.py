@@ -28,6 +28,7 @@ from mixco.models.encoder import (
     build_backbone,
     classifier_layers,
     feature_dim,
+    first_convolution,
     usual_size,
 )
 
@@ -41,10 +42,15 @@ class EncoderDescription:
     arch: str
     stem: str
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Of the pixels' share of their type's maximum; one number for each channel that it sees."""
     training: str
     """How it was trained, in words: "simclr+mixco, 40 epochs, seed 0" or "random weights, seed 0"."""
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ def load_encoder(
         description.arch,
         description.size,
         description.stem,  # type: ignore[arg-type]
+        channels=description.channels,
     )
     _fill(backbone, content, description, path)
     if size is not None and size != description.size:
@@ -139,6 +146,13 @@ def _load_foreign(
         stem, assumed = foreign.resnet_stem(found, str(path)) if is_resnet else ("standard", "")
     size = size or (usual_size(name) if stem == "standard" else 32)
     backbone = build_backbone(name, size, stem)
+    first = found.backbone.get(f"{first_convolution(backbone)}.weight")
+    if first is not None and first.ndim == 4 and first.shape[1] != 3:
+        raise UserError(
+            f"{path}: its first convolution sees {first.shape[1]} channels; of other projects' encoders "
+            "only those of RGB are taken, since a file does not tell what other images are normalised "
+            "with"
+        )
     found = foreign.without_classifier(found, classifier_layers(backbone), backbone.state_dict())
     description = EncoderDescription(
         arch=name,
@@ -228,7 +242,7 @@ def _describe(values: dict[str, Any]) -> EncoderDescription:
     texts = all(isinstance(text, str) for text in (said.arch, said.stem, said.training))
     if not (texts and said.stem in get_args(Stem) and type(said.size) is int):
         raise ValueError("its description is damaged")
-    if not (1 <= said.size <= LARGEST and len(said.mean) == len(said.std) == 3):
+    if not (1 <= said.size <= LARGEST and len(said.mean) == len(said.std) >= 1):
         raise ValueError("its description is damaged")
     if not all(math.isfinite(value) for value in said.mean + said.std) or min(said.std) <= 0:
         raise ValueError("its description is damaged")

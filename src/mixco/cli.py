@@ -10,6 +10,7 @@ import tyro
 
 from mixco.config import (
     DemoConfig,
+    DoctorConfig,
     DownloadConfig,
     DuplicatesConfig,
     EmbedConfig,
@@ -35,6 +36,7 @@ usage: mixco VERB [OPTIONS]
 Pretrain an image encoder without labels, with or without mixed images, and see what it is worth.
 
   demo       the main job on the built-in sample: pretrain, evaluate, compare, draw
+  doctor     look at your images and this machine before a run: what spoils it, how long it takes
   pretrain   train an encoder on your images
   linear     a linear classifier on a run's frozen encoder, fast or as published
   knn        nearest-neighbour classification with a run's frozen encoder
@@ -78,6 +80,18 @@ def pretrain(arguments: list[str]) -> None:
     from mixco.training.pretrain import pretrain as run
 
     say(f"done: {run(config)}")
+
+
+def doctor(arguments: list[str]) -> None:
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--data", *arguments]
+    recipe = _recipe_in(arguments)
+    default = DoctorConfig(load_recipe(recipe) if recipe else PretrainConfig())
+    config = parse(DoctorConfig, "doctor", arguments, default)
+    from mixco.doctor import doctor as run
+
+    if run(config)["unusable"]:
+        sys.exit(2)
 
 
 def linear(arguments: list[str]) -> None:
@@ -192,6 +206,7 @@ def download(arguments: list[str]) -> None:
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
+    "doctor": doctor,
     "pretrain": pretrain,
     "linear": linear,
     "knn": knn,

@@ -1,7 +1,7 @@
 """What can be set, as small composed dataclasses: recipe (TOML) < command line.
 
-None means: chosen from the method, the data and the device when the run starts (`resolve`). The
-resolved config is written into the run folder.
+None means: chosen from the images, the method and the device when the run starts (`resolve`, by the
+rules of defaults.py). The resolved config is written into the run folder.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import sys
 import tomllib
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import Positional, arg
 
+from mixco import defaults
 from mixco.errors import UserError
 
 T = TypeVar("T")
@@ -42,8 +44,14 @@ class DataConfig:
     """The folder that a named data set lies in."""
     download: bool = False
     """Download a named data set into --data-path first, unless it is there."""
-    size: int = 64
-    """Side in pixels of what the encoder sees, 32 to 224."""
+    channels: int | None = None
+    """Of an image; default: 3, or what the files have if all looked at are greyscale, or all have one
+    other number. See docs/other-images.md."""
+    bits: int | None = None
+    """Of a channel, 8 or 16; default: 16 where files are deeper than 8, but 8 for RGB."""
+    size: int | None = None
+    """Side in pixels of what the encoder sees, 32 to 224; default: by the median image, 32 to 128, and
+    at most 64 on a CPU."""
     cache: Path = Path("~/.cache/mixco")
     """Where packed images and the index of a folder's files are kept for later runs."""
     loading: Loading = "auto"
@@ -51,6 +59,10 @@ class DataConfig:
     size; auto: packed where it fits into half of the memory and half of the free disk."""
     workers: int | None = None
     """Processes that decode streamed images; default: one a processor."""
+    mean: tuple[float, ...] | None = None
+    """Of pixels in [0, 1], three values; default: a named set's own, of a folder as measured."""
+    std: tuple[float, ...] | None = None
+    """Likewise their standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +85,10 @@ class MethodConfig:
 
     method: Literal["moco", "simclr"] = "simclr"
     mix: Literal["none", "mixco"] = "mixco"
-    temperature: float = 0.2
-    mix_temperature: float = 0.2
+    temperature: float | None = None
+    """Default 0.2."""
+    mix_temperature: float | None = None
+    """Of the mixed loss; default: as the other."""
     mix_weight: float = 1.0
     queue: int | None = None
     """MoCo's K; default: the largest power of two within a quarter of the images, at most 65536."""
@@ -95,15 +109,18 @@ class MethodConfig:
 class OptimisationConfig:
     """The optimiser and its schedule."""
 
-    epochs: int = 100
-    batch_size: int = 256
-    """Images of a step, of all processes together."""
+    epochs: int | None = None
+    """Default: for some 20,000 steps, 2,500 on a CPU, but 100 to 400."""
+    batch_size: int | None = None
+    """Images of a step, of all processes together; default: 256, or what leaves 8 steps an epoch, or
+    what fits into half of the memory."""
     pieces: int = 1
     """Pieces that a batch passes the encoder in (gradient caching): with 4 it takes about a quarter of
     the memory, and a third more time; the gradient is the same."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: float | None = None
-    """Peak rate; default: 1e-3 for adamw, 0.06 (moco) or 0.3 (simclr) x batch / 256 for sgd."""
+    """Peak rate; default: 1e-3 x root of batch / 256 for adamw, 0.06 (moco) or 0.3 (simclr) x batch
+    / 256 for sgd."""
     weight_decay: float | None = None
     """Default: 0.05 for adamw, 5e-4 for sgd."""
     schedule: Literal["cosine", "steps"] = "cosine"
@@ -156,6 +173,19 @@ class PretrainConfig:
     method: MethodConfig = field(default_factory=MethodConfig)
     optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """`mixco doctor`: look at images and machine before a run is begun, which takes the same options."""
+
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    all: bool = False
+    """Decode every file, however long it takes; else as many as half a minute allows."""
+    trial: bool = True
+    """Try some steps, for the time and the memory that the run needs."""
+    json: Path | None = None
+    """A file for everything that was found."""
 
 
 @dataclass(frozen=True)
@@ -539,8 +569,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def command_of(config: dict[str, Any]) -> str:
     """The `mixco pretrain` of a run, from its config.json: all that differs from the defaults."""
     words = ["mixco", "pretrain"]
-    for part, defaults in to_dict(PretrainConfig()).items():
-        for key, default in defaults.items() if isinstance(defaults, dict) else ():
+    for part, usual in to_dict(PretrainConfig()).items():
+        for key, default in usual.items() if isinstance(usual, dict) else ():
             value = config.get(part, {}).get(key, default)
             option = key.replace("_", "-")
             if value == default or value is None:
@@ -603,17 +633,84 @@ def run_folder_of(config: PretrainConfig) -> Path:
     return run.out or Path("runs") / f"{name}-{method.method}-{method.mix}-s{run.seed}"
 
 
-def resolve(config: PretrainConfig, images: int, processes: int = 1) -> PretrainConfig:
-    """Fill in every None, from the method and the number of images; refuse what cannot be.
+def resolve(
+    config: PretrainConfig,
+    images: int,
+    processes: int = 1,
+    *,
+    device: str = "cpu",
+    memory: int | None = None,
+    image_bytes: float | None = None,
+    tell: Callable[[str, Any, str], None] = lambda *_: None,
+) -> PretrainConfig:
+    """Fill in every None, by the rules of defaults.py; refuse what cannot be.
 
-    processes: that the run is to have.
+    images: how many are trained on. processes: that the run is to have. device: cpu, cuda or mps.
+    memory, image_bytes: see `defaults.batch_size`.
+    tell(option, value, reason) is called for each that is chosen. What depends on the images themselves,
+    their size and their normalisation, is filled in beforehand (training/choosing.py).
 
     Raises UserError for combinations that make no sense.
     """
     method, optimisation, run = config.method, config.optimisation, config.run
-    batch = optimisation.batch_size
+
+    def chosen(option: str, given: Any, rule: Callable[..., tuple[Any, str]], *facts: Any) -> Any:
+        if given is not None:
+            return given
+        value, why = rule(*facts)
+        tell(option, value, why)
+        return value
+
+    batch = chosen(
+        *("batch_size", optimisation.batch_size, defaults.batch_size),
+        *(images, image_bytes, memory),
+    )
+    _check(config, images, batch, processes)
+    moco = method.method == "moco"
+    epochs = chosen("epochs", optimisation.epochs, defaults.epochs, images, batch, device)
+    optimisation = dataclasses.replace(
+        optimisation,
+        batch_size=batch,
+        epochs=epochs,
+        lr=chosen(
+            *("lr", optimisation.lr, defaults.lr),
+            *(optimisation.optimizer, method.method, batch),
+        ),
+        weight_decay=chosen(
+            *("weight_decay", optimisation.weight_decay, defaults.weight_decay),
+            optimisation.optimizer,
+        ),
+    )
+    temperature = chosen("temperature", method.temperature, defaults.temperature)
+    mixed = ("mix_temperature", method.mix_temperature, defaults.mix_temperature)
+    of_moco = ("queue", "momentum", "bn_splits") if moco else ()
+    facts = {"queue": images, "momentum": images // batch * epochs, "bn_splits": batch}
+    method = dataclasses.replace(
+        method,
+        augmentation=("moco-v2" if moco else "simclr")
+        if method.augmentation == "auto"
+        else method.augmentation,
+        bn_over=("process" if moco else "all") if method.bn_over == "auto" else method.bn_over,
+        temperature=temperature,
+        mix_temperature=chosen(*mixed, temperature, method.mix),
+        **{
+            name: chosen(name, getattr(method, name), getattr(defaults, name), facts[name])
+            for name in of_moco
+        },
+    )
+    run = dataclasses.replace(run, out=run_folder_of(config))
+    return dataclasses.replace(config, method=method, optimisation=optimisation, run=run)
+
+
+def _check(config: PretrainConfig, images: int, batch: int, processes: int) -> None:
+    """Raises UserError for what cannot be."""
+    data, method, optimisation, run = config.data, config.method, config.optimisation, config.run
+
+    def one_each(values: tuple[float, ...] | None) -> bool:
+        return values is None or len(values) == (data.channels or 3)
+
     checks = [
-        (32 <= config.data.size <= 224, f"--size {config.data.size}: 32 to 224 pixels"),
+        (data.size is None or 32 <= data.size <= 224, f"--size {data.size}: 32 to 224 pixels"),
         (batch >= 2, f"--batch-size {batch}: at least 2"),
         (
             batch <= images,
@@ -621,7 +718,7 @@ def resolve(config: PretrainConfig, images: int, processes: int = 1) -> Pretrain
             f"give --batch-size {max(2, images // 8)} or more images",
         ),
         (
-            1 <= optimisation.epochs <= MOST,
+            optimisation.epochs is None or 1 <= optimisation.epochs <= MOST,
             f"--epochs {optimisation.epochs}: at least 1, at most {MOST:,}",
         ),
         (-MOST <= run.seed <= MOST, f"--seed {run.seed}: at most {MOST:,}, also below zero"),
@@ -655,7 +752,7 @@ def resolve(config: PretrainConfig, images: int, processes: int = 1) -> Pretrain
             "and below 1",
         ),
         *(
-            (0 < value < math.inf, f"--{name} {value}: above 0, and finite")
+            (value is None or 0 < value < math.inf, f"--{name} {value}: above 0, and finite")
             for name, value in (
                 ("temperature", method.temperature),
                 ("mix-temperature", method.mix_temperature),
@@ -666,6 +763,11 @@ def resolve(config: PretrainConfig, images: int, processes: int = 1) -> Pretrain
             f"--mix-weight {method.mix_weight}: 0 or more, and finite",
         ),
         (1 <= config.model.dim <= MOST, f"--dim {config.model.dim}: 1 to {MOST:,}"),
+        (
+            one_each(data.mean) and one_each(data.std),
+            f"--mean and --std: {data.channels or 3} values each, one a channel",
+        ),
+        (all(value > 0 for value in data.std or ()), f"--std {data.std}: above 0"),
         (0 <= method.jitter <= 1.25, f"--jitter {method.jitter}: 0 to 1.25"),
         (
             method.queue is None or 1 <= method.queue <= MOST,
@@ -692,34 +794,3 @@ def resolve(config: PretrainConfig, images: int, processes: int = 1) -> Pretrain
     for right, message in checks:
         if not right:
             raise UserError(message)
-
-    moco = method.method == "moco"
-    steps = images // batch * optimisation.epochs
-    sgd_lr = (0.06 if moco else 0.3) * batch / 256
-    # Small parts have noisy statistics; but one part alone would leak (models/split_batchnorm.py).
-    splits = max((s for s in (4, 8) if batch // s >= 16), default=min(2, batch // 2))
-    filled: dict[str, Any] = {
-        "queue": method.queue or min(65536, 1 << max(0, (images // 4).bit_length() - 1)),
-        "momentum": (0.99 if steps <= 50_000 else 0.999)
-        if method.momentum is None
-        else method.momentum,
-        "bn_splits": method.bn_splits or splits,
-    }
-    method = dataclasses.replace(
-        method,
-        augmentation=("moco-v2" if moco else "simclr")
-        if method.augmentation == "auto"
-        else method.augmentation,
-        bn_over=("process" if moco else "all") if method.bn_over == "auto" else method.bn_over,
-        **filled if moco else {},
-    )
-    adamw = optimisation.optimizer == "adamw"
-    optimisation = dataclasses.replace(
-        optimisation,
-        lr=optimisation.lr or (1e-3 if adamw else sgd_lr),
-        weight_decay=(0.05 if adamw else 5e-4)
-        if optimisation.weight_decay is None
-        else optimisation.weight_decay,
-    )
-    run = dataclasses.replace(run, out=run_folder_of(config))
-    return dataclasses.replace(config, method=method, optimisation=optimisation, run=run)

@@ -83,6 +83,7 @@ def random_encoder(config: DemoConfig, folder: Path) -> Path:
     new_run_folder(folder)
     write_json(folder / "config.json", to_dict(recipe))
     model, size = recipe.model, recipe.data.size
+    assert size is not None  # the recipe gives it
     save_encoder(
         folder / "encoder.safetensors",
         build_backbone(model.arch, size, model.stem, config.seed),

@@ -11,6 +11,12 @@ from pathlib import Path
 from filelock import FileLock
 
 
+def free_space(path: Path) -> int:
+    """Bytes that are free where `path` is, or would be made."""
+    there = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    return shutil.disk_usage(there).free
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; synced and renamed to it at the end, removed on errors.

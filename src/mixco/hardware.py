@@ -73,6 +73,27 @@ def keep_freed_memory(device: torch.device) -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
+def device_memory(device: torch.device) -> int:
+    """In bytes, all of it: a GPU's own, else the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return memory_bytes()
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """What a GPU, or else this process, has held at most so far; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    try:
+        import resource  # Windows has none
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def memory_bytes() -> int:
     """Of this machine, or what its container may use; 8 GiB where the system does not tell."""
     try:

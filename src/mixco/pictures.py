@@ -28,8 +28,9 @@ def draw_views(
 ) -> None:
     """What the network saw: images, two views of each, and mixtures of pairs of the first views.
 
-    originals: uint8 [B, 3, H, W]; views: float [B, 3, S, S] in [0, 1], not normalised.
-    mixed: float [M, 3, S, S] in [0, 1], and for each its (first, second, share of the first);
+    originals: uint8 or float in [0, 1], [B, C, H, W]; views: float [B, C, S, S] in [0, 1], not
+        normalised. Of four channels and more the first three are shown as red, green and blue.
+    mixed: float [M, C, S, S] in [0, 1], and for each its (first, second, share of the first);
         None where nothing is mixed.
     """
     pairs = shares or [(i, i + 1, 1.0) for i in range(0, len(originals) - 1, 2)]
@@ -99,8 +100,8 @@ def draw_neighbours(
 ) -> None:
     """Each query, then the images whose features are nearest to its own, nearest first.
 
-    queries: [Q, 3, H, W], neighbours: [Q, K, 3, H, W], both uint8 or float in [0, 1]; similarities:
-        [Q, K] in [-1, 1].
+    queries: [Q, C, H, W], neighbours: [Q, K, C, H, W], both uint8 or float in [0, 1], shown as by
+        `draw_views`; similarities: [Q, K] in [-1, 1].
     correct: bool [Q, K], whether the neighbour is of the query's class: the frame's colour; None where
         there are no classes.
     names: the class of each query, or whatever it is called.
@@ -155,8 +156,13 @@ def draw_comparison(path: Path, results: Mapping[str, Mapping[str, Any]]) -> Non
 
 
 def _show(axes: Axes, image: Tensor, frame: str | None = None, dashed: bool = False) -> None:
-    """image: uint8 or float in [0, 1], [3, H, W]."""
-    axes.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+    """image: uint8 or float in [0, 1], [C, H, W]: the first three channels, or the mean of two."""
+    if len(image) < 3:
+        most = 1 if image.is_floating_point() else 255
+        grey = image.float().mean(0).cpu().numpy()
+        axes.imshow(grey, cmap="gray", vmin=0, vmax=most, interpolation="nearest")
+    else:
+        axes.imshow(image[:3].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import TypeVar
@@ -175,6 +175,13 @@ def in_words(
     if left is not None:
         words.append(f"left {timedelta(seconds=round(left))}")
     return "  ".join(words)
+
+
+@contextmanager
+def doing(description: str) -> Iterator[None]:
+    """Inside, a terminal shows what takes its time."""
+    with console.status(description) if sys.stderr.isatty() else nullcontext():
+        yield
 
 
 def say(text: str) -> None:

@@ -4,15 +4,17 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from sample_images import sample_images
 
-from mixco.checkpoint import EncoderDescription, load_encoder, save_encoder
+from mixco.checkpoint import EncoderDescription, LoadedEncoder, load_encoder, save_encoder
 from mixco.config import ExportConfig
 from mixco.data.sources import SAMPLE_MEAN, SAMPLE_STD
 from mixco.data.views import evaluation_view
@@ -140,8 +142,6 @@ def test_what_a_file_says_of_itself(exports: Path) -> None:
 
 
 def test_timm_does_not_take_a_small_stem_for_a_usual_one(exports: Path) -> None:
-    import timm
-
     with pytest.raises(RuntimeError, match=r"size mismatch for conv1\.weight"):
         timm.create_model(f"local-dir:{exports / 'small hub'}", pretrained=True)
 
@@ -159,6 +159,25 @@ def test_an_export_that_gives_other_features_is_refused(exports: Path, tmp_path:
     encoder.backbone.bn1.running_mean.fill_(np.nan)
     with pytest.raises(UserError, match="features differ by nan"):
         compare(encoder, formats.as_timm(encoder, tmp_path), tmp_path, pixels, "the sample")
+
+
+def test_an_export_that_does_not_load_is_refused(exports: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(exports / "small")
+    lines = formats.as_timm(encoder, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"timm .* cannot load what was written \(SafetensorError"):
+        compare(encoder, lines, tmp_path, sample_images(2), "the sample")
+
+
+@pytest.mark.parametrize("to", [formats.as_timm, formats.as_torchvision, formats.as_hub])
+def test_other_channels_than_three(
+    tmp_path: Path, to: Callable[[LoadedEncoder, Path], formats.Lines]
+) -> None:
+    backbone = timm.create_model("resnet18", num_classes=0, in_chans=4).eval()
+    about = EncoderDescription("resnet18", "standard", 32, (0.4,) * 4, (0.2,) * 4, "random weights")
+    encoder = LoadedEncoder(backbone, about, tmp_path, 120)
+    pixels = sample_images(2)[:, [0, 1, 2, 0], ::2, ::2]
+    assert "2 images" in compare(encoder, to(encoder, tmp_path), tmp_path, pixels, "the sample")
 
 
 def test_what_cannot_be_exported_is_told_and_leaves_nothing(tmp_path: Path) -> None:

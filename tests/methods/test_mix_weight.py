@@ -4,7 +4,14 @@ import pytest
 import torch
 from sample_images import sample_images
 
-from mixco.config import DataConfig, MethodConfig, ModelConfig, OptimisationConfig, PretrainConfig
+from mixco.config import (
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimisationConfig,
+    PretrainConfig,
+    resolve,
+)
 from mixco.seeding import generator_for
 from mixco.training.pretrain import build_method
 
@@ -19,6 +26,7 @@ def test_the_loss_is_the_clean_one_and_the_weighted_mixed_one(method: str) -> No
         method=MethodConfig(method=method, queue=16, momentum=0.9, bn_splits=2),  # type: ignore[arg-type]
         optimisation=OptimisationConfig(batch_size=8),
     )
+    config = resolve(config, 100)
     losses = {}
     for weight in (1.0, 0.25):
         weighted = dataclasses.replace(config.method, mix_weight=weight)

@@ -118,7 +118,7 @@ def test_the_page_of_a_run(place: Path, page: Path) -> None:
             assert min(file.size) > 300
     others = {"neighbours.png", "confusions-knn-test-images.png"}
     assert others < {p.name for p in page.with_suffix("").iterdir()}
-    assert "mixco pretrain --data " in text
+    assert "<span>mixco pretrain</span> <span>--data " in text
     assert sorted(p.name for p in page.parent.iterdir()) == ["a", "a.html"]
 
 

@@ -32,7 +32,9 @@ def write_run(
     folder.mkdir(parents=True)
     config = PretrainConfig(
         data=DataConfig(data="cifar10", data_path=folder, size=32),
-        method=dataclasses.replace(MethodConfig(method="moco", mix="none"), **method),
+        method=dataclasses.replace(
+            MethodConfig(method="moco", mix="none", temperature=0.2), **method
+        ),
         optimisation=OptimisationConfig(epochs=7),
         run=RunConfig(out=folder, seed=seed),
     )

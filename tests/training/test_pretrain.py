@@ -78,7 +78,7 @@ def test_what_a_run_leaves_behind(photos: Path, tmp_path: Path) -> None:
         *("checkpoints", "tensorboard", "views.png", "curves.png"),
     }
     resolved = from_dict(PretrainConfig, read_json(run / "config.json"), "config.json")
-    assert resolved.optimisation.lr == 1e-3, "resolved, not as asked"
+    assert resolved.optimisation.lr == 2.5e-4, "resolved, not as asked"
     assert resolved.method.augmentation == "moco-v2"
     records = read_metrics(run)
     assert [r["epoch"] for r in records] == [1, 2]

@@ -20,6 +20,7 @@ from mixco.data.image_list import ImageList
 from mixco.data.images import UnreadableImage, decode
 from mixco.data.loading import FEATURE_BATCH, canvases
 from mixco.data.packing import state_key
+from mixco.data.pixels import settle
 from mixco.data.sources import NAMED, list_images
 from mixco.data.streaming import stream
 from mixco.data.views import evaluation_view
@@ -117,6 +118,7 @@ def duplicates(config: DuplicatesConfig) -> list[Duplicates]:
     else:
         encoder = _load(config.run, config.collection)
         among = _collection(config.run, encoder, config.among, config.collection)
+    source = settle(among.source, None, None)
     with counting("comparing") as on_progress:
         groups = near_duplicates(among.vectors, config.threshold, on_progress)
     names = among.paths()
@@ -127,7 +129,7 @@ def duplicates(config: DuplicatesConfig) -> list[Duplicates]:
             first_with: dict[str, str] = {}
             same = []
             for (row, _), path in zip(group, paths, strict=True):
-                pixels = _pixel_hash(among.source, int(among.index[row]))
+                pixels = _pixel_hash(source, int(among.index[row]))
                 same.append(first_with.get(pixels) if pixels else None)
                 first_with.setdefault(pixels, path)
             found.append(Duplicates(paths, tuple(value for _, value in group), tuple(same)))
@@ -253,7 +255,7 @@ def _shown(path: str) -> str:
 def _pixel_hash(source: ImageList, index: int) -> str:
     """Of shape and pixels; "" where the image cannot be read any more."""
     try:
-        pixels = decode(source.read(index))
+        pixels = decode(source.read(index), pixel=source.pixel)
     except (UnreadableImage, OSError):
         return ""
     return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
@@ -265,14 +267,16 @@ def _draw(path: Path, found: list[Neighbours], among: Vectors, places: dict[str,
         raise UserError(f"--picture {path}: {among.source.name} has no other image")
 
     def square(name: str) -> Tensor:
-        """[3, SIDE, SIDE] in [0, 1]"""
+        """[C, SIDE, SIDE] in [0, 1]; of 16 bits the brightest is white"""
         row = places.get(name, places.get(_whole(name)))
         if row is None:
             source, index = ImageList("", Path(), (_whole(name),), None, ()), torch.tensor([0])
         else:
             source, index = among.source, among.index[row, None]
-        images, extents = canvases(stream(source, 0), index, 2 * SIDE)
-        return evaluation_view(images, extents, SIDE, mean=(0, 0, 0), std=(1, 1, 1))[0]
+        images, extents = canvases(stream(settle(source, None, None), 0), index, 2 * SIDE)
+        none = (0.0,) * images.shape[1]
+        seen = evaluation_view(images, extents, SIDE, mean=none, std=(1.0,) * len(none))[0]
+        return seen if images.dtype == torch.uint8 else seen / seen.amax().clamp(min=1e-6)
 
     draw_neighbours(
         path,

@@ -19,6 +19,7 @@ from mixco.data.folders import whole_folder
 from mixco.data.image_list import Arrays, ImageList
 from mixco.data.images import as_decoded
 from mixco.data.loading import FEATURE_BATCH, evaluation_batches
+from mixco.data.pixels import settle
 from mixco.data.streaming import stream
 from mixco.errors import UserError
 from mixco.evaluation.features import extract_features
@@ -84,7 +85,8 @@ class Embedder(LoadedEncoder):
             )
         ]
         if not parts:  # as many features as of a black image
-            black = torch.zeros(1, 3, self.description.size, self.description.size, device=chosen)
+            size = self.description.size
+            black = torch.zeros(1, self.description.channels, size, size, device=chosen)
             return extract_features(self.backbone, [black], device=chosen, dtype=dtype)[:0]
         return torch.cat(parts)
 
@@ -130,7 +132,7 @@ def embedded(
     """
     description = encoder.description
     seen = evaluation_batches(
-        stream(source, workers),
+        stream(settle(source, description.channels, None), workers),
         index,
         size=description.size,
         mean=description.mean,

@@ -9,6 +9,7 @@ from mixco.errors import UserError
 from mixco.files import shown
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+ARRAYS = (".npy", ".npz")
 
 
 def unlabelled_folder(folder: Path, cache: Path | None = None) -> ImageList:
@@ -36,7 +37,7 @@ def whole_folder(folder: Path, cache: Path | None = None) -> ImageList:
     files = tuple(walk(folder, cache))
     if not files:
         raise UserError(
-            f"{folder}: no image in it; looked for {', '.join(EXTENSIONS)} in all folders below"
+            f"{folder}: no image in it; looked for {', '.join(EXTENSIONS + ARRAYS)} in all folders below"
         )
     return ImageList(folder.resolve().name, folder, files, None, ())
 
@@ -89,8 +90,11 @@ def labelled_folder(
 
 
 def walk(root: Path, cache: Path | None = None) -> list[str]:
-    """Images below root, as sorted paths with slashes (see `list_files`)."""
-    return list_files(root, EXTENSIONS, cache)
+    """Images below root, as sorted paths with slashes (see `list_files`).
+
+    NumPy's arrays are images where there are no others: beside photographs they are something else.
+    """
+    return list_files(root, EXTENSIONS, cache) or list_files(root, ARRAYS, cache)
 
 
 def read_lines(path: Path, what: str) -> list[str]:

@@ -1,16 +1,19 @@
 """What a list of images is: where they lie and what their labels are; nothing is decoded here."""
 
 import errno
+import io
 import stat
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mixco.data.images import RGB, Pixel
 from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 MOST_BYTES = 2**30  # of an image file; as many pixels as are allowed take less in any format
@@ -59,6 +62,8 @@ class ImageList:
     """For normalisation, of pixels in [0, 1]."""
     arrays: Arrays | None = None
     """The images themselves, as long as `files`, where they are no image files."""
+    pixel: Pixel = RGB
+    """What the files are read as (see pixels.settle)."""
 
     @property
     def containers(self) -> tuple[Path, ...]:
@@ -83,6 +88,9 @@ class ImageList:
             return f"P6 {width} {height} 255\n".encode() + pixels.tobytes()
         if self.is_zip:
             return open_zip(self.root).read(self.files[index])
+        return self._regular(index).read_bytes()
+
+    def _regular(self, index: int) -> Path:
         path = self.root / self.files[index]
         state = path.stat()
         # Reading a pipe would wait for ever, and some devices have no end.
@@ -90,7 +98,13 @@ class ImageList:
             raise OSError(errno.EINVAL, "no file with a content of its own")
         if state.st_size > MOST_BYTES:
             raise OSError(errno.EFBIG, "more than 1 GiB")
-        return path.read_bytes()
+        return path
+
+    def open(self, index: int) -> BinaryIO:
+        """What `read` gives as a file, of which no more is read than is asked for. Raises OSError."""
+        if self.containers:
+            return io.BytesIO(self.read(index))
+        return self._regular(index).open("rb")
 
 
 @lru_cache(maxsize=4)

@@ -1,26 +1,34 @@
 """Where packed and streamed images meet: which it is to be, and the batches of either."""
 
-import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mixco.data import views
 from mixco.data.image_list import ImageList
-from mixco.data.packing import PackedImages, is_whole, longest_side, pack, packed_path, read_reduced
+from mixco.data.packing import (
+    PackedImages,
+    is_whole,
+    pack,
+    packed_path,
+    picture_size,
+    read_reduced,
+    torch_type,
+)
+from mixco.data.pixels import LOOKED_AT, settle, spread
 from mixco.data.resident import gather, make_resident, send
 from mixco.data.streaming import Batch, Request, StreamedImages, decode_batches, stream
 from mixco.errors import UserError
+from mixco.files import free_space
 
 Images = PackedImages | StreamedImages
 
 MOST_WORKERS = 1024
-HEADERS = 256  # files that are opened to see how large the images are
+MOST_LOSING = 0.05  # share of the images that may lose detail by packing
 FEATURE_BATCH = 512
 
 
@@ -32,16 +40,20 @@ def open_images(
     loading: Literal["auto", "packed", "streamed"],
     workers: int,
     memory: int,
+    channels: int | None = 3,
+    bits: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Images:
     """The images of a list: packed (see `pack`), or streamed by `workers` processes.
 
     "auto" packs when the packed file fits (`fits_packed`) into `memory`, in bytes.
+    channels, bits: of a pixel, None for what the files have (see `settle`).
 
-    Raises UserError as `pack` does.
+    Raises UserError as `pack` and `settle` do.
     """
     if not 0 <= workers <= MOST_WORKERS:
         raise UserError(f"--workers {workers}: 0 to {MOST_WORKERS}")
+    source = settle(source, channels, bits)
     if loading == "auto":
         loading = "packed" if fits_packed(source, size, cache, memory) else "streamed"
     if loading == "streamed":
@@ -54,20 +66,27 @@ def fits_packed(source: ImageList, size: int, cache: Path, memory: int) -> bool:
 
     A file that does not stay in the memory is read at random places, which is slower than to stream.
     How large the canvases will be is estimated from the headers of some files, spread over the list.
+    Nor does it fit where many of them are so tall or wide that little would be left of their shorter
+    side once the longer one is reduced.
     """
     if source.arrays is not None:
         return True  # small images, whose pixels lie in a file already; workers would copy it
     count = len(source.files)
-    some = np.linspace(0, count - 1, min(HEADERS, count)).astype(int).tolist()
-    side = min(2 * size, max(longest_side(source, i) for i in some))
-    needed = count * 3 * side * side
+    some = [picture_size(source, i) for i in spread(count, LOOKED_AT)]
+    side = min(2 * size, max(map(max, some)))
+    if sum(loses_detail(*each, size) for each in some) > MOST_LOSING * len(some):
+        return False
+    needed = count * source.pixel.bytes * side * side
     if needed > memory // 2:
         return False
-    there = next(p for p in (cache, *cache.absolute().parents) if p.is_dir())
     # Packing writes the pixels twice before the first copy goes.
-    return 2 * needed <= shutil.disk_usage(there).free // 2 or is_whole(
-        packed_path(source, size, cache)
-    )
+    return 2 * needed <= free_space(cache) // 2 or is_whole(packed_path(source, size, cache))
+
+
+def loses_detail(height: int, width: int, size: int) -> bool:
+    """Packed, is the shorter side less than half of what is seen, and less than it was?"""
+    scale = min(1.0, 2 * size / max(height, width, 1))
+    return scale < 1 and 2 * min(height, width) * scale < size
 
 
 Plan = Iterable[tuple[Tensor, torch.Generator]]
@@ -90,7 +109,7 @@ def view_batches(
     count: int = 2,
     rows: Tensor | None = None,
 ) -> Generator[Seen, None, None]:
-    """`count` views of each batch of a plan, [B, 3, size, size] of `dtype` on the device.
+    """`count` views of each batch of a plan, [B, C, size, size] of `dtype` on the device.
 
     Yields the indices of the images, int64 [B] on the CPU, and their views (see `apply_view`).
     Streamed, the plan is followed a few batches ahead. The same draws make the same crops packed and
@@ -180,7 +199,7 @@ def evaluation_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What evaluation sees (`evaluation_view`), in order, of those images that can be read.
 
-    index: int64 [N]. Yields parts of it and [b, 3, size, size] of `dtype` on the device; b may be 0.
+    index: int64 [N]. Yields parts of it and [b, C, size, size] of `dtype` on the device; b may be 0.
     tolerated: the share of unreadable streamed images above which it raises UserError; default: 1 %.
     """
     parts = torch.split(index, batch_size)
@@ -206,13 +225,14 @@ def evaluation_batches(
 
 
 def canvases(images: Images, index: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """A few images for pictures: uint8 [n, 3, S, S] and extents [n, 2], as packing has them.
+    """A few images for pictures: uint8 or uint16 [n, C, S, S] and extents [n, 2], as packing has them.
 
     side: the canvases' of streamed images; those that cannot be read are black.
     """
     if isinstance(images, PackedImages):
         return images.images[index], images.extents[index]
-    pictures = torch.zeros(len(index), 3, side, side, dtype=torch.uint8)
+    pixel = images.source.pixel
+    pictures = torch.zeros(len(index), pixel.channels, side, side, dtype=torch_type(pixel))
     extents = torch.full((len(index), 2), side)
     for place, i in enumerate(index.tolist()):
         found = read_reduced(images.source, i, side)

@@ -1,4 +1,4 @@
-"""Small images, decoded once, in one memory-mapped safetensors file of uint8."""
+"""Small images, decoded once, in one memory-mapped safetensors file of uint8 or uint16."""
 
 import hashlib
 import json
@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from mixco.data.image_list import ImageList
-from mixco.data.images import UnreadableImage, decode, longer_side, quietly, reduce
+from mixco.data.images import RGB, Pixel, Pixels, UnreadableImage, decode, look, quietly, reduce
 from mixco.errors import UserError
 from mixco.files import shown
 
@@ -35,7 +34,8 @@ class PackedImages:
     """The images of one split, decoded."""
 
     images: Tensor
-    """uint8 [N, 3, S, S], memory-mapped; a picture lies in the top left of its canvas, the rest is 0."""
+    """uint8 or uint16 [N, C, S, S] by source.pixel, memory-mapped; a picture lies in the top left of
+    its canvas, the rest is 0."""
     extents: Tensor
     """int64 [N, 2]: height and width of each picture."""
     labels: Tensor | None
@@ -97,7 +97,7 @@ def pack(
         labels = torch.tensor([source.labels[i] for i in kept])
         refuse_lost_classes(source, labels)
     return PackedImages(
-        images=_tensor(header, data, "images", torch.uint8),
+        images=_tensor(header, data, "images", torch_type(source.pixel)),
         extents=_tensor(header, data, "extents", torch.int64),
         labels=labels,
         classes=source.classes,
@@ -118,6 +118,8 @@ def state_key(source: ImageList, size: int) -> str:
     """Of the images in their present state, names, sizes and times, and of the side that is seen."""
     place = f"{FORMAT}/{size}/{source.root.resolve()}"
     digest = hashlib.sha256(place.encode("utf-8", "surrogateescape"))
+    if source.pixel != RGB:
+        digest.update(f"/{source.pixel}".encode())
     for path in source.containers:
         state = path.stat()
         digest.update(f"{state.st_size}/{state.st_mtime_ns}".encode())
@@ -145,7 +147,8 @@ def _write(
         side = _canvas_side(pool, source, longest)
         if side == 0:
             raise UserError(f"{source.root}: none of its {count} images can be read")
-        room = 2 * count * 3 * side * side  # the rows, and the file that they are copied into
+        # The rows, and the file that they are copied into.
+        room = 2 * count * source.pixel.bytes * side * side
         free = shutil.disk_usage(path.parent).free
         if room > free:
             raise UserError(
@@ -171,8 +174,8 @@ def _write(
             refuse_too_many(source, unreadable)
             notes = json.dumps({"kept": kept, "unreadable": unreadable})
             with temporary.open("wb") as file:
-                shape = [len(kept), 3, side, side]
-                file.write(_header(shape, notes))
+                shape = [len(kept), source.pixel.channels, side, side]
+                file.write(_header(shape, source.pixel, notes))
                 file.write(np.array(extents, np.int64).tobytes())
                 with rows.open("rb") as pixels:
                     shutil.copyfileobj(pixels, file, 1 << 22)
@@ -198,7 +201,7 @@ def _canvas_side(pool: ThreadPoolExecutor, source: ImageList, longest: int) -> i
 class _Block(NamedTuple):
     """A few images, decoded: what of them could be read, in order, and what not, with reasons."""
 
-    canvases: NDArray[np.uint8]
+    canvases: Pixels
     extents: list[tuple[int, int]]
     unreadable: list[tuple[int, str]]
 
@@ -217,7 +220,7 @@ def _in_order(
 
 
 def _decode(source: ImageList, few: range, side: int) -> _Block:
-    canvases = np.zeros((len(few), 3, side, side), np.uint8)
+    canvases = np.zeros((len(few), source.pixel.channels, side, side), source.pixel.dtype)
     extents: list[tuple[int, int]] = []
     unreadable: list[tuple[int, str]] = []
     for index in few:
@@ -237,22 +240,28 @@ def _cut(numbers: range, size: int) -> list[range]:
 
 def longest_side(source: ImageList, index: int) -> int:
     """From the file's header alone; 0 where it cannot be read."""
+    return max(picture_size(source, index))
+
+
+def picture_size(source: ImageList, index: int) -> tuple[int, int]:
+    """Height and width, from the file's header alone; (0, 0) where it cannot be read."""
     if source.arrays is not None:
-        return int(max(source.arrays[index].shape[:2]))
+        height, width = source.arrays[index].shape[:2]
+        return height, width
     try:
-        return longer_side(source.read(index))
+        return look(source.read(index))[:2]
     except (UnreadableImage, OSError):  # what is wrong is told by decode(), with a reason
-        return 0
+        return 0, 0
 
 
-def read_reduced(source: ImageList, index: int, side: int) -> NDArray[np.uint8] | str:
-    """uint8 [H, W, 3] with no side above `side`, or the reason why not."""
+def read_reduced(source: ImageList, index: int, side: int) -> Pixels | str:
+    """[H, W, C] of source.pixel with no side above `side`, or the reason why not."""
     if source.arrays is not None:
         pixels = source.arrays[index]
         fits = max(pixels.shape[:2]) <= side
         return pixels if fits else np.asarray(reduce(Image.fromarray(pixels), side))
     try:
-        return decode(source.read(index), side)
+        return decode(source.read(index), side, source.pixel)
     except UnreadableImage as error:
         return str(error)
     except OSError as error:
@@ -283,20 +292,28 @@ def refuse_too_many(
     )
 
 
-def _header(shape: list[int], notes: str) -> bytes:
+def torch_type(pixel: Pixel) -> torch.dtype:
+    return torch.uint8 if pixel.bits == 8 else torch.uint16
+
+
+def _header(shape: list[int], pixel: Pixel, notes: str) -> bytes:
     """A safetensors header, so that pixels can be streamed behind it."""
-    content = json.dumps(_layout(shape, notes)).encode()
+    content = json.dumps(_layout(shape, pixel, notes)).encode()
     content += b" " * (-len(content) % 64 + 56)  # pixels begin at a multiple of 64
     return struct.pack("<Q", len(content)) + content
 
 
-def _layout(shape: list[int], notes: str) -> dict[str, Any]:
-    begin, pixels = 16 * shape[0], math.prod(shape)
+def _layout(shape: list[int], pixel: Pixel, notes: str) -> dict[str, Any]:
+    begin, pixels = 16 * shape[0], math.prod(shape) * pixel.bits // 8
     return {
         "__metadata__": {"mixco": notes},
         # Eight-byte numbers first: behind the pixels they might lie at an odd place.
         "extents": {"dtype": "I64", "shape": [shape[0], 2], "data_offsets": [0, begin]},
-        "images": {"dtype": "U8", "shape": shape, "data_offsets": [begin, begin + pixels]},
+        "images": {
+            "dtype": f"U{pixel.bits}",
+            "shape": shape,
+            "data_offsets": [begin, begin + pixels],
+        },
     }
 
 
@@ -308,7 +325,8 @@ def is_whole(path: Path) -> bool:
             header = json.loads(file.read(length))
         shape, notes = header["images"]["shape"], header["__metadata__"]["mixco"]
         length += 8 + header["images"]["data_offsets"][1]
-        whole = header == _layout(shape, notes) and path.stat().st_size == length
+        pixel = Pixel(shape[1], int(header["images"]["dtype"][1:]))
+        whole = header == _layout(shape, pixel, notes) and path.stat().st_size == length
         return bool(whole and len(json.loads(notes)["kept"]) == shape[0])
     except (OSError, ValueError, LookupError, TypeError, struct.error, MemoryError, OverflowError):
         return False

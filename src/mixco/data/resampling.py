@@ -17,12 +17,14 @@ DENSE_RESIZE = 6_000_000
 
 
 def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crop, antialiased bilinear resize and flip: [B, 3, H, W] uint8 -> [B, 3, size, size] in [0, 1].
+    """Crop, antialiased bilinear resize and flip: [B, C, H, W] uint8 or uint16 -> [B, C, size, size].
 
-    box: int64 [B, 4], top, left, height, width; flip: bool [B]. The result is float32. The bands of a
-    large image on the CPU are torch's own resize, an image at a time.
+    box: int64 [B, 4], top, left, height, width; flip: bool [B]. The result is float32 in [0, 1], shares
+    of the type's maximum. The bands of a large image on the CPU are torch's own resize, an image at a
+    time.
     """
     batch, channels, height, width = images.shape
+    most = torch.iinfo(images.dtype).max
     if images.device.type == "cpu" and height * size * (width + size) > DENSE_RESIZE:
         out = images.new_empty(batch, channels, size, size, dtype=torch.float32)
         for image, (top, left, h, w), flipped, place in zip(
@@ -31,13 +33,13 @@ def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
             crop = image[None, :, top : top + h, left : left + w].to(torch.float32)
             x = F.interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
             place.copy_(x.flip(2) if flipped else x)
-        return out.div_(255)
+        return out.div_(most)
     top, left, h, w = send(box, images.device).unbind(1)
     rows = _resize_matrix(top, h, height, size)
     columns = _resize_matrix(left, w, width, size)
     columns = torch.where(send(flip, images.device)[:, None, None], columns.flip(1), columns)
-    x = images.to(torch.float32).flatten(1, 2)  # [B, 3H, W]
-    x = torch.bmm(x, columns.transpose(1, 2) / 255)  # [B, 3H, size]
+    x = images.to(torch.float32).flatten(1, 2)  # [B, CH, W]
+    x = torch.bmm(x, columns.transpose(1, 2) / most)  # [B, CH, size]
     return torch.matmul(rows[:, None], x.view(batch, channels, height, size))
 
 

@@ -1,4 +1,4 @@
-"""Batches of uint8 images, resident on the device where they fit."""
+"""Batches of uint8 or uint16 images, resident on the device where they fit."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def make_resident(images: Tensor, device: torch.device) -> Tensor:
-    """Copy uint8 images [N, 3, S, S] to the device when they take at most half of its free memory.
+    """Copy images [N, C, S, S] to the device when they take at most half of its free memory.
 
     On the CPU the memory-mapped file is the resident copy: the system keeps its pages in memory.
     """
@@ -34,4 +34,6 @@ def batches(members: Tensor, batch_size: int, generator: torch.Generator) -> Ite
 
 def gather(images: Tensor, index: Tensor, device: torch.device) -> Tensor:
     """images[index] on the device; index int64 [B] on the CPU."""
-    return send(images[send(index, images.device)], device)
+    signed = images.view(torch.int16) if images.dtype == torch.uint16 else images
+    # Not every device can index torch.uint16; the same bits with a sign are common everywhere.
+    return send(signed[send(index, images.device)], device).view(images.dtype)

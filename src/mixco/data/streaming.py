@@ -1,8 +1,8 @@
 """Images too big to stay packed: worker processes read, decode and crop them, batch after batch.
 
 A request names the files of a batch and holds the draws of their crops; a worker answers with uint8
-crops of the input's size. All randomness is in the requests, so the answers do not depend on the
-number of workers; and nothing that a worker holds grows with them: names lie in shared memory.
+or uint16 crops of the input's size. All randomness is in the requests, so the answers do not depend
+on the number of workers; and nothing that a worker holds grows with them: names lie in shared memory.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mixco.data.image_list import ImageList
-from mixco.data.images import Box, UnreadableImage, decode_crops
-from mixco.data.packing import refuse_too_many
+from mixco.data.images import Box, Pixels, UnreadableImage, decode_crops
+from mixco.data.packing import refuse_too_many, torch_type
 from mixco.data.views import Augmentation, central_squares, place_crops
 from mixco.errors import UserError
 from mixco.files import shown
@@ -108,7 +108,7 @@ class Batch(NamedTuple):
     """A worker's answer."""
 
     crops: Tensor
-    """uint8 [V, B, 3, size, size]"""
+    """uint8 or uint16 [V, B, C, size, size] by source.pixel"""
     files: Tensor
     """int64 [B]: which images these are; substitutes stand for those that cannot be read."""
     readable: Tensor
@@ -134,7 +134,9 @@ class CroppedFiles(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         views = 1 if request.crops is None else request.crops.shape[2]
-        crops = torch.zeros(views, len(request.files), 3, self.size, self.size, dtype=torch.uint8)
+        pixel, size = self.source.pixel, self.size
+        shape = (views, len(request.files), pixel.channels, size, size)
+        crops = torch.zeros(shape, dtype=torch_type(pixel))
         files = torch.from_numpy(request.files.copy())
         readable = torch.zeros(len(files), dtype=torch.bool)
         unreadable: list[tuple[int, str]] = []
@@ -157,8 +159,8 @@ class CroppedFiles(Dataset[Batch]):
             for i in range(after, after + min(MOST_SUBSTITUTES, len(self.members) - 1)):
                 yield int(self.members[i % len(self.members)])
 
-    def _read(self, file: int, request: Request, place: int) -> NDArray[np.uint8] | str:
-        """uint8 [V, 3, size, size], or the reason why not."""
+    def _read(self, file: int, request: Request, place: int) -> Pixels | str:
+        """[V, C, size, size], or the reason why not."""
 
         def boxes_of(height: int, width: int) -> list[Box]:
             extent = torch.tensor([[height, width]])
@@ -169,7 +171,7 @@ class CroppedFiles(Dataset[Batch]):
             return [tuple(box) for box in boxes.tolist()]
 
         try:
-            return decode_crops(self.source.read(file), boxes_of, self.size)
+            return decode_crops(self.source.read(file), boxes_of, self.size, self.source.pixel)
         except UnreadableImage as error:
             return str(error)
         except OSError as error:
@@ -200,7 +202,7 @@ def decode_batches(
     is killed.
     """
     if images.workers:
-        _refuse_little_shared_memory(images.workers, most * 3 * size**2)
+        _refuse_little_shared_memory(images.workers, most * images.source.pixel.bytes * size**2)
     loader = DataLoader(
         CroppedFiles(images.source, size, augmentation, members),
         batch_size=None,  # a request is a batch already

@@ -5,6 +5,10 @@ test can apply the same parameters image by image with torchvision and compare. 
 the CPU, where its few numbers cost nothing; so the host knows every group's size and applying never
 waits for the device.
 
+Images have any number of channels. Crop, flip, blur, brightness and contrast are for all of them;
+greyscale, saturation and hue only where there are three, which are taken for red, green and blue.
+The draws are the same.
+
 Either may be cut at the crop, for pictures that are cropped elsewhere, before they come to the device
 (streaming.py): `draw_view` draws all, `place_crops` then finds the crops when the extents are known,
 and `finish_view` does what comes after the crop.
@@ -19,7 +23,7 @@ from torch import Tensor
 from mixco.data.resampling import crop_resize, gaussian_blur
 from mixco.data.resident import send
 
-Channels = tuple[float, float, float]
+Channels = tuple[float, ...]  # a number for each
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
@@ -201,7 +205,7 @@ def two_views(
     generator: torch.Generator,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Two independent views of uint8 images [B, 3, H, W]; see `apply_view`."""
+    """Two independent views of images [B, C, H, W]; see `apply_view`."""
     first = sample_view(extents, augmentation, generator)
     second = sample_view(extents, augmentation, generator)
     return (
@@ -218,9 +222,9 @@ def apply_view(
 ) -> Tensor:
     """Apply the parameters: crop and antialiased resize, flip, colours, blur, normalisation.
 
-    images: uint8 [B, 3, H, W] on any device; parameters: of the same B, on the CPU.
+    images: uint8 or uint16 [B, C, H, W] on any device; parameters: of the same B, on the CPU.
 
-    Returns [B, 3, size, size] of `dtype`, channels_last, normalised. Arithmetic is in float32. On
+    Returns [B, C, size, size] of `dtype`, channels_last, normalised. Arithmetic is in float32. On
     the CPU small chunks are done one after the other: they stay in the processor's cache.
     """
 
@@ -239,11 +243,11 @@ def finish_view(
 ) -> Tensor:
     """`apply_view` after its crop: flip, colours, blur, normalisation.
 
-    crops: uint8 [B, 3, size, size] on any device, cropped and resized but not flipped.
+    crops: uint8 or uint16 [B, C, size, size] on any device, cropped and resized but not flipped.
     """
 
     def view(part: slice) -> Tensor:
-        p, x = parameters[part], _unit(crops[part])
+        p, x = parameters[part], unit(crops[part])
         flip = send(p.flip, x.device)[:, None, None, None]
         return _colour(torch.where(flip, x.flip(3), x), p, augmentation)
 
@@ -264,7 +268,7 @@ def _in_chunks(
 
 
 def _colour(x: Tensor, p: ViewParameters, a: Augmentation) -> Tensor:
-    """All that comes after crop and flip; x: [B, 3, size, size] in [0, 1], changed in place."""
+    """All that comes after crop and flip; x: [B, C, size, size] in [0, 1], changed in place."""
     if a.grey_first:
         x = _greyscale(x, p.grey)
     x = _jitter(x, p)
@@ -282,11 +286,11 @@ def evaluation_view(
     std: Channels,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The central square, resized: what evaluation sees. [B, 3, size, size], channels_last.
+    """The central square, resized: what evaluation sees. [B, C, size, size], channels_last.
 
-    images: uint8 [B, 3, H, W]; extents: int64 [B, 2] on the CPU. Above 112 pixels the square is 7/8
-    of the shorter side (224 of 256, as published for ImageNet), below it is all of it: small images
-    are framed tightly already.
+    images: uint8 or uint16 [B, C, H, W]; extents: int64 [B, 2] on the CPU. Above 112 pixels the square
+    is 7/8 of the shorter side (224 of 256, as published for ImageNet), below it is all of it: small
+    images are framed tightly already.
     """
     box = central_squares(extents, size)
     x = crop_resize(images, box, torch.zeros(len(images), dtype=torch.bool), size)
@@ -303,14 +307,27 @@ def central_squares(extents: Tensor, size: int) -> Tensor:
 def finish_evaluation_view(
     crops: Tensor, mean: Channels, std: Channels, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """`evaluation_view` after its crop; crops: uint8 [B, 3, size, size]."""
-    x = _normalise(_unit(crops), mean, std)
+    """`evaluation_view` after its crop; crops: uint8 or uint16 [B, C, size, size]."""
+    x = _normalise(unit(crops), mean, std)
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _unit(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [0, 1]"""
-    return images.to(torch.float32) / 255
+def unit(images: Tensor) -> Tensor:
+    """uint8 or uint16 -> float32 in [0, 1], the share of the type's maximum."""
+    return images.to(torch.float32) / torch.iinfo(images.dtype).max
+
+
+def brightened(images: Tensor, mean: Channels, std: Channels) -> Tensor:
+    """What people are shown of images [B, C, H, W]: uint8 as they are, else float in [0, 1].
+
+    images: uint8, uint16, or float in shares of uint16's maximum. Of 16 bits seldom all of the range
+    is used, so what is three deviations above its channel's mean is shown as white.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    x = images if images.is_floating_point() else unit(images)
+    white = (torch.tensor(mean) + 3 * torch.tensor(std)).clamp(max=1)
+    return (x / white.view(-1, 1, 1)).clamp(0, 1)
 
 
 def _normalise(x: Tensor, mean: Channels, std: Channels) -> Tensor:
@@ -321,25 +338,34 @@ def _normalise(x: Tensor, mean: Channels, std: Channels) -> Tensor:
 
 
 def _luma(x: Tensor) -> Tensor:
-    """[B, 3, S, S] -> [B, 1, S, S]"""
+    """[B, C, S, S] -> [B, 1, S, S]; where there are no three colours, the mean of the channels."""
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
     r, g, b = (x[:, k : k + 1] for k in range(3))
     return (LUMA[0] * r).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
 
 
 def _greyscale(x: Tensor, grey: Tensor) -> Tensor:
+    if x.shape[1] != 3:
+        return x  # of other channels there is no greyscale
     index = send(grey.nonzero().squeeze(1), x.device)
     return x.index_copy_(0, index, _luma(x[index]).expand(-1, 3, -1, -1))
 
 
 def _jitter(x: Tensor, p: ViewParameters) -> Tensor:
-    """The four operations in each sample's own order, clamped after each."""
+    """The four operations in each sample's own order, clamped after each.
+
+    Saturation and hue are of three colours; other images keep theirs.
+    """
     chosen = p.jitter.nonzero().squeeze(1)
     if len(chosen) == 0:
         return x
     order, factors = p.order[chosen], p.factors[chosen]  # [b, 4]
     # Brightness, contrast and saturation are one blend, towards black, the mean grey, or grey. A
     # factor of one leaves those whose turn hue is exactly as they are.
-    factor = factors.gather(1, order).masked_fill(order == HUE, 1.0)
+    colours = x.shape[1] == 3
+    still = order == HUE if colours else (order == HUE) | (order == SATURATION)
+    factor = factors.gather(1, order).masked_fill(still, 1.0)
     towards_mean = (1 - factor) * (order == CONTRAST)
     towards_grey = (1 - factor) * (order == SATURATION)
     blends = send(torch.stack([factor, towards_mean, towards_grey]), x.device)
@@ -351,7 +377,7 @@ def _jitter(x: Tensor, p: ViewParameters) -> Tensor:
         offset = torch.addcmul(luma.mean((2, 3), keepdim=True) * m, luma, g)
         y = torch.addcmul(offset, y, f).clamp_(0, 1)
         turned = (order[:, stage] == HUE).nonzero().squeeze(1)
-        if len(turned):
+        if colours and len(turned):
             shifts = SHIFTS + 6 * factors[turned, HUE, None]
             those = send(turned, x.device)
             y.index_copy_(0, those, _turn_hue(y[those], send(shifts, x.device)))

@@ -33,7 +33,7 @@ from mixco.seeding import generator_for, global_draws
 
 
 class Classifier(nn.Module):
-    """Backbone, then a linear layer in float32: images [B, 3, S, S] -> logits float32 [B, classes].
+    """Backbone, then a linear layer in float32: images [B, C, S, S] -> logits float32 [B, classes].
 
     The layer's weights are drawn from N(0, 0.01), its biases are zero, as published.
     """

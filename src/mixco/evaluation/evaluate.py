@@ -15,7 +15,8 @@ from mixco.config import (
     check_classifier,
     check_knn,
 )
-from mixco.data.loading import canvases
+from mixco.data.loading import Images, canvases
+from mixco.data.views import brightened
 from mixco.distributed import joined, started
 from mixco.evaluation.knn import knn_scores, neighbours
 from mixco.evaluation.linear import fit_linear_probe
@@ -134,7 +135,12 @@ def evaluate_linear(config: LinearConfig, features: Features | None = None) -> d
 def show_neighbours(path: Path, f: Features, count: int = 8, k: int = 8) -> None:
     """The picture of the nearest train images of some test images, one a class first."""
     test_labels, train_labels = f.test_labels, f.train_labels
-    side = 2 * f.task.size
+    encoder = f.task.encoder.description
+
+    def pictures(images: Images, index: Tensor) -> Tensor:
+        found, _ = canvases(images, index, 2 * f.task.size)
+        return brightened(found, encoder.mean, encoder.std)
+
     first = [
         int((test_labels == c).nonzero()[0]) for c in range(min(count, len(f.task.test.classes)))
     ]
@@ -142,13 +148,12 @@ def show_neighbours(path: Path, f: Features, count: int = 8, k: int = 8) -> None
     similarities, index = neighbours(f.train_features, f.test_features[chosen], k)
     draw_neighbours(
         path,
-        canvases(f.task.test, f.test_index[chosen], side)[0],
-        torch.stack([canvases(f.task.train, f.train_index[row], side)[0] for row in index]),
+        pictures(f.task.test, f.test_index[chosen]),
+        torch.stack([pictures(f.task.train, f.train_index[row]) for row in index]),
         similarities,
         train_labels[index] == test_labels[chosen][:, None],
         [f.task.test.classes[int(c)] for c in test_labels[chosen]],
-        f"{f.task.encoder.description.training}: the nearest training images of {len(chosen)} "
-        "test images",
+        f"{encoder.training}: the nearest training images of {len(chosen)} test images",
     )
 
 

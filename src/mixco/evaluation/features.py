@@ -65,9 +65,9 @@ def extract_features(
 ) -> Tensor:
     """Features of all views, in order: float32 [N, D] on the CPU.
 
-    backbone: [B, 3, S, S] -> [B, D]; in evaluation mode here, then put back as it was: its batch norms
+    backbone: [B, C, S, S] -> [B, D]; in evaluation mode here, then put back as it was: its batch norms
         use and keep their running statistics.
-    views: batches [B, 3, S, S] on the device. dtype: of autocast; float32 for none.
+    views: batches [B, C, S, S] on the device. dtype: of autocast; float32 for none.
 
     Raises UserError when a feature is not finite.
     """

@@ -168,6 +168,7 @@ def load_task(config: EvaluationConfig) -> Task:
                 loading=config.loading,
                 workers=processors() if config.workers is None else config.workers,
                 memory=memory_bytes(),
+                channels=encoder.description.channels,
                 on_progress=on_progress,
             )
         for file, reason in images.unreadable if isinstance(images, PackedImages) else ():

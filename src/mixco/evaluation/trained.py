@@ -98,7 +98,13 @@ def _train_and_test(
     encoder, frozen = task.encoder.description, kind == "linear_paper"
     backbone = task.encoder.backbone
     if kind == "supervised":
-        backbone = build_backbone(encoder.arch, encoder.size, encoder.stem, evaluation.seed)  # type: ignore[arg-type]
+        backbone = build_backbone(
+            encoder.arch,
+            encoder.size,
+            encoder.stem,  # type: ignore[arg-type]
+            evaluation.seed,
+            encoder.channels,
+        )
     model = Classifier(
         backbone, feature_dim(backbone, task.size), len(task.train.classes), evaluation.seed
     )

@@ -1,7 +1,7 @@
 """`mixco export`: write a format, load it back with its library, compare, write the card."""
 
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from mixco.checkpoint import LoadedEncoder, load_encoder
 from mixco.config import ExportConfig
 from mixco.data.loading import evaluation_batches
+from mixco.data.pixels import settle
 from mixco.data.sources import list_images
 from mixco.data.streaming import stream
 from mixco.errors import UserError
@@ -77,11 +78,18 @@ def compare(encoder: LoadedEncoder, lines: Lines, folder: Path, pixels: Tensor, 
     """
     about = encoder.description
     expected = encoder.backbone(formats.normalised(encoder)(pixels))
-    features = load_back(lines, folder)
     batches = sorted({*(count for count in FEWER if count < len(pixels)), len(pixels)})
-    found = [(features(pixels[:count]) - expected[:count]).abs().max() for count in batches]
+    library = f"{lines.library} {import_module(lines.library).__version__}"
+    try:
+        features = load_back(lines, folder)
+        found = [(features(pixels[:count]) - expected[:count]).abs().max() for count in batches]
+    except Exception as error:  # of the library's own kinds
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{about.arch}: {library} cannot load what was written ({type(error).__name__}: {reason}); "
+            "nothing was left, use another --to"
+        ) from error
     largest = (torch.stack(found).max() / expected.abs().max()).item()
-    library = f"{lines.library} {version(lines.library)}"
     if not largest <= lines.tolerance:  # NaN is not
         raise UserError(
             f"{about.arch}: loaded back with {library}, features differ by {largest:.2g} of the largest "
@@ -111,23 +119,26 @@ def _real_images(encoder: LoadedEncoder, config: dict[str, Any] | None) -> tuple
         try:
             data = config["data"]
             place = Path(data["data_path"]) if data["data_path"] else None
-            return _some_of(data["data"], place, Path(data["cache"]).expanduser(), encoder)
+            cache = Path(data["cache"]).expanduser()
+            size = encoder.description.size
+            return _some_of(data["data"], place, cache, size, channels(encoder))
         except UserError as error:
             say(f"the run's own images cannot be had ({error}); compared on the sample's")
-    return _some_of("sample", None, None, encoder)
+    pixels, name = _some_of("sample", None, None, encoder.description.size, 3)
+    return pixels[:, torch.arange(channels(encoder)) % 3], name
 
 
 def _some_of(
-    data: str, place: Path | None, cache: Path | None, encoder: LoadedEncoder
+    data: str, place: Path | None, cache: Path | None, size: int, channels: int
 ) -> tuple[Tensor, str]:
     source = list_images(data, place, "pretrain", cache)
-    count, none = len(source.files), (0.0,) * channels(encoder)
+    count, none = len(source.files), (0.0,) * channels
     batches = evaluation_batches(
-        stream(source, workers=0),
+        stream(settle(source, channels, None), workers=0),
         torch.linspace(0, count - 1, min(IMAGES, count)).long(),
-        size=encoder.description.size,
-        mean=none,  # type: ignore[arg-type]  # so that they stay as they are
-        std=tuple(1.0 for _ in none),  # type: ignore[arg-type]
+        size=size,
+        mean=none,  # so that they stay as they are
+        std=tuple(1.0 for _ in none),
         device=torch.device("cpu"),
         dtype=torch.float32,
         on_unreadable=lambda *_: None,

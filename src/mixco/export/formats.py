@@ -140,7 +140,7 @@ def as_torchvision(encoder: LoadedEncoder, folder: Path) -> Lines:
     if not (is_resnet and arch in torchvision.models.list_models(torchvision.models)):
         raise UserError(
             f"--to torchvision: {arch} is no ResNet of torchvision's, its weights have no place there; "
-            "--to timm, safetensors, onnx and hub take every architecture"
+            "--to timm, safetensors and hub take every architecture, onnx most"
         )
     torch.save(_weights(encoder), folder / "model.pth")
     build = [
@@ -226,7 +226,7 @@ def as_onnx(encoder: LoadedEncoder, folder: Path, images: OnnxInput) -> Lines:
             verbose=False,
         )
     except Exception as error:  # of many kinds, by what the architecture does
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise UserError(
             f"--to onnx: torch cannot export {about.arch} ({reason}); --to timm takes it"
         ) from None

@@ -32,6 +32,11 @@ def choose_stem(size: int) -> Stem:
     return "conv3s1" if size <= 48 else "conv3s2" if size <= 112 else "standard"
 
 
+def takes_stems(backbone: nn.Module) -> bool:
+    """Is it a ResNet with a plain stem, that can be replaced?"""
+    return isinstance(backbone, timm.models.ResNet) and isinstance(backbone.conv1, nn.Conv2d)
+
+
 def _replace_stem(backbone: nn.Module, stem: Stem) -> None:
     first = cast(nn.Conv2d, backbone.conv1)
     stride, padding, activation = SMALL_STEMS[stem]
@@ -60,8 +65,10 @@ def usual_size(arch: str) -> int:
     return int(config.input_size[-1]) if config else 224
 
 
-def build_backbone(arch: str, size: int, stem: Stem = "auto", seed: int = 0) -> nn.Module:
-    """A timm model without its classifier: float [B, 3, size, size] -> features [B, D].
+def build_backbone(
+    arch: str, size: int, stem: Stem = "auto", seed: int = 0, channels: int = 3
+) -> nn.Module:
+    """A timm model without its classifier: float [B, channels, size, size] -> features [B, D].
 
     arch: any name of timm.list_models(). stem: for ResNets with a plain 7x7 stem; "auto" leaves all
     other models as they are. seed: of the initial weights; the global generator is left alone.
@@ -74,9 +81,10 @@ def build_backbone(arch: str, size: int, stem: Stem = "auto", seed: int = 0) -> 
         # Which arguments a model takes depends on its family: an image size for transformers;
         # for ResNets the initialisation that the published MoCo and SimCLR recipes trained with.
         backbone = None
+        seen: dict[str, Any] = {} if channels == 3 else {"in_chans": channels}
         for extra in ({"img_size": size}, {"zero_init_last": False}, {}):
             try:
-                backbone = timm.create_model(arch, pretrained=False, num_classes=0, **extra)
+                backbone = timm.create_model(arch, pretrained=False, num_classes=0, **seen, **extra)
                 break
             except TypeError:
                 continue
@@ -85,16 +93,17 @@ def build_backbone(arch: str, size: int, stem: Stem = "auto", seed: int = 0) -> 
                     f"--arch {arch}: timm cannot build it for --size {size} ({error}); give another size"
                 ) from None
         if backbone is None:
-            raise UserError(f"--arch {arch}: timm cannot build it without a classifier")
+            raise UserError(
+                f"--arch {arch}: timm cannot build it without a classifier, or not "
+                f"with {channels} input channels"
+            )
         patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))[0]
         if size % patch:
             raise UserError(
                 f"--size {size}: patches of {patch} pixels of {arch} do not fill it, the rest would go "
                 f"unseen; give --size {size // patch * patch} or {(size // patch + 1) * patch}"
             )
-        replaceable = isinstance(backbone, timm.models.ResNet) and isinstance(
-            backbone.conv1, nn.Conv2d
-        )
+        replaceable = takes_stems(backbone)
         if stem == "auto":
             stem = choose_stem(size) if replaceable else "standard"
         if stem != "standard":
@@ -112,6 +121,18 @@ def classifier_layers(backbone: nn.Module) -> tuple[str, ...]:
     return (named,) if isinstance(named, str) else tuple(named)
 
 
+def first_convolution(backbone: nn.Module) -> str:
+    """Its name, by whose weight's shape one sees how many channels images have; "" for none."""
+    modules = backbone.named_modules()
+    return next((name for name, module in modules if isinstance(module, nn.Conv2d)), "")
+
+
+def input_channels(backbone: nn.Module) -> int:
+    """Of the images that it sees; 3 where it has no convolution to tell."""
+    name = first_convolution(backbone)
+    return cast(nn.Conv2d, backbone.get_submodule(name)).in_channels if name else 3
+
+
 @torch.no_grad()
 def feature_dim(backbone: nn.Module, size: int) -> int:
     """The number of features that the backbone gives for an image of `size` pixels.
@@ -121,13 +142,36 @@ def feature_dim(backbone: nn.Module, size: int) -> int:
     """
     training = backbone.training
     try:
-        features = cast(Tensor, backbone.eval()(torch.zeros(1, 3, size, size)))
+        features = cast(
+            Tensor, backbone.eval()(torch.zeros(1, input_channels(backbone), size, size))
+        )
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"--size {size}: the model cannot take such images ({reason})") from None
     finally:
         backbone.train(training)
     return features.shape[1]
+
+
+def output_elements(backbone: nn.Module, size: int) -> int:
+    """How many numbers all layers put out for one image of `size` pixels: what a training pass keeps.
+
+    Raises UserError when the backbone cannot take images of this size.
+    """
+    count = 0
+
+    def add(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        nonlocal count
+        count += output.numel() if isinstance(output, Tensor) else 0
+
+    layers = [module for module in backbone.modules() if not any(module.children())]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    try:
+        feature_dim(backbone, size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return count
 
 
 def drops_at_random(model: nn.Module) -> bool:
@@ -154,7 +198,7 @@ def build_head(features: int, dim: int, head: Head, seed: int = 0) -> nn.Module:
 
 
 class Encoder(nn.Module):
-    """Backbone, then head: images [B, 3, S, S] -> projections [B, dim], not normalised."""
+    """Backbone, then head: images [B, C, S, S] -> projections [B, dim], not normalised."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
 """The images of a run by its encoder: features, neighbours, what kNN takes for what, and maps."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from torch import Tensor
 from mixco.checkpoint import LoadedEncoder
 from mixco.data.images import UnreadableImage, decode
 from mixco.data.loading import Images, canvases
-from mixco.data.packing import PackedImages
-from mixco.data.views import evaluation_view
+from mixco.data.packing import PackedImages, torch_type
+from mixco.data.views import brightened, evaluation_view
 from mixco.errors import UserError
 from mixco.evaluation.features import extract_features, features_of
 from mixco.evaluation.knn import knn_scores, neighbours
@@ -62,8 +63,10 @@ class Embedding:
         return None if labels is None else self.images.classes[int(labels[self.index[row]])]
 
     def pictures(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Canvases uint8 [n, C, S, S] and extents [n, 2] of some of them."""
-        return canvases(self.images, self.index[rows], self.side)
+        """Canvases [n, C, S, S], as they are shown, and extents [n, 2] of some of them."""
+        found, extents = canvases(self.images, self.index[rows], self.side)
+        description = self.encoder.description
+        return brightened(found, description.mean, description.std), extents
 
     @property
     def side(self) -> int:
@@ -145,7 +148,8 @@ def chosen_query(embedding: Embedding, path: Path, k: int) -> Query:
         return _query_of_row(embedding, row, k)
     description = embedding.encoder.description
     try:
-        picture = decode(path.expanduser().read_bytes(), embedding.side)
+        pixel = embedding.images.source.pixel
+        picture = decode(path.expanduser().read_bytes(), embedding.side, pixel)
     except OSError as error:
         raise UserError(
             f"--images {path}: cannot be read ({error.strerror}); give image files, or names below "
@@ -154,7 +158,8 @@ def chosen_query(embedding: Embedding, path: Path, k: int) -> Query:
     except UnreadableImage as error:
         raise UserError(f"--images {path}: cannot be read ({error}); leave it out") from None
     height, width = picture.shape[:2]
-    canvas = torch.zeros(3, max(height, width), max(height, width), dtype=torch.uint8)
+    side = max(height, width)
+    canvas = torch.zeros(pixel.channels, side, side, dtype=torch_type(pixel))
     canvas[:, :height, :width] = torch.tensor(picture).permute(2, 0, 1)
     extent = torch.tensor([height, width])
     view = evaluation_view(
@@ -167,6 +172,7 @@ def chosen_query(embedding: Embedding, path: Path, k: int) -> Query:
         dtype=embedding.dtype,
     )
     similarities, nearest = neighbours(embedding.features, feature, k)
+    canvas = brightened(canvas, description.mean, description.std)
     return Query(canvas, extent, str(path), None, nearest[0], similarities[0])
 
 
@@ -281,12 +287,14 @@ def umap(features: Tensor, seed: int) -> NDArray[np.float32] | None:
     """[n, 2], neighbours by the cosine; None where umap-learn is not installed, or of few images."""
     if len(features) < 50:
         return None
-    try:
-        from umap import UMAP
-    except ImportError:
-        return None
-    mapping = UMAP(n_neighbors=15, min_dist=0.1, metric="cosine", random_state=seed, n_jobs=1)
-    return np.asarray(mapping.fit_transform(features.numpy()), np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other libraries that it could use
+        try:
+            from umap import UMAP
+        except ImportError:
+            return None
+        mapping = UMAP(n_neighbors=15, min_dist=0.1, metric="cosine", random_state=seed, n_jobs=1)
+        return np.asarray(mapping.fit_transform(features.numpy()), np.float32)
 
 
 def place(points: NDArray[np.float32], margin: float = 48) -> NDArray[np.float32]:

@@ -15,7 +15,9 @@ from markupsafe import Markup
 from mixco.checkpoint import load_encoder
 from mixco.config import ReportConfig, command_of
 from mixco.data import views
+from mixco.data.images import RGB
 from mixco.data.loading import Images, open_images
+from mixco.data.normalisation import measure
 from mixco.data.sources import list_images
 from mixco.errors import UserError
 from mixco.files import replacing
@@ -38,7 +40,7 @@ from mixco.training.telling import Seen, what_it_sees
 
 SEED = 0  # of what is drawn for the page: which images are shown
 QUERIES, NEIGHBOURS = 6, 8
-THUMBNAILS = 350  # of a map at most; a kilobyte each
+THUMBNAILS = 700  # of a map at most; a kilobyte each
 
 
 def write_page(config: ReportConfig) -> Path:
@@ -218,6 +220,8 @@ def open_run_images(run: Run, config: ReportConfig) -> Images:
             loading=settings.get("data.loading", "auto"),
             workers=processors(),
             memory=memory_bytes(),
+            channels=settings.get("data.channels", 3),
+            bits=settings.get("data.bits"),
             on_progress=on_progress,
         )
 
@@ -230,8 +234,11 @@ def sees(run: Run, images: Images) -> Seen | None:
     if named is None or mix not in MIXERS:
         return None
     source = images.source
+    mean, std = settings.get("data.mean"), settings.get("data.std")
+    if not mean or not std:  # of a run before these stood in its config
+        mean, std = (source.mean, source.std) if source.pixel == RGB else measure(images)
     augmentation = views.weaken_jitter(
-        named(settings["data.size"], mean=source.mean, std=source.std),
+        named(settings["data.size"], mean=tuple(mean), std=tuple(std)),
         settings.get("method.jitter", 1.0),
     )
     return what_it_sees(images, augmentation, MIXERS[mix], settings.get("run.seed", 0))

@@ -22,7 +22,6 @@ from mixco.report.figures import (
     panel,
     save_png,
     scatter,
-    styled,
 )
 from mixco.report.run import Run
 from mixco.report.table import COLUMNS, IGNORED, Row, Table, difference, tabulate
@@ -212,11 +211,10 @@ class Saw:
 
 def saw(seen: Seen, folder: Path) -> Saw:
     """Views and mixtures, as large as they are, and a PNG of them."""
-    with styled():
-        draw_views(
-            folder / "views.png",
-            *(seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.shares),
-        )
+    draw_views(
+        folder / "views.png",
+        *(seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.shares),
+    )
 
     def shown(images: Tensor, words: str) -> list[Picture]:
         uris = [data_uri(to_image(image), quality=90) for image in images]
@@ -269,16 +267,15 @@ def neighbours(
         found.append(torch.stack([_equal(image) for image in pictures]))
         right.append([bool(p.right) for p in near])
     judged = all(p.right is not None for _, near in rows for p in near)
-    with styled():
-        draw_neighbours(
-            folder / f"{name}.png",
-            torch.stack(asked),
-            torch.stack(found),
-            torch.stack([query.similarities for query in queries]),
-            torch.tensor(right) if judged else None,
-            [query.caption for query, _ in rows],
-            embedding.encoder.description.training,
-        )
+    draw_neighbours(
+        folder / f"{name}.png",
+        torch.stack(asked),
+        torch.stack(found),
+        torch.stack([query.similarities for query in queries]),
+        torch.tensor(right) if judged else None,
+        [query.caption for query, _ in rows],
+        embedding.encoder.description.training,
+    )
     return rows
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 def squares(images: Tensor, extents: Tensor, side: int) -> list[Image.Image]:
     """The central squares of pictures on canvases, at most `side` pixels wide.
 
-    images: uint8 [n, C, S, S]; extents: int64 [n, 2], height and width. Of one or two channels the
-    first is shown in grey, of more than three the first three.
+    images: uint8 or float in [0, 1], [n, C, S, S]; extents: int64 [n, 2], height and width. Of one or
+    two channels the first is shown in grey, of more than three the first three.
     """
     return [
         _square(image[:, :height, :width], side)

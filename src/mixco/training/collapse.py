@@ -4,6 +4,7 @@ Two numbers say it, each in its own way: outputs that all lie in one place have 
 that have shrunk to a few directions have a low effective rank.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -27,7 +28,7 @@ def spread(outputs: Tensor) -> float:
     one. (Chen and He 2021, arXiv 2011.10566, section 4.1.)
     """
     unit = F.normalize(outputs.double(), dim=1)
-    return float(unit.std(0, correction=0).mean()) * unit.shape[1] ** 0.5
+    return float(unit.std(0, correction=0).mean()) * math.sqrt(unit.shape[1])
 
 
 def effective_rank(features: Tensor) -> float:
@@ -90,4 +91,4 @@ def warn_of_collapse(records: Sequence[Mapping[str, float]]) -> None:
 
 def collapsed(record: Mapping[str, float]) -> bool:
     """See docs/watching.md for the runs that these limits lie between."""
-    return record.get("spread", 1.0) < 0.1 or record.get("effective_rank", 9.0) < 2.0
+    return record.get("spread", 1.0) < 0.05 or record.get("effective_rank", 9.0) < 1.2

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mixco.checkpoint import EncoderDescription, save_encoder
-from mixco.config import PretrainConfig, resolve, run_folder_of, to_dict
+from mixco.config import PretrainConfig, to_dict
 from mixco.data import views
 from mixco.data.download import download
+from mixco.data.images import RGB
 from mixco.data.loading import open_images, view_batches
 from mixco.data.packing import PackedImages
 from mixco.data.resident import batches
@@ -58,20 +59,27 @@ from mixco.results import (
 )
 from mixco.schedules import learning_rate
 from mixco.seeding import generator_for, global_draws
+from mixco.training.choosing import as_it_began, cautions_of, choose_rest, choose_size
 from mixco.training.collapse import collapse_check, warn_of_collapse, watched_views
 from mixco.training.held_out import knn_check, split_holdout
 from mixco.training.loggers import followed_by, require
 from mixco.training.optimisers import build_optimizer
 from mixco.training.resuming import (
     Due,
-    as_begun,
     newest_state,
     open_run,
     restore,
     save_step,
     signals_noticed,
 )
-from mixco.training.telling import note_once, report_data, say_epoch, show_what_it_saw, what_it_sees
+from mixco.training.telling import (
+    note_once,
+    report_data,
+    say_choices,
+    say_epoch,
+    show_what_it_saw,
+    what_it_sees,
+)
 
 # The loss is looked at this often for not being finite: on a GPU each look waits for the device.
 STEPS_BETWEEN_LOOKS = {"cpu": 1}
@@ -114,21 +122,37 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
             with downloading(config.data.data) as on_progress:
                 download(config.data.data, config.data.data_path, tell=say, on_progress=on_progress)
         source = list_images(config.data.data, config.data.data_path, "pretrain", cache)
+        config, choices = choose_size(as_it_began(config), source, device)
+        assert config.data.size is not None
         with counting(f"packing {source.name}") as on_progress:
             images = open_images(
                 source,
                 size=config.data.size,
                 cache=cache,
-                loading=as_begun(run_folder_of(config), config.data.loading),
+                loading=config.data.loading,
                 workers=workers,
                 memory=memory_bytes(),
+                channels=config.data.channels,
+                bits=config.data.bits,
                 on_progress=on_progress,
             )
-    packed = isinstance(images, PackedImages)
+    packed, pixel = isinstance(images, PackedImages), images.source.pixel
     bank, held_out = split_holdout(images, config.run.holdout, config.run.seed)
     members = bank if config.run.exclude_holdout else torch.arange(len(images))
-    loading = dataclasses.replace(config.data, loading="packed" if packed else "streamed")
-    config = resolve(dataclasses.replace(config, data=loading), len(members), here.processes)
+    loading = dataclasses.replace(
+        config.data,
+        loading="packed" if packed else "streamed",
+        channels=pixel.channels,
+        bits=pixel.bits,
+    )
+    config, more = choose_rest(
+        dataclasses.replace(config, data=loading),
+        images,
+        len(members),
+        device,
+        dtype,
+        processes=here.processes,
+    )
     data, method_config, optimisation, run = (
         config.data,
         config.method,
@@ -136,7 +160,9 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         config.run,
     )
     name = method_config.method + ("" if method_config.mix == "none" else f"+{method_config.mix}")
-    assert run.out is not None and optimisation.lr is not None  # resolve() has filled them in
+    # All of them are filled in by now.
+    assert run.out is not None and data.size is not None and data.mean and data.std
+    assert optimisation.epochs and optimisation.batch_size and optimisation.lr
     assert optimisation.weight_decay is not None
 
     # The method around its encoder; what cannot be built leaves no run folder.
@@ -152,11 +178,9 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         return folder
     if first:
         write_json(folder / "versions.json", versions(describe(device)))
-        report_data(images, members, method_config.queue, data.size, folder)
+        report_data(images, cautions_of(config, len(members), dtype), data.size, folder)
     augmentation = views.weaken_jitter(
-        views.AUGMENTATIONS[method_config.augmentation](
-            data.size, mean=source.mean, std=source.std
-        ),
+        views.AUGMENTATIONS[method_config.augmentation](data.size, mean=data.mean, std=data.std),
         method_config.jitter,
     )
     drops = drops_at_random(method)  # to be seeded at each step: they take no generator
@@ -165,8 +189,8 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         arch=config.model.arch,
         stem=config.model.stem,
         size=data.size,
-        mean=source.mean,
-        std=source.std,
+        mean=data.mean,
+        std=data.std,
         training=f"{name} on {source.name}, {optimisation.epochs} epochs, seed {run.seed}",
     )
     steps_per_epoch = len(members) // optimisation.batch_size
@@ -248,12 +272,14 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     watched = watched_views(images, members, encoder, device=device, dtype=dtype)
     say(
         f"{name}: {config.model.arch} at {data.size} px, {len(members):,} images "
+        f"{'' if pixel == RGB else f'with {pixel}, '}"
         f"{'packed' if packed else f'streamed, {workers} workers'}, "
         f"{optimisation.epochs} epochs of {steps_per_epoch} steps, "
         f"{f'{world()} processes, each ' if world() > 1 else ''}{describe(device)}, "
         f"{str(dtype).removeprefix('torch.')}"
     )
     if state is None:
+        say_choices([*choices, *more])
         save()
     else:
         say(f"going on after step {step:,} of {steps:,}")
@@ -359,7 +385,9 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
 def build_method(config: PretrainConfig) -> MoCo | SimCLR:
     """The method of a resolved config, with weights drawn from its seed."""
     model, method, seed = config.model, config.method, config.run.seed
-    backbone = build_backbone(model.arch, config.data.size, model.stem, seed)
+    assert config.data.size and method.temperature and method.mix_temperature
+    channels = config.data.channels or 3
+    backbone = build_backbone(model.arch, config.data.size, model.stem, seed, channels)
     head = build_head(feature_dim(backbone, config.data.size), model.dim, model.head, seed)
     encoder = Encoder(backbone, head)
     if method.method == "simclr":

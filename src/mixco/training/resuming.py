@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -23,8 +23,6 @@ from mixco.checkpoint import save_checkpoint
 from mixco.errors import UserError
 from mixco.failures import of_the_machine, out_of_memory
 from mixco.results import new_run_folder, read_config, write_json
-
-Loading = Literal["auto", "packed", "streamed"]
 
 LOCK = ".run.lock"
 TEMPORARY = re.compile(r"\.\d+-")  # of files.replacing
@@ -83,13 +81,32 @@ def open_run(
 
 def begun_config(folder: Path) -> dict[str, Any] | None:
     """What a run in the folder began with; None where there is none. Raises UserError for no run's."""
-    return read_config(folder) if (folder / "config.json").exists() else None
+    if not (folder / "config.json").exists():
+        return None
+    config = read_config(folder)
+    config["data"] = {"channels": 3, "bits": 8} | config["data"]  # of before there were others
+    return config
 
 
-def as_begun(folder: Path, loading: Loading) -> Loading:
-    """ "auto" is what it was when the run began: how full memory and disk are may have changed."""
-    begun = begun_config(folder) if loading == "auto" else None
-    return begun["data"].get("loading", loading) if begun else loading
+def as_begun(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What is not given (None, or loading "auto") is as it was when the run began.
+
+    The images, the device and how full memory and disk are may have changed, and with them the choice.
+    """
+    return _filled(config, begun_config(folder) or {}, "")
+
+
+def _filled(config: dict[str, Any], begun: dict[str, Any], prefix: str) -> dict[str, Any]:
+    result = dict(config)
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            result[key] = _filled(value, begun.get(key, {}), f"{name}.")
+        elif (value is None or (name, value) == ("data.loading", "auto")) and (
+            name not in MAY_CHANGE
+        ):
+            result[key] = begun.get(key, value)
+    return result
 
 
 def _barely_begun(folder: Path) -> bool:

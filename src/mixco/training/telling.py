@@ -1,11 +1,13 @@
 """What a run tells a person: of its data, at the end of an epoch, and in the picture of what it saw."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mixco.cautions import Caution
 from mixco.data import views
 from mixco.data.loading import Images, canvases
 from mixco.data.packing import PackedImages
@@ -14,6 +16,7 @@ from mixco.mixing import Mixer, draw_shares
 from mixco.pictures import draw_views
 from mixco.progress import NUMBERS, in_words, redraws, say
 from mixco.seeding import generator_for
+from mixco.training.choosing import Choice
 
 
 def note_once(path: Path, line: str) -> None:
@@ -24,10 +27,14 @@ def note_once(path: Path, line: str) -> None:
             file.write(line)
 
 
-def report_data(
-    images: Images, members: Tensor, queue: int | None, size: int, folder: Path
-) -> None:
-    """List what was left out, and warn of a queue that meets its own images and of a size too large."""
+def say_choices(choices: Sequence[Choice]) -> None:
+    """A line each: what was not given, what was taken for it, and why."""
+    for choice in choices:
+        say(f"  --{choice.option} {choice.value}: {choice.why}")
+
+
+def report_data(images: Images, cautions: Sequence[Caution], size: int, folder: Path) -> None:
+    """List what was left out, and warn of what may spoil the run."""
     if isinstance(images, PackedImages) and images.unreadable:
         lines = [f"{shown(file)}\t{reason}\n" for file, reason in images.unreadable]
         with replacing(folder / "unreadable.txt") as temporary:
@@ -38,11 +45,8 @@ def report_data(
             f"warning: no image is longer than {side} px, so --size {size} only enlarges them; "
             f"--size {max(32, side)} shows as much in less time"
         )
-    if queue is not None and queue > len(members) // 2:
-        say(
-            f"warning: the queue of {queue:,} keys is more than half of the {len(members):,} images:"
-            f" an image meets its own old keys as negatives; --queue {len(members) // 4} is safer"
-        )
+    for caution in cautions:
+        say(f"warning: {caution}")
 
 
 def say_epoch(record: dict[str, float], epochs: int, images_left: int) -> None:
@@ -89,7 +93,10 @@ def what_it_sees(
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (augmentation.mean, augmentation.std))
 
     def visible(view: Tensor) -> Tensor:
-        return (view * std + mean).clamp(0, 1)
+        pixels = view * std + mean
+        if originals.dtype == torch.uint8:
+            return pixels.clamp(0, 1)
+        return views.brightened(pixels, augmentation.mean, augmentation.std)
 
     mixed: Tensor | None = None
     shares: list[tuple[int, int, float]] = []
@@ -98,7 +105,8 @@ def what_it_sees(
         mixture = mixer(view_q, draw_shares(half, generator))
         mixed = visible(mixture.images)
         shares = [(i, i + half, mixture.targets[i, i].item()) for i in range(half)]
-    return Seen(originals, extents, visible(view_q), visible(view_k), mixed, shares)
+    shown = views.brightened(originals, augmentation.mean, augmentation.std)
+    return Seen(shown, extents, visible(view_q), visible(view_k), mixed, shares)
 
 
 def show_what_it_saw(path: Path, seen: Seen) -> None:

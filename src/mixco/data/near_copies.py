@@ -1,0 +1,72 @@
+"""Images that look alike: the same scene again, a frame later, or the same file in another quality.
+
+Each thumbnail has a hash of 64 bits: is a place lighter than its neighbour to the left? Pairs whose
+hashes differ in few bits are looked for in bands, and then compared by their pixels.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+BANDS = 4  # hashes that differ in less bits than there are bands agree in one of them
+WINDOW = 200  # neighbours in the order of a band that are compared
+CORRELATION = 0.98
+LIGHTER = 16  # of 255 levels
+
+
+def near_copies(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Pairs that look alike, int64 [P, 2], the first below the second, sorted.
+
+    thumbnails: [N, 16, 16]. Of thousands that hash alike (images of one colour) some pairs are missed.
+    """
+    hashes = _hashes(thumbnails)
+    pairs = np.unique(np.concatenate([*_candidates(hashes)]), axis=0)
+    return pairs[_look_alike(thumbnails, pairs)]
+
+
+def _hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    count = len(thumbnails)
+    blocks = thumbnails.reshape(count, 8, 2, 8, 2).mean((2, 4))
+    lighter = blocks > np.roll(blocks, 1, axis=2)
+    return np.packbits(lighter.reshape(count, 64), axis=1).view(np.uint64)[:, 0]
+
+
+def _candidates(hashes: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
+    """Pairs [P, 2] whose hashes differ in less than BANDS bits."""
+    found = [np.empty((0, 2), np.int64)]
+    width = 64 // BANDS
+    for band in range(BANDS):
+        # The band's bits come first, so equal ones lie together, and the likest of them closest.
+        turned = np.uint64(band * width)
+        key = hashes << turned | hashes >> (np.uint64(64) - turned) if band else hashes
+        order = np.argsort(key, kind="stable")
+        ordered, start = hashes[order], key[order] >> np.uint64(64 - width)
+        for step in range(1, min(WINDOW, len(order))):
+            same = np.flatnonzero(start[:-step] == start[step:])
+            if not len(same):
+                break
+            few = _bits(ordered[same] ^ ordered[same + step]) < BANDS
+            pair = np.stack([order[same[few]], order[same[few] + step]], axis=1)
+            found.append(np.sort(pair, axis=1))
+    return found
+
+
+def _bits(values: NDArray[np.uint64]) -> NDArray[np.int64]:
+    bytes_of = np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8)
+    count: NDArray[np.int64] = _BITS[bytes_of].sum(1)
+    return count
+
+
+_BITS = np.array([bin(byte).count("1") for byte in range(256)])
+
+
+def _look_alike(thumbnails: NDArray[np.uint8], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool [P]: do the pixels of both go up and down together, around about the same lightness?"""
+    alike = np.zeros(len(pairs), bool)
+    for start in range(0, len(pairs), 4096):
+        some = pairs[start : start + 4096]
+        a, b = (thumbnails[some[:, i]].reshape(len(some), -1).astype(np.float32) for i in (0, 1))
+        close = np.abs(a.mean(1) - b.mean(1)) < LIGHTER
+        a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+        both = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        alike[start : start + 4096] = close & ((a * b).sum(1) > CORRELATION * np.maximum(both, 1))
+    return alike

@@ -1,0 +1,174 @@
+"""The rules by which what is not given is chosen, and what is warned of: plain numbers, no data."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixco import cautions, defaults
+from mixco.config import MethodConfig, PretrainConfig, resolve
+
+IMAGES = st.integers(2, 2_000_000)
+
+
+@pytest.mark.parametrize(
+    ("median", "device", "size", "why"),
+    [
+        ((375, 500), "cpu", 64, "the median image is 500 x 375, but on a CPU 128"),
+        ((375, 500), "cuda", 128, "224 would take three times"),
+        ((64, 64), "cpu", 64, "the median image is 64 x 64"),
+        ((64, 64), "cuda", 64, "enlarged ones would hold nothing more"),
+        ((96, 96), "cuda", 96, "enlarged ones"),
+        ((96, 96), "mps", 96, "enlarged ones"),
+        ((28, 28), "cpu", 32, "32 is the smallest size"),
+        ((1000, 40), "cuda", 32, "enlarged ones"),
+    ],
+)
+def test_size(median: tuple[int, int], device: str, size: int, why: str) -> None:
+    value, reason = defaults.size(*median, device)
+    assert value == size
+    assert why in reason
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000), st.sampled_from(["cpu", "cuda", "mps"]))
+def test_a_size_never_enlarges_more_than_it_must(height: int, width: int, device: str) -> None:
+    value, reason = defaults.size(height, width, device)
+    assert value in defaults.SIZES
+    assert value <= max(32, min(height, width))
+    assert f"{width} x {height}" in reason
+
+
+@given(IMAGES, st.floats(1e3, 1e10), st.integers(2**28, 2**38))
+def test_a_batch_is_within_the_images_and_the_memory(
+    images: int, image_bytes: float, memory: int
+) -> None:
+    value, _ = defaults.batch_size(images, image_bytes, memory)
+    assert 2 <= value <= min(images, 256)
+    assert value & (value - 1) == 0
+    assert value == 2 or value * image_bytes <= memory / 2
+    if images >= 256 and memory / 2 / image_bytes >= 256:
+        assert images // value >= 8
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "why"),
+    [
+        (1_281_167, 256, "MoCo's"),
+        (1_600, 128, "at least 8 steps an epoch"),
+        (100, 32, "only 100 images"),
+        (7, 4, "only 7 images"),
+    ],
+)
+def test_batch(images: int, batch: int, why: str) -> None:
+    value, reason = defaults.batch_size(images, None, None)
+    assert value == batch
+    assert why in reason
+
+
+def test_a_batch_that_memory_bounds_says_so() -> None:
+    value, reason = defaults.batch_size(100_000, 50 * 2**20, 8 * 2**30)
+    assert value == 64
+    assert reason == "more would not fit into half of the 8.0 GiB of memory"
+
+
+@given(IMAGES, st.integers(2, 256), st.sampled_from(["cpu", "cuda", "mps"]))
+def test_epochs_make_the_steps_within_bounds(images: int, batch: int, device: str) -> None:
+    value, _ = defaults.epochs(images, batch, device)
+    assert 100 <= value <= 400
+    steps = max(1, images // batch) * value
+    assert value == 400 or steps >= defaults.STEPS[device]
+
+
+@given(IMAGES)
+def test_a_queue_is_within_a_quarter_of_the_images(images: int) -> None:
+    value, _ = defaults.queue(images)
+    assert 1 <= value <= 65536
+    assert value == 1 or value <= images / 4
+
+
+def test_rates_grow_with_the_batch() -> None:
+    assert defaults.lr("adamw", "simclr", 256)[0] == 1e-3
+    assert defaults.lr("adamw", "simclr", 64)[0] == 5e-4
+    assert defaults.lr("sgd", "moco", 128)[0] == 0.03
+    assert defaults.lr("sgd", "simclr", 512)[0] == 0.6
+
+
+def test_without_mixing_its_temperature_is_left_alone() -> None:
+    assert defaults.mix_temperature(0.5, "mixco")[0] == 0.5
+    assert defaults.mix_temperature(0.5, "none") == (0.2, defaults.UNUSED)
+
+
+def test_what_is_chosen_is_told_and_what_is_given_is_not() -> None:
+    told: dict[str, str] = {}
+    config = PretrainConfig(method=MethodConfig(method="moco", queue=100))
+    resolved = resolve(
+        config, 5000, device="cuda", tell=lambda o, v, why: told.update({o: f"{v}: {why}"})
+    )
+    assert resolved.method.queue == 100
+    assert "queue" not in told
+    assert told["batch_size"].startswith("256: ")
+    assert told["epochs"].startswith("400: ")
+    assert resolved.optimisation.epochs == 400
+    assert resolve(resolved, 5000, tell=lambda *_: pytest.fail("nothing is left to choose"))
+
+
+SOUND = {
+    "images": 50_000,
+    "method": "moco",
+    "mix": "mixco",
+    "batch": 256,
+    "epochs": 100,
+    "queue": 8192,
+    "bn_splits": 8,
+    "temperature": 0.2,
+    "mix_temperature": 0.2,
+    "bfloat16": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "remedy"),
+    [
+        ({"images": 300, "queue": 64, "batch": 32, "bn_splits": 2}, "very few", "add more"),
+        ({"queue": 30_000}, "more than half of the 50,000", "--queue 12500 is safer"),
+        ({"batch": 64}, "batch norm sees 8 images", "--bn-splits 4"),
+        ({"batch": 16, "bn_splits": 2}, "batch norm sees 8 images", "--batch-size 32"),
+        ({"method": "simclr", "batch": 32}, "only negatives are the 32", "--method moco"),
+        ({"mix_temperature": 0.02}, "--mix-temperature 0.02 is low", "--precision float32"),
+        ({"temperature": 0.02}, "--temperature 0.02 is low", "--precision float32"),
+        ({"epochs": 2}, "390 steps are few", "--epochs 6 or more"),
+    ],
+)
+def test_what_spoils_a_run_is_told_with_its_remedy(
+    change: dict[str, object], what: str, remedy: str
+) -> None:
+    assert not list(cautions.of_settings(**SOUND))  # type: ignore[arg-type]
+    (found,) = cautions.of_settings(**{**SOUND, **change})  # type: ignore[arg-type]
+    assert what in found.what
+    assert remedy in found.remedy
+
+
+@given(IMAGES, st.sampled_from(["moco", "simclr"]), st.sampled_from(["cpu", "cuda"]))
+def test_what_is_chosen_for_enough_images_is_warned_of_by_none(
+    images: int, method: str, device: str
+) -> None:
+    config = resolve(
+        PretrainConfig(method=MethodConfig(method=method)),  # type: ignore[arg-type]
+        images,
+        device=device,
+    )
+    optimisation = config.optimisation
+    assert optimisation.batch_size and optimisation.epochs
+    assert config.method.temperature and config.method.mix_temperature
+    found = cautions.of_settings(
+        images=images,
+        method=method,
+        mix=config.method.mix,
+        batch=optimisation.batch_size,
+        epochs=optimisation.epochs,
+        queue=config.method.queue,
+        bn_splits=config.method.bn_splits,
+        temperature=config.method.temperature,
+        mix_temperature=config.method.mix_temperature,
+        bfloat16=True,
+    )
+    assert images < 1000 or not list(found)

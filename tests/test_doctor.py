@@ -1,0 +1,187 @@
+"""`mixco doctor`, as a user runs it: a process, real files with trouble, the page and the JSON file."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from sample_images import unpack_sample
+from troubled import troubled_folder
+
+import mixco.cli
+from mixco.doctor_page import duration, show
+
+
+def doctor(*arguments: str | Path, columns: int = 80) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mixco", "doctor", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env={**os.environ, "COLUMNS": str(columns)},
+    )
+
+
+@pytest.fixture(scope="module")
+def trouble(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("doctor") / "photos"
+    troubled_folder(folder)
+    return folder
+
+
+SMALL = ("--arch", "test_resnet", "--size", "32", "--stem", "standard", "--device", "cpu")
+
+
+def test_a_folder_with_trouble(trouble: Path, tmp_path: Path) -> None:
+    report, out = tmp_path / "found.json", tmp_path / "run"
+    done = doctor(
+        *(trouble, *SMALL, "--method", "moco", "--queue", "150", "--mix-temperature", "0.01"),
+        *("--precision", "bfloat16", "--json", report, "--out", out, "--cache", tmp_path / "c"),
+    )
+    assert done.returncode == 2, done.stderr  # three of 163 cannot be read
+    assert not out.exists(), "nothing is written into the run's folder"
+    found = json.loads(report.read_text("utf-8"))
+    files = found["files"]
+    assert (found["headers"], found["decoded"]) == (files, files)
+    assert {each["file"] for each in found["unreadable"]} == {"cut.jpg", "empty.jpg", "page.jpg"}
+    assert found["copies"]["groups"] == [["copy.jpg", "good-003.jpg"]]
+    assert found["near_copies"]["pairs"] == [
+        ["good-004.jpg", "quality.jpg"],
+        ["good-005.jpg", "smaller.jpg"],
+    ]
+    assert found["other_files"] == {".txt": 1, ".db": 1}
+    assert found["kinds"] == {
+        "RGB": files - 6,
+        "grey": 1,
+        "16 bits": 1,
+        "transparent": 1,
+        "CMYK": 1,
+    }
+    assert found["grey"] == 3
+    assert found["sizes"]["smallest"] == [20, 20]
+    assert found["sizes"]["aspect"]["largest"] == 20
+    assert "cannot be read" in found["unusable"]
+    warned = {caution["what"]: caution["remedy"] for caution in found["cautions"]}
+    for words, remedy in {
+        "of the files cannot be read": f"{report} lists them",
+        "very few": "add more",
+        "the queue of 150 keys": "--queue 40",
+        "--mix-temperature 0.01 is low": "--precision float32",
+    }.items():
+        assert any(words in what and remedy in warned[what] for what in warned), words
+    assert found["trial"]["images_per_second"] > 0
+    assert found["trial"]["steps"] >= 2
+    page = " ".join(done.stdout.split())
+    for words in ("grey 0.6%", "The run would be refused: 3 of 163 files", "copy.jpg"):
+        assert words in page
+    lines = done.stdout.splitlines()
+    assert all(len(line) <= 80 and line == line.rstrip() for line in lines)
+    assert "\x1b" not in done.stdout
+
+
+def test_a_sound_folder(tmp_path: Path) -> None:
+    photos = unpack_sample(tmp_path / "photos", train=100, test=1)
+    done = doctor(photos, *SMALL, "--epochs", "100", "--cache", tmp_path / "cache", columns=120)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to warn of." in done.stdout
+    assert "classes" in done.stdout
+    assert "10, of 100 files each" in done.stdout
+    assert "images/s" in done.stdout
+    assert {p.name for p in tmp_path.iterdir()} <= {"photos", "cache"}
+
+
+def in_here(*arguments: str | Path) -> int:
+    """The exit code of the command, in this process."""
+    try:
+        mixco.cli.main(["doctor", *map(str, arguments)])
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
+
+
+def test_it_looks_at_the_recipes_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "found.json"
+    code = in_here(
+        *("sample", "--recipe", "demo", "--arch", "test_resnet", "--no-trial", "--json", report),
+        *("--cache", tmp_path / "cache"),
+    )
+    assert code == 0
+    config = json.loads(report.read_text("utf-8"))["config"]
+    assert (config["optimisation"]["epochs"], config["data"]["size"]) == (24, 32)
+    assert "not tried" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "neither a folder nor a known data set"),
+        (["sample", "--epoch", "3"], "--epochs"),
+    ],
+)
+def test_a_mistake_ends_in_a_sentence(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_here(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_cannot_begin_still_gets_its_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = unpack_sample(tmp_path / "photos", train=4, test=1, classes=2)
+    code = in_here(photos, "--batch-size", "5000", "--no-trial", "--cache", tmp_path / "cache")
+    assert code == 2
+    page = " ".join(capsys.readouterr().out.split())
+    assert "The run would be refused: --batch-size 5000: there are only 8 images" in page
+    assert "width, height all 64 x 64" in page
+
+
+def test_folders_without_an_image_that_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "photos" / name).write_text("no")
+    assert in_here(tmp_path / "photos", "--cache", tmp_path / "cache") == 2
+    assert "none of its 2 images can be read" in capsys.readouterr().err
+
+
+def test_a_page_of_much_is_short_and_has_no_markup() -> None:
+    found: dict[str, Any] = {
+        "data": "[bold]x",
+        "files": 9,
+        "headers": 9,
+        "decoded": 9,
+        "bytes": 10**10,
+        "unreadable": [{"file": f"{i}.jpg", "reason": "[red]"} for i in range(9)],
+        "unreadable_files": 9,
+        "other_files": {},
+        "sizes": None,
+        "kinds": {},
+        "grey": 0,
+        "copies": {"files": 0, "compared": 5, "groups": []},
+        "classes": None,
+        "near_copies": {"files": 0, "compared": 9, "pairs": []},
+        "unusable": "all is lost",
+        "cautions": [],
+    }
+    text = io.StringIO()
+    show(found, Console(file=text, width=60))
+    assert "[bold]x" in text.getvalue()
+    assert "2.jpg: [red], ..." in " ".join(text.getvalue().split())
+    assert "copies       none among 5 compared" in text.getvalue()
+    assert "Nothing to warn of" not in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(5, "5 s"), (600, "10 min"), (8000, "2.2 h"), (10**6, "11.6 days")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
