@@ -81,7 +81,7 @@ def test_trackio_goes_on_in_the_same_run(folder: Path, monkeypatch: pytest.Monke
 def to_a_file(broken: Path) -> Callable[..., Service]:
     """A service that writes lines into a folder, unless a file says that its network is down."""
 
-    def start(folder: Path, config: dict[str, Any], identity: str | None) -> Service:
+    def start(folder: Path, _: dict[str, Any], identity: str | None) -> Service:
         if broken.exists():
             raise ConnectionError("no route to host")
 
