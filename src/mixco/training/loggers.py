@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,8 +141,8 @@ def followed_by(
         return
     from torch.utils.tensorboard import SummaryWriter  # half a second, only needed here
 
-    board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
     followers = [follow for name in names if (follow := _follow(name, folder, config))]
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def log(records: Sequence[Record]) -> None:
         for key, value in records[-1].items():
@@ -158,7 +158,7 @@ def followed_by(
     finally:
         for _, finish in followers:
             finish(well)
-        if well:
+        with nullcontext() if well else suppress(Exception):  # what ended the run goes first
             board.close()
 
 
