@@ -65,8 +65,8 @@ def soft_infonce(
 def contrastive_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     """Of how many queries the own key is more similar than every other candidate, in percent.
 
-    logits: [M, N], N > 1. targets: [M, T], one 1 a row, at the own key. A tie is not won: where all outputs
-    have collapsed into one, the accuracy is 0. Returns a scalar; nothing waits for the device.
+    logits: [M, N], N > 1. targets: [M, T], one 1 a row, at the own key. A tie is not won: where all
+    outputs have collapsed into one, the accuracy is 0. Returns a scalar; nothing waits for the device.
     """
     own = logits.gather(1, targets.argmax(1, keepdim=True))[:, 0]
     best, second = logits.topk(2, dim=1).values.unbind(1)
