@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/mixco demo
 
+# A test a core; more threads in each would only be in each other's way.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Some twenty minutes: runs that are killed again and again, docs/resuming.md, and thousands of damaged
 # and hostile inputs, docs/reliability.md.

@@ -21,6 +21,9 @@ processes=${SLURM_GPUS_ON_NODE:-1}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((SLURM_CPUS_ON_NODE / processes))}
 
+# A store of its own for each start of the group, else a restart may find the addresses of the dead.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
 # SLURM's warning comes to this shell (B:), two minutes before the end: every process then finishes its step,
 # the first one saves, and the job is queued again.
 stopped=no

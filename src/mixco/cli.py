@@ -79,7 +79,11 @@ def pretrain(arguments: list[str]) -> None:
     from mixco.progress import say
     from mixco.training.pretrain import pretrain as run
 
-    say(f"done: {run(config)}")
+    folder = run(config)
+    say(f"done: {folder}")
+    say(
+        f"next: mixco report {folder}; mixco neighbours {folder} IMAGE; mixco export {folder} --to timm"
+    )
 
 
 def doctor(arguments: list[str]) -> None:

@@ -158,6 +158,8 @@ class RunConfig:
     log_to: tuple[Logger, ...] = ()
     """Services that the metrics go to as well, of wandb, mlflow and trackio; TensorBoard's events are
     written always."""
+    report: bool = False
+    """At the end make the page of `mixco report` too."""
     linear_lr: float | None = None
     """Kept for `mixco linear --protocol paper` on this run: its rate where it is given none."""
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from mixco.errors import UserError
@@ -67,7 +69,14 @@ def joined(device: torch.device, minutes: float) -> Iterator[None]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+        timeout = timedelta(minutes=minutes)
+        store, rank, count = next(rendezvous("env://", timeout=timeout))
+        if here.local_processes == here.processes:
+            # A launcher that starts its processes anew keeps their store, with the addresses of the
+            # dead in it. (Those of several machines do not count alike: docs/scaling.md.)
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = PrefixStore(f"attempt-{attempt}", store)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=count)
         yield
         # Only where all went well: after an error the others may never come to take their leave.
         dist.destroy_process_group()

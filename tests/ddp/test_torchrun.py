@@ -58,6 +58,8 @@ def ended(process: subprocess.Popen[str], seconds: float = 200) -> tuple[int, st
     try:
         text, _ = process.communicate(timeout=seconds)
         return process.returncode, text
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError(f"still there after {seconds} s: {error.output!r}") from None
     finally:
         for pid in [process.pid, *workers(process)]:
             try:

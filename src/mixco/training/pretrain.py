@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixco.checkpoint import EncoderDescription, save_encoder
-from mixco.config import PretrainConfig, to_dict
+from mixco.config import PretrainConfig, ReportConfig, to_dict
 from mixco.data import views
 from mixco.data.download import download
 from mixco.data.images import RGB
@@ -101,7 +101,12 @@ def pretrain(config: PretrainConfig) -> Path:
     # With other settings it is another run, but for the pieces.
     remedy = "raise --pieces, or lower --batch-size, --queue or --size and give another --out"
     with ExitStack() as until_the_end, machine_failures_told(remedy):
-        return _pretrain(config, until_the_end)
+        folder = _pretrain(config, until_the_end)
+    if config.run.report and started().rank == 0:
+        from mixco.report.page import write_page  # it takes time to load, and is seldom wanted
+
+        say(f"the page of the run: {write_page(ReportConfig((folder,), device=config.run.device))}")
+    return folder
 
 
 def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
