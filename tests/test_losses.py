@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixco.losses import soft_infonce
+from mixco.losses import MASKED, contrastive_accuracy, soft_infonce
 from mixco.mixing import mix_halves
 
 T = 0.2
@@ -134,3 +134,17 @@ def test_similarities_are_not_rounded_by_autocast() -> None:
 def test_equal_similarities_cost_the_logarithm_of_their_number() -> None:
     same = F.normalize(torch.ones(5, 8), dim=1)
     assert soft_infonce(same, same, torch.eye(5), T).item() == pytest.approx(math.log(5))
+
+
+def test_accuracy_counts_the_queries_whose_own_key_is_nearest() -> None:
+    logits = torch.tensor(
+        [
+            [3.0, MASKED, 1.0],  # won
+            [MASKED, 1.0, 2.0],  # a key of the queue is nearer
+            [MASKED, 2.0, 2.0],  # a tie is not won
+            [-1.0, MASKED, -2.0],  # won
+        ]
+    )
+    own = torch.eye(2)[[0, 1, 1, 0]]
+    assert contrastive_accuracy(logits, own).item() == 50
+    assert contrastive_accuracy(torch.ones(4, 3), own).item() == 0, "all outputs are one"

@@ -31,6 +31,7 @@ MOST = 2**31 - 1  # of what is counted in the device's memory; that will say whe
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "bfloat16", "float32"]
 Loading = Literal["auto", "packed", "streamed"]
+Logger = Literal["wandb", "mlflow", "trackio"]
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,9 @@ class RunConfig:
     """Epochs between two checkpoints that stay for good; 0: none."""
     timeout_minutes: float = 10.0
     """Of several processes: how long one waits for another before the run ends."""
+    log_to: tuple[Logger, ...] = ()
+    """Services that the metrics go to as well, of wandb, mlflow and trackio; TensorBoard's events are
+    written always."""
     report: bool = False
     """At the end make the page of `mixco report` too."""
     linear_lr: float | None = None

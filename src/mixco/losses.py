@@ -32,6 +32,17 @@ def similarity_logits(
     return logits if exclude is None else logits.masked_fill(exclude, MASKED)
 
 
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of softmax(logits) against soft targets, the mean over the rows, a scalar.
+
+    logits: [M, N]. targets: [M, T] with T <= N; rows sum to one. Column t belongs to candidate t; the
+    candidates behind the last column (MoCo's queue) have target zero and are not written out.
+    """
+    # Not log(softmax): that is -inf where the softmax underflows, and 0 x -inf is NaN.
+    surprise = torch.logsumexp(logits, dim=1, keepdim=True) - logits[:, : targets.shape[1]]
+    return (targets.to(logits.dtype) * surprise).sum(1).mean()
+
+
 def soft_infonce(
     queries: Tensor,
     candidates: Tensor,
@@ -42,14 +53,21 @@ def soft_infonce(
     """Cross-entropy of softmax(similarities / temperature) against soft targets, query mean.
 
     queries: [M, C] and candidates: [N, C], both of unit length.
-    targets: [M, T] with T <= N; rows sum to one. Column t belongs to candidate t; the candidates
-        behind the last column (MoCo's queue) have target zero and are not written out.
-    temperature: > 0.
+    targets: [M, T], see `soft_cross_entropy`. temperature: > 0.
     exclude: bool [M, N], see `similarity_logits`; a candidate with a target must not be excluded.
 
     Returns a scalar in at least float32.
     """
-    logits = similarity_logits(queries, candidates, temperature, exclude)
-    # Not log(softmax): that is -inf where the softmax underflows, and 0 x -inf is NaN.
-    surprise = torch.logsumexp(logits, dim=1, keepdim=True) - logits[:, : targets.shape[1]]
-    return (targets.to(logits.dtype) * surprise).sum(1).mean()
+    return soft_cross_entropy(similarity_logits(queries, candidates, temperature, exclude), targets)
+
+
+@torch.no_grad()
+def contrastive_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of how many queries the own key is more similar than every other candidate, in percent.
+
+    logits: [M, N], N > 1. targets: [M, T], one 1 a row, at the own key. A tie is not won: where all
+    outputs have collapsed into one, the accuracy is 0. Returns a scalar; nothing waits for the device.
+    """
+    own = logits.gather(1, targets.argmax(1, keepdim=True))[:, 0]
+    best, second = logits.topk(2, dim=1).values.unbind(1)
+    return 100 * ((own == best) & (second < own)).to(logits.dtype).mean()

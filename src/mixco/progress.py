@@ -3,12 +3,14 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import timedelta
 from importlib.util import find_spec
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from mixco.files import shown
 
@@ -85,13 +88,14 @@ def _bar(*columns: ProgressColumn) -> Progress:
         TimeRemainingColumn(),
         console=console,
         expand=True,
-        disable=not (sys.stderr.isatty() or _in_notebook()),
+        disable=not redraws(),
     )
 
 
-def _in_notebook() -> bool:
-    """In one that can change what it has shown; without ipywidgets lines must do."""
-    return console.is_jupyter and find_spec("ipywidgets") is not None
+def redraws() -> bool:
+    """Can what was shown be changed? In a terminal, and in a notebook with ipywidgets."""
+    in_notebook = console.is_jupyter and find_spec("ipywidgets") is not None
+    return not console.quiet and (sys.stderr.isatty() or in_notebook)
 
 
 @contextmanager
@@ -112,17 +116,65 @@ def downloading(description: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def training(
-    description: str, steps: int, done: int = 0
-) -> Iterator[Callable[[str, Stopwatch], None]]:
-    """Yields on_step(text, stopwatch), to be called once a step; shows rate, wait and time left."""
-    with _bar(TextColumn("{task.fields[state]}", markup=False)) as progress:
-        task = progress.add_task(description, total=steps, completed=done, state="")
+    description: str,
+    steps: int,
+    records: Sequence[Mapping[str, float]] = (),
+    done: int = 0,
+) -> Iterator[Callable[[str, Mapping[str, float], Stopwatch], None]]:
+    """Yields on_step(text, numbers, stopwatch of the epoch), to be called once a step.
 
-        def on_step(text: str, watch: Stopwatch) -> None:
-            state = f"{text}  {watch.rate:,.0f} images/s  data {watch.waiting_share:.0%}"
-            progress.update(task, advance=1, state=state)
+    Shows two lines: how far it is and the time left, and below it the numbers, with the last kNN of
+    the records. Where nothing can be redrawn, a line of long epochs every five minutes.
+    """
+    progress = _bar(TextColumn("{task.percentage:.0f}%"))
+    task = progress.add_task(description, total=steps, completed=done)
+    numbers_below = Text(no_wrap=True, overflow="ellipsis")
+    told = 0
 
+    def on_step(text: str, numbers: Mapping[str, float], watch: Stopwatch) -> None:
+        nonlocal told
+        progress.update(task, advance=1, description=f"{description}  {text}")
+        checks = [record["knn"] for record in records if "knn" in record]
+        speed = {"images_per_second": watch.rate, "waiting_share": watch.waiting_share}
+        shown_now = {**numbers, **speed, **({"knn": checks[-1]} if checks else {})}
+        if redraws():
+            numbers_below.plain = f"  {in_words(shown_now)}"
+        elif (now := int(watch.seconds // SILENT)) != told:
+            told = now
+            if now:
+                left = progress.tasks[task].time_remaining
+                say(f"{text}  {in_words(shown_now, left=left)}")
+
+    if not redraws():
         yield on_step
+        return
+    with Live(console=console, get_renderable=lambda: Group(progress, numbers_below)):
+        yield on_step
+
+
+SILENT = 300  # seconds, the longest that a log file waits for a line
+
+# What is shown of a record, in this order and width.
+NUMBERS = {
+    "loss": "loss {:6.3f}",
+    "accuracy": "acc {:5.1f}%",
+    "lr": "lr {:.1e}",
+    "images_per_second": "{:,.0f} images/s",
+    "waiting_share": "waiting {:.0%}",
+    "knn": "kNN {:.1f}%",
+}
+
+
+def in_words(
+    record: Mapping[str, float],
+    names: Collection[str] = NUMBERS.keys(),
+    left: float | None = None,
+) -> str:
+    """The numbers of a record that have these names, in a line; left: seconds to the end."""
+    words = [form.format(record[n]) for n, form in NUMBERS.items() if n in record and n in names]
+    if left is not None:
+        words.append(f"left {timedelta(seconds=round(left))}")
+    return "  ".join(words)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ config.json          the resolved config
 versions.json        of Python, the libraries and mixco, and the hardware
 metrics.jsonl        one record an epoch
 tensorboard/         the same for TensorBoard
+loggers.json         {"wandb": {"id": ..., "epochs": ...}, ...}, of services that are told; when asked
 checkpoints/         step-00000780.pt, the last two, and those that are kept for good
 encoder.safetensors  the backbone, in timm's (for ResNets also torchvision's) keys
 unreadable.txt       the images that were left out, and why; only when there are any

@@ -154,7 +154,7 @@ def train_classifier(
                 total += loss.detach()
                 step += 1
                 watch.images += len(index)
-                on_step(f"epoch {epoch}/{epochs}", watch)
+                on_step(f"epoch {epoch}/{epochs}", {}, watch)
 
             # Once an epoch: each look waits for the device, and until the end nothing is saved.
             if not math.isfinite(total.item()):

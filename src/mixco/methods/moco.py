@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixco.distributed import Parts, gather, rank, redistribute, send, split_batch, weigh, world
-from mixco.losses import soft_infonce
+from mixco.losses import (
+    contrastive_accuracy,
+    similarity_logits,
+    soft_cross_entropy,
+    soft_infonce,
+)
 from mixco.mixing import Mixer, draw_shares
 from mixco.models.gradient_caching import in_pieces, made_for_pieces
 from mixco.models.key_queue import KeyQueue
@@ -65,7 +70,10 @@ class MoCo(nn.Module):
         generator: torch.Generator,
         batch: int | None = None,
     ) -> dict[str, Tensor]:
-        """Two views [b, 3, S, S] of the same images -> the losses, scalars: loss, clean, (mixed).
+        """Two views [b, 3, S, S] of the same images -> scalars: loss, clean, (mixed), accuracy.
+
+        accuracy: the share in percent of the clean queries whose own key is more similar than every key
+            of the queue.
 
         generator: on the CPU, equal on all processes; draws the shares of the mixtures and the
             permutation of the keys.
@@ -90,8 +98,9 @@ class MoCo(nn.Module):
         rows = send(rows, keys.device)
         own = torch.eye(batch, device=keys.device)[rows]  # [b, B]
         others = F.pad(own == 0, (0, candidates.shape[0] - batch))  # [b, B + K]
-        clean = soft_infonce(queries[:here], candidates, own, self.temperature, exclude=others)
-        clean = weigh(clean, here, batch)
+        logits = similarity_logits(queries[:here], candidates, self.temperature, exclude=others)
+        clean = weigh(soft_cross_entropy(logits, own), here, batch)
+        accuracy = weigh(contrastive_accuracy(logits, own), here, batch)
         losses = {"loss": clean, "clean": clean.detach()}
         if mixed is not None:
             targets = mixed.targets.new_zeros(here // 2, batch)
@@ -104,7 +113,7 @@ class MoCo(nn.Module):
                 "mixed": mixed_loss.detach(),
             }
         self.queue.push(keys)
-        return losses
+        return {**losses, "accuracy": accuracy}
 
     def encode_queries(self, images: Tensor) -> Tensor:
         """[B (+ M), 3, S, S], clean images and then mixtures -> unit queries [B (+ M), C].

@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixco.distributed import gather, rank, send, split_batch, weigh, world
-from mixco.losses import soft_infonce
+from mixco.losses import (
+    contrastive_accuracy,
+    similarity_logits,
+    soft_cross_entropy,
+    soft_infonce,
+)
 from mixco.mixing import Mixer, draw_shares
 from mixco.models.gradient_caching import in_pieces, made_for_pieces
 
@@ -48,7 +53,10 @@ class SimCLR(nn.Module):
         generator: torch.Generator,
         batch: int | None = None,
     ) -> dict[str, Tensor]:
-        """Two views [b, 3, S, S] of the same images -> the losses, scalars: loss, clean, (mixed).
+        """Two views [b, 3, S, S] of the same images -> scalars: loss, clean, (mixed), accuracy.
+
+        accuracy: the share in percent of the clean outputs whose other view is more similar than the
+            views of all other images.
 
         generator: on the CPU, equal on all processes; draws the shares of the mixtures.
         batch: B, the images of all processes together, of which these b are this process's part
@@ -75,10 +83,11 @@ class SimCLR(nn.Module):
         itself = torch.eye(2 * batch, dtype=torch.bool, device=views.device)
         itself = itself[send(of_both[rank()], views.device)]  # [2b, 2B]
         other_view = itself.roll(batch, dims=1).to(dtype)
-        clean = soft_infonce(queries, views, other_view, self.temperature, exclude=itself)
-        clean = weigh(clean, here, batch)
+        logits = similarity_logits(queries, views, self.temperature, exclude=itself)
+        clean = weigh(soft_cross_entropy(logits, other_view), here, batch)
+        accuracy = weigh(contrastive_accuracy(logits, other_view), here, batch)
         if not self.mix:
-            return {"loss": clean, "clean": clean.detach()}
+            return {"loss": clean, "clean": clean.detach(), "accuracy": accuracy}
 
         of_i, of_j = outputs[2 * here :].chunk(2)
         z_i, z_j = views.chunk(2)
@@ -96,4 +105,5 @@ class SimCLR(nn.Module):
             "loss": clean + self.mix_weight * mixed,
             "clean": clean.detach(),
             "mixed": mixed.detach(),
+            "accuracy": accuracy,
         }

@@ -19,7 +19,7 @@ SHOWN = ("method", "data", "arch", "size", "epochs")
 IGNORED = {
     *("recipe", "data.data", "data.data_path", "data.download", "data.cache", "data.size"),
     *("data.workers", "model.arch", "optimisation.epochs", "run.out", "run.seed"),
-    *("run.device", "run.knn_every", "run.linear_lr", "run.report"),
+    *("run.device", "run.knn_every", "run.linear_lr", "run.report", "run.log_to"),
     *("run.checkpoint_minutes", "run.checkpoint_steps", "run.keep_every", "run.timeout_minutes"),
 }
 

@@ -60,7 +60,9 @@ from mixco.results import (
 from mixco.schedules import learning_rate
 from mixco.seeding import generator_for, global_draws
 from mixco.training.choosing import as_it_began, cautions_of, choose_rest, choose_size
+from mixco.training.collapse import collapse_check, warn_of_collapse, watched_views
 from mixco.training.held_out import knn_check, split_holdout
+from mixco.training.loggers import followed_by, require
 from mixco.training.optimisers import build_optimizer
 from mixco.training.resuming import (
     Due,
@@ -109,6 +111,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     """`pretrain`; until_the_end holds what is given back when it is left, however."""
+    require(config.run.log_to)
     here = started()
     device = pick_device(config.run.device, here.local_rank)
     dtype = pick_dtype(device, config.run.precision)
@@ -200,6 +203,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
 
     # Where the run stands: after `step` steps, `records` of whole epochs, `sums` of the one it is in.
     step, rate = 0, 0.0
+    means: dict[str, float] = {}  # of what the epoch had done when it was last looked at
     records: list[dict[str, float]] = []
     sums: dict[str, Tensor] = {}
     total, epoch_watch = Stopwatch(), Stopwatch()
@@ -270,12 +274,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         rows=split_batch(optimisation.batch_size, world())[rank()] if world() > 1 else None,
     )
     trained = replicated(method)
-
-    from torch.utils.tensorboard import SummaryWriter  # half a second, only needed here
-
-    board = None
-    if first:
-        board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(records) + 1)
+    watched = watched_views(images, members, encoder, device=device, dtype=dtype)
     say(
         f"{name}: {config.model.arch} at {data.size} px, {len(members):,} images "
         f"{'' if pixel == RGB else f'with {pixel}, '}"
@@ -290,10 +289,12 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     else:
         say(f"going on after step {step:,} of {steps:,}")
     del state
+    followers = followed_by(run.log_to if first else None, folder, to_dict(config), len(records))
+    follow = until_the_end.enter_context(followers)
     knn_possible = run.knn_every > 0 and len(held_out) > 0
     method.train()
     with (
-        training(name, steps, done=step) as on_step,
+        training(name, steps, records, done=step) as on_step,
         closing(views_of_run),
         signals_noticed() as signal_that_came,
     ):
@@ -324,13 +325,16 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
                 epoch_ends = (step + 1) % steps_per_epoch == 0  # before it is saved
                 looks = step % STEPS_BETWEEN_LOOKS.get(device.type, 20) == 0 or epoch_ends
                 if looks:
-                    stop_unless_finite(sums["loss"], step, rate, config, folder)
+                    done = step % steps_per_epoch + 1
+                    means = {key: value.item() / done for key, value in sums.items()}
+                    if not math.isfinite(means["loss"]):  # before a bad step reaches the weights
+                        raise not_finite("the loss is", step, rate, config, folder)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 step += 1
                 epoch_watch.images += optimisation.batch_size
                 total.images += optimisation.batch_size
-                on_step(f"epoch {epoch}/{optimisation.epochs}", epoch_watch)
+                on_step(f"epoch {epoch}/{optimisation.epochs}", {**means, "lr": rate}, epoch_watch)
                 # Processes must agree, which makes them wait for the device: only when they look.
                 if (world() == 1 or looks or due.by_steps(step)) and not epoch_ends:
                     asked = most_of(2 * signal_that_came() + due(step), device)
@@ -340,7 +344,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
 
             record = {
                 "epoch": epoch,
-                **{key: round(value.item() / steps_per_epoch, 5) for key, value in sums.items()},
+                **{key: round(mean, 5) for key, mean in means.items()},
                 "lr": rate,
                 "images_per_second": round(epoch_watch.rate, 1),
                 "waiting_share": round(epoch_watch.waiting_share, 4),
@@ -348,30 +352,25 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
             last = epoch == optimisation.epochs
             if knn_possible and (epoch % run.knn_every == 0 or last):
                 record["knn"] = check_knn()
+            record |= collapse_check(method.encoder, watched, dtype)
             records.append(record)
             sums = {}
-            if board is not None:
+            if first:
                 append_metrics(folder, record)
-                for name_of, number in record.items():
-                    board.add_scalar(name_of, number, epoch)
-            say_epoch(record, optimisation.epochs)
+            follow(records)
+            say_epoch(record, optimisation.epochs, (steps - step) * optimisation.batch_size)
+            warn_of_collapse(records)
             keep = run.keep_every > 0 and epoch % run.keep_every == 0
             asked = most_of(2 * signal_that_came() + due(step), device)
             if keep or last or asked:
                 save(keep)
                 leave_on(0 if last else asked // 2, folder, step)
-    if board is None:
-        return folder
-    board.close()
-
-    save_encoder(folder / "encoder.safetensors", method.encoder.backbone, encoder)
-    seen = what_it_sees(images, augmentation, MIXERS[method_config.mix], run.seed)
-    show_what_it_saw(folder / "views.png", seen)
-    draw_curves(folder / "curves.png", {name: records})
-    add_result(
-        folder,
-        "pretrain",
-        {
+    if first:
+        save_encoder(folder / "encoder.safetensors", method.encoder.backbone, encoder)
+        seen = what_it_sees(images, augmentation, MIXERS[method_config.mix], run.seed)
+        show_what_it_saw(folder / "views.png", seen)
+        draw_curves(folder / "curves.png", {name: records})
+        result = {
             "method": name,
             "data": source.name,
             "images": len(members),
@@ -383,8 +382,8 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
             "waiting_share": round(total.waiting_share, 4),
             "seconds": round(total.seconds, 1),
             "seed": run.seed,
-        },
-    )
+        }
+        add_result(folder, "pretrain", result)
     return folder
 
 
@@ -452,14 +451,6 @@ def leave_on(number: int, folder: Path, step: int) -> None:
         raise KeyboardInterrupt(what)
     say(what)
     raise SystemExit(128 + number)
-
-
-def stop_unless_finite(
-    loss: Tensor, step: int, rate: float, config: PretrainConfig, folder: Path
-) -> None:
-    """Raises UserError with what a person needs to know, before a bad step reaches the weights."""
-    if not math.isfinite(loss.item()):
-        raise not_finite("the loss is", step, rate, config, folder)
 
 
 def not_finite(

@@ -40,7 +40,7 @@ ROLLING = 2  # so many checkpoints are kept beside those that stay
 # differently but means the same.
 MAY_CHANGE = (
     *("recipe", "data.data_path", "data.download", "data.cache", "data.workers"),
-    *("run.out", "run.device", "run.knn_every", "run.linear_lr", "run.report"),
+    *("run.out", "run.device", "run.knn_every", "run.linear_lr", "run.report", "run.log_to"),
     *("run.timeout_minutes", "optimisation.pieces"),
     *("run.checkpoint_minutes", "run.checkpoint_steps", "run.keep_every"),
 )

@@ -14,7 +14,7 @@ from mixco.data.packing import PackedImages
 from mixco.files import naming, replacing, shown
 from mixco.mixing import Mixer, draw_shares
 from mixco.pictures import draw_views
-from mixco.progress import say
+from mixco.progress import NUMBERS, in_words, redraws, say
 from mixco.seeding import generator_for
 from mixco.training.choosing import Choice
 
@@ -49,15 +49,17 @@ def report_data(images: Images, cautions: Sequence[Caution], size: int, folder: 
         say(f"warning: {caution}")
 
 
-def say_epoch(record: dict[str, float], epochs: int) -> None:
-    """A line in the log at each kNN check, the first and the last epoch, and each tenth of the run."""
+def say_epoch(record: dict[str, float], epochs: int, images_left: int) -> None:
+    """A line in the log at each kNN check, the first and the last epoch, and each tenth of the run.
+
+    images_left: how many are to be trained on until the end, each time that they come up.
+    """
     epoch = int(record["epoch"])
     if "knn" in record or epoch in (1, epochs) or epoch % max(1, epochs // 10) == 0:
-        knn = f"  kNN {record['knn']:.1f} % (held out)" if "knn" in record else ""
-        say(
-            f"epoch {epoch:>4}/{epochs}  loss {record['loss']:.3f}{knn}  "
-            f"{record['images_per_second']:,.0f} images/s  data {record['waiting_share']:.0%}"
-        )
+        # The rest is seen below a bar, if there is one.
+        lasting = ("loss", "accuracy", "knn") if redraws() else NUMBERS
+        left = None if redraws() else images_left / record["images_per_second"]
+        say(f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {in_words(record, lasting, left)}")
 
 
 class Seen(NamedTuple):
