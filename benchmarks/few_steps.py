@@ -40,9 +40,9 @@ def few_steps(
 
     @contextmanager
     def training(
-        _name: str, _steps: int, done: int = 0
-    ) -> Generator[Callable[[str, Stopwatch], None]]:
-        def on_step(_text: str, _epoch: Stopwatch) -> None:
+        _name: str, _steps: int, _records: object = (), done: int = 0
+    ) -> Generator[Callable[[str, object, Stopwatch], None]]:
+        def on_step(_text: str, _numbers: object, _epoch: Stopwatch) -> None:
             nonlocal stepped
             stepped += 1
             if stepped == untimed:

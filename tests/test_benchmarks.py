@@ -61,3 +61,12 @@ def test_a_point_of_the_growth_is_a_run_of_today(monkeypatch: pytest.MonkeyPatch
     point = {"arch": "resnet18", "size": 64, "batch": 32, "queue": 64, "device": "cpu"}
     config = growth.config_of({**point, "data": "sample", "cache": "c", "out": "o", "workers": 2})
     assert (config.method.queue, config.data.loading) == (64, "streamed")
+
+
+@pytest.mark.slow
+def test_a_few_steps_are_those_of_the_products_loop(tmp_path: Path) -> None:
+    """The benchmarks take the place of two of its functions; they must still fit."""
+    options = ["--data", "sample", "--size", "32", "--stem", "conv3s2", "--device", "cpu"]
+    where = ["--out", tmp_path / "run", "--cache", tmp_path / "cache"]
+    done = run("few_steps.py", "pretrain", *options, "--epochs", "1", *where)
+    assert done.stdout.endswith("stepped\n"), done.stderr
