@@ -38,19 +38,13 @@ import torch
 from measuring import in_turn, ratios, spread, write_figures
 from torch import Tensor, nn
 
-from mixco.config import (
-    DataConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimisationConfig,
-    PretrainConfig,
-    resolve,
-)
+from mixco.config import DataConfig, MethodConfig, ModelConfig, OptimisationConfig, PretrainConfig
 from mixco.data import views
 from mixco.data.resident import gather
 from mixco.hardware import pick_device, pick_dtype
 from mixco.results import read_json
 from mixco.seeding import generator_for
+from mixco.settings import resolve
 from mixco.training.optimisers import build_optimizer
 from mixco.training.pretrain import build_method
 

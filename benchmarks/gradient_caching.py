@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from measuring import in_turn, spread, write_figures
 
-from mixco.config import DataConfig, MethodConfig, OptimisationConfig, PretrainConfig, resolve
+from mixco.config import DataConfig, MethodConfig, OptimisationConfig, PretrainConfig
 from mixco.data import views
 from mixco.data.loading import open_images
 from mixco.data.packing import PackedImages
@@ -28,6 +28,7 @@ from mixco.data.resident import gather
 from mixco.data.sources import list_images
 from mixco.hardware import pick_device, pick_dtype
 from mixco.seeding import generator_for
+from mixco.settings import resolve
 from mixco.training.optimisers import build_optimizer
 from mixco.training.pretrain import build_method
 

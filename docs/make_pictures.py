@@ -25,13 +25,13 @@ from mixco import (
     mix_halves,
     pretrain,
 )
-from mixco.config import from_dict
 from mixco.data import views
 from mixco.data.loading import canvases, open_images
 from mixco.data.sources import list_images
 from mixco.pictures import BASE, DPI, INK, MIXED
 from mixco.results import read_json
 from mixco.seeding import generator_for
+from mixco.settings import from_dict
 from mixco.training.pretrain import build_method
 
 IMAGES = Path(__file__).parent / "images"

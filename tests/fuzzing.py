@@ -32,15 +32,7 @@ from sample_images import sample_images
 
 from mixco import cli
 from mixco.checkpoint import EncoderDescription, load_encoder
-from mixco.config import (
-    PretrainConfig,
-    RunConfig,
-    from_dict,
-    load_recipe,
-    recipe_names,
-    resolve,
-    to_dict,
-)
+from mixco.config import PretrainConfig, RunConfig
 from mixco.data.image_list import ImageList
 from mixco.data.images import Box, UnreadableImage, decode, decode_crops
 from mixco.data.packing import pack, packed_path
@@ -52,6 +44,7 @@ from mixco.evaluation.task import _of_run
 from mixco.models.encoder import Encoder, build_backbone, build_head
 from mixco.report.table import table
 from mixco.results import add_result, collect
+from mixco.settings import from_dict, load_recipe, recipe_names, resolve, to_dict
 from mixco.training.choosing import as_it_began
 from mixco.training.pretrain import is_finished
 from mixco.training.resuming import newest_state, open_run

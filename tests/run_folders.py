@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from mixco.checkpoint import EncoderDescription, save_encoder
-from mixco.config import DataConfig, PretrainConfig, to_dict
+from mixco.config import DataConfig, PretrainConfig
 from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mixco.models.encoder import build_backbone
 from mixco.results import new_run_folder, write_json
+from mixco.settings import to_dict
 
 ARCH = "test_resnet"
 

@@ -19,12 +19,12 @@ from mixco.config import (
     OptimisationConfig,
     PretrainConfig,
     RunConfig,
-    resolve,
 )
 from mixco.errors import UserError
 from mixco.evaluation.evaluate import evaluate_knn
 from mixco.models.encoder import build_backbone, drops_at_random
 from mixco.models.split_batchnorm import SPLIT, split_batch_norms
+from mixco.settings import resolve
 from mixco.training.pretrain import build_method, pretrain
 from mixco.training.resuming import checkpoints
 

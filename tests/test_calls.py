@@ -8,7 +8,8 @@ from run_folders import ARCH, random_run
 from sample_images import unpack_sample
 
 import mixco
-from mixco.config import KNNConfig, flat_fields
+from mixco.config import KNNConfig
+from mixco.settings import flat_fields
 
 
 def test_a_run_by_keywords_is_an_object_and_a_path(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_from_a_folder_of_ones_own_to_its_evaluation(tmp_path: Path) -> None:
         *(*small, "--cache", cache, "--out", out),
     )
     assert done.returncode == 0, done.stderr
-    assert "epoch    2/2" in done.stderr
+    assert "epoch 2/2" in done.stderr
     assert "kNN" in done.stderr
     assert f"done: {out}" in done.stderr
 

@@ -13,14 +13,9 @@ from mixco.config import (
     OptimisationConfig,
     PretrainConfig,
     RunConfig,
-    command_of,
-    from_dict,
-    load_recipe,
-    recipe_names,
-    resolve,
-    to_dict,
 )
 from mixco.errors import UserError
+from mixco.settings import command_of, from_dict, load_recipe, recipe_names, resolve, to_dict
 
 
 def write(tmp_path: Path, text: str) -> str:

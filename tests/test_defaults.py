@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixco import cautions, defaults
-from mixco.config import MethodConfig, PretrainConfig, resolve
+from mixco.config import MethodConfig, PretrainConfig
+from mixco.settings import resolve
 
 IMAGES = st.integers(2, 2_000_000)
 

@@ -8,9 +8,10 @@ import pytest
 import tyro
 
 import mixco.cli
-from mixco.config import LinearConfig, PretrainConfig, load_recipe
+from mixco.config import LinearConfig, PretrainConfig
 from mixco.errors import UserError
 from mixco.options_of_2020 import linear_options, pretrain_options
+from mixco.settings import load_recipe
 
 ROOT = Path(__file__).parents[1]
 DEVICES = "--multiprocessing-distributed --dist-url tcp://localhost:10001 --gpu 0 1"

@@ -35,13 +35,13 @@ if TYPE_CHECKING:
         OptimisationConfig,
         PretrainConfig,
         RunConfig,
-        load_recipe,
     )
     from mixco.errors import UserError
     from mixco.losses import soft_infonce
     from mixco.methods.moco import MoCo
     from mixco.methods.simclr import SimCLR
     from mixco.mixing import Mixed, mix_halves, mixco
+    from mixco.settings import load_recipe
     from mixco.two_views import TwoViews
 
 _HOMES = {
@@ -70,13 +70,13 @@ _HOMES = {
         "OptimisationConfig",
         "PretrainConfig",
         "RunConfig",
-        "load_recipe",
     ),
     "mixco.errors": ("UserError",),
     "mixco.losses": ("soft_infonce",),
     "mixco.methods.moco": ("MoCo",),
     "mixco.methods.simclr": ("SimCLR",),
     "mixco.mixing": ("Mixed", "mix_halves", "mixco"),
+    "mixco.settings": ("load_recipe",),
     "mixco.two_views": ("TwoViews",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -17,14 +17,11 @@ from mixco.config import (
     LinearConfig,
     NeighboursConfig,
     PretrainConfig,
-    flat_fields,
-    from_dict,
-    load_recipe,
-    with_settings,
 )
 from mixco.errors import UserError
 from mixco.evaluation import evaluate, trained
 from mixco.results import read_json, read_metrics
+from mixco.settings import flat_fields, from_dict, load_recipe, with_settings
 from mixco.training import pretrain as training
 
 Function = TypeVar("Function", bound=Callable[..., Any])

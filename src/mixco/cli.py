@@ -22,11 +22,9 @@ from mixco.config import (
     PretrainConfig,
     PushConfig,
     ReportConfig,
-    load_recipe,
-    nearest,
-    recipe_names,
 )
 from mixco.errors import UserError
+from mixco.settings import load_recipe, nearest, recipe_names
 
 T = TypeVar("T")
 

@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from mixco.checkpoint import EncoderDescription, save_encoder
-from mixco.config import DemoConfig, EvaluationConfig, PretrainConfig, load_recipe, to_dict
+from mixco.config import DemoConfig, EvaluationConfig, PretrainConfig
 from mixco.data.sources import list_images
 from mixco.evaluation.evaluate import both
 from mixco.models.encoder import build_backbone
 from mixco.pictures import draw_comparison, draw_curves
 from mixco.progress import say
 from mixco.results import add_result, new_run_folder, read_json, read_metrics, write_json
+from mixco.settings import load_recipe, to_dict
 from mixco.training.pretrain import pretrain
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from mixco import cautions
 from mixco.cautions import Caution
-from mixco.config import DoctorConfig, PretrainConfig, to_dict
+from mixco.config import DoctorConfig, PretrainConfig
 from mixco.data.folders import EXTENSIONS
 from mixco.data.image_list import ImageList
 from mixco.data.loading import fits_packed
@@ -45,6 +45,7 @@ from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.progress import doing
 from mixco.results import write_json
+from mixco.settings import to_dict
 from mixco.training.choosing import (
     Choice,
     as_it_began,

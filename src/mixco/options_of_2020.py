@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 
 import mixco.cli
-from mixco.config import nearest
 from mixco.errors import UserError
+from mixco.settings import nearest
 
 SAME = {
     "-a": "--arch",

@@ -89,7 +89,7 @@ def unbroken(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     code, text = ended(started(photos, out, 2))
     assert code == 0, text
     assert "2 processes, each cpu" in text
-    assert text.count("epoch    1/3") == 1  # one speaks for both
+    assert text.count("epoch 1/3") == 1  # one speaks for both
     return out
 
 

@@ -8,9 +8,10 @@ from run_folders import random_run
 from sample_images import unpack_sample
 
 from mixco.checkpoint import load_encoder, save_encoder
-from mixco.config import ExportConfig, PretrainConfig, from_dict, resolve, to_dict
+from mixco.config import ExportConfig, PretrainConfig
 from mixco.export.export import export
 from mixco.results import add_result, read_json, write_json
+from mixco.settings import from_dict, resolve, to_dict
 
 TRAINING = "simclr+mixco on photos/pretrain, 40 epochs, seed 0"
 

@@ -4,15 +4,9 @@ import pytest
 import torch
 from sample_images import sample_images
 
-from mixco.config import (
-    DataConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimisationConfig,
-    PretrainConfig,
-    resolve,
-)
+from mixco.config import DataConfig, MethodConfig, ModelConfig, OptimisationConfig, PretrainConfig
 from mixco.seeding import generator_for
+from mixco.settings import resolve
 from mixco.training.pretrain import build_method
 
 

@@ -18,10 +18,10 @@ from mixco.config import (
     OptimisationConfig,
     PretrainConfig,
     RunConfig,
-    from_dict,
 )
 from mixco.errors import UserError
 from mixco.results import read_json, read_metrics
+from mixco.settings import from_dict
 from mixco.training.pretrain import pretrain
 from mixco.training.resuming import checkpoints
 

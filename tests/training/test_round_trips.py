@@ -12,10 +12,11 @@ import torch
 from sample_images import sample_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixco.config import DataConfig, MethodConfig, OptimisationConfig, PretrainConfig, resolve
+from mixco.config import DataConfig, MethodConfig, OptimisationConfig, PretrainConfig
 from mixco.data import views
 from mixco.data.resident import gather
 from mixco.seeding import generator_for
+from mixco.settings import resolve
 from mixco.training.pretrain import build_method
 
 META = torch.device("meta")

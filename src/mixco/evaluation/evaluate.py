@@ -8,13 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixco.config import (
-    EvaluationConfig,
-    KNNConfig,
-    LinearConfig,
-    check_classifier,
-    check_knn,
-)
+from mixco.config import EvaluationConfig, KNNConfig, LinearConfig
 from mixco.data.loading import Images, canvases
 from mixco.data.views import brightened
 from mixco.distributed import joined, started
@@ -24,6 +18,7 @@ from mixco.evaluation.task import Task, accuracies, labels_of, load_task
 from mixco.evaluation.trained import evaluate_as_published
 from mixco.failures import machine_failures_told
 from mixco.pictures import draw_neighbours
+from mixco.settings import check_classifier, check_knn
 
 REMEDY = "lower --size, or give --device cpu"
 MINUTES = 30.0  # that one of several processes waits for the shares of the others

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mixco.config import FinetuneConfig, LinearConfig, check_classifier
+from mixco.config import FinetuneConfig, LinearConfig
 from mixco.data.views import crop_and_flip
 from mixco.distributed import started
 from mixco.errors import UserError
@@ -22,6 +22,7 @@ from mixco.failures import machine_failures_told
 from mixco.hardware import describe
 from mixco.models.encoder import build_backbone, feature_dim
 from mixco.progress import say
+from mixco.settings import check_classifier
 
 
 def evaluate_as_published(config: LinearConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mixco.checkpoint import load_encoder
-from mixco.config import ReportConfig, command_of
+from mixco.config import ReportConfig
 from mixco.data import views
 from mixco.data.images import RGB
 from mixco.data.loading import Images, open_images
@@ -35,6 +35,7 @@ from mixco.report.embedding import (
 from mixco.report.run import Run, read_run
 from mixco.report.table import group, load
 from mixco.results import read_confusions, read_json
+from mixco.settings import command_of
 from mixco.training.held_out import split_holdout
 from mixco.training.telling import Seen, what_it_sees
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from mixco import cautions, defaults
 from mixco.cautions import Caution
-from mixco.config import PretrainConfig, from_dict, resolve, run_folder_of, to_dict
+from mixco.config import PretrainConfig
 from mixco.data.image_list import ImageList
 from mixco.data.loading import Images
 from mixco.data.normalisation import measure
@@ -19,6 +19,7 @@ from mixco.data.sources import NAMED
 from mixco.data.views import Channels
 from mixco.hardware import device_memory
 from mixco.models.encoder import build_backbone, choose_stem, output_elements, takes_stems
+from mixco.settings import from_dict, resolve, run_folder_of, to_dict
 from mixco.training.resuming import as_begun
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixco.checkpoint import EncoderDescription, save_encoder
-from mixco.config import PretrainConfig, ReportConfig, to_dict
+from mixco.config import PretrainConfig, ReportConfig
 from mixco.data import views
 from mixco.data.download import download
 from mixco.data.images import RGB
@@ -59,6 +59,7 @@ from mixco.results import (
 )
 from mixco.schedules import learning_rate
 from mixco.seeding import generator_for, global_draws
+from mixco.settings import to_dict
 from mixco.training.choosing import as_it_began, cautions_of, choose_rest, choose_size
 from mixco.training.collapse import collapse_check, warn_of_collapse, watched_views
 from mixco.training.held_out import knn_check, split_holdout
