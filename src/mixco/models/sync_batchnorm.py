@@ -29,7 +29,7 @@ def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module
             if type(module) not in SYNCHRONISED:
                 raise UserError(
                     f"{name} is a {type(module).__name__}, whose statistics cannot be synchronised on "
-                    "the CPU; take another --arch, or --no-sync-bn"
+                    "the CPU; take another --arch, or --bn-over process"
                 )
             module.__class__ = SYNCHRONISED[type(module)]
     return model

@@ -151,6 +151,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         channels=pixel.channels,
         bits=pixel.bits,
     )
+    until_the_end.enter_context(joined(device, config.run.timeout_minutes))
     config, more = choose_rest(
         dataclasses.replace(config, data=loading),
         images,
@@ -159,6 +160,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         dtype,
         processes=here.processes,
     )
+    config = from_first(config)  # machines with another memory would choose another batch
     data, method_config, optimisation, run = (
         config.data,
         config.method,
@@ -172,7 +174,6 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     assert optimisation.weight_decay is not None
 
     # The method around its encoder; what cannot be built leaves no run folder.
-    until_the_end.enter_context(joined(device, run.timeout_minutes))
     method = build_method(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if method_config.bn_over == "all":
         method = synchronise_batch_norms(method, device)
