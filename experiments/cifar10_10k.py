@@ -20,24 +20,26 @@ from PIL import Image
 
 from mixco.data.sources import list_images
 
-A_CLASS = 1000
+# Of each folder: the split that it is taken of, and which images of each class, in the split's order.
+Parts = dict[str, tuple[str, range]]
+PARTS: Parts = {"train": ("train", range(1000)), "test": ("test", range(1000))}
 METHODS = [(method, mix) for method in ("moco", "simclr") for mix in ("none", "mixco")]
 
 
-def lay_out(data_path: Path, folder: Path) -> Path:
-    """train/<class>/ with the first images of each class, test/<class>/ with all, as PNG."""
+def lay_out(data_path: Path, folder: Path, parts: Parts) -> Path:
+    """Folders of the parts, with a folder of PNG files for each class."""
     if folder.exists():
         return folder
     unfinished = folder.with_name(f"{folder.name}-unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    for split, most in (("train", A_CLASS), ("test", None)):
+    for part, (split, wanted) in parts.items():
         images = list_images("cifar10", data_path, split)
         assert images.labels is not None
         counts = [0] * len(images.classes)
         for index, label in enumerate(images.labels):
             counts[label] += 1
-            if most is None or counts[label] <= most:
-                path = unfinished / split / images.classes[label] / f"{index:05d}.png"
+            if counts[label] - 1 in wanted:
+                path = unfinished / part / images.classes[label] / f"{index:05d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if images.arrays is None:
                     path.write_bytes(images.read(index))
@@ -76,7 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    photos = lay_out(arguments.data_path, arguments.out / "cifar10-10k")
+    photos = lay_out(arguments.data_path, arguments.out / "cifar10-10k", PARTS)
     results = {
         (method, mix, seed): run(
             photos,
