@@ -1,0 +1,140 @@
+"""Can MixCo cost less? Fewer pairs, or mixtures at half the side, asked on held-out training images.
+
+    mixco download cifar10 --data-path DATA
+    python experiments/mixco_savings.py --data-path DATA [--method simclr] [--epochs 9] [--seeds 0 1 2]
+
+As experiments/cifar10_10k.py, but the test split is not touched: the first 1,000 training images of each
+class are pretrained on without labels, then kNN and the linear probe know their labels, and are asked
+about the next 1,000 training images of each class. Variants:
+
+    none         the base method
+    mixco        MixCo as it is
+    half-pairs   only the first half of the pairs is mixed, so half as many mixtures
+    half-side    the mixtures pass the encoder at half the side (2 x 2 pixels averaged), by themselves
+
+Stopped and started again, it goes on with the runs that are missing. It prints the table of
+experiments/RESULTS.md.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from cifar10_10k import Parts, lay_out
+from torch import Tensor, nn
+
+import mixco
+from mixco.methods import moco, simclr
+from mixco.mixing import MIXERS, Mixed, mix_halves
+
+PARTS: Parts = {"train": ("train", range(1000)), "test": ("train", range(1000, 2000))}
+
+
+def mix_half_of_the_pairs(images: Tensor, shares: Tensor) -> Mixed:
+    """As mix_halves, but the second half of the pairs is left out; at least one stays."""
+    mixed = mix_halves(images, shares)
+    kept = (len(shares) + 1) // 2
+    return Mixed(mixed.images[:kept], mixed.targets[:kept])
+
+
+def mixtures_at_half_side(encoder: nn.Module, images: Tensor, _: int) -> Tensor:
+    """In the place of in_pieces(): the last third of what passes the encoder are the mixtures."""
+    clean, mixtures = images.split([len(images) - len(images) // 3, len(images) // 3])
+    return torch.cat([encoder(clean), encoder(F.avg_pool2d(mixtures, 2))])
+
+
+def half_pairs() -> None:
+    MIXERS["mixco"] = mix_half_of_the_pairs
+
+
+def half_side() -> None:
+    for method in (moco, simclr):
+        method.in_pieces = mixtures_at_half_side  # type: ignore[attr-defined]
+
+
+SETTINGS = {"size": 32, "stem": "standard", "batch_size": 128, "knn_every": 0}
+VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
+    "none": ("none", lambda: None),
+    "mixco": ("mixco", lambda: None),
+    "half-pairs": ("mixco", half_pairs),
+    "half-side": ("mixco", half_side),
+}
+
+
+def pretrain(variant: str, photos: Path, out: Path, method: str, seed: int, epochs: int) -> None:
+    """In a process of its own: some variants replace parts of the package."""
+    mix, replace = VARIANTS[variant]
+    replace()
+    mixco.pretrain(
+        data=photos, out=out, method=method, mix=mix, seed=seed, epochs=epochs, **SETTINGS
+    )
+
+
+def run(variant: str, photos: Path, out: Path, *rest: object) -> dict[str, float]:
+    """Pretrain and evaluate, unless it is done; the figures of the run."""
+    results = out / "results.json"
+    done = json.loads(results.read_text("utf-8")) if results.exists() else {}
+    if not {"pretrain", "knn", "linear"} <= done.keys():
+        shutil.rmtree(out, ignore_errors=True)
+        given = [str(value) for value in (variant, photos, out, *rest)]
+        subprocess.run([sys.executable, __file__, "--one", *given], check=True)
+        for command in ("knn", "linear"):
+            subprocess.run([sys.executable, "-m", "mixco", command, "--run", str(out)], check=True)
+        done = json.loads(results.read_text("utf-8"))
+    lines = (out / "metrics.jsonl").read_text("utf-8").splitlines()
+    return {
+        "knn": done["knn"]["top1"],
+        "linear": done["linear"]["top1"],
+        "images_per_second": statistics.median(json.loads(x)["images_per_second"] for x in lines),
+    }
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--one"]:
+        variant, photos, out, method, seed, epochs = sys.argv[2:]
+        pretrain(variant, Path(photos), Path(out), method, int(seed), int(epochs))
+        return
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data-path", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/mixco-savings"))
+    parser.add_argument("--method", choices=["moco", "simclr"], default="simclr")
+    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--log", type=Path, help="the figures of each run, as JSON")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    photos = lay_out(arguments.data_path, arguments.out / "cifar10-held-out", PARTS)
+    method, epochs = arguments.method, arguments.epochs
+    found = {
+        (variant, seed): run(
+            *(variant, photos, arguments.out / f"{method}-{variant}-{epochs}-s{seed}"),
+            *(method, seed, epochs),
+        )
+        for seed in arguments.seeds
+        for variant in VARIANTS
+    }
+    print("| variant | kNN top-1, % | linear probe top-1, % | images/s |")
+    print("| --- | --- | --- | --- |")
+    for variant in VARIANTS:
+        cells = []
+        for key, form in (("knn", ".1f"), ("linear", ".1f"), ("images_per_second", ".0f")):
+            values = [found[variant, seed][key] for seed in arguments.seeds]
+            spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):{form}}{spread}")
+        print(f"| {variant} | {' | '.join(cells)} |")
+    if arguments.log:
+        rows = [{"variant": v, "seed": s, **row} for (v, s), row in found.items()]
+        arguments.log.write_text(
+            json.dumps({"method": method, "epochs": epochs, "runs": rows}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()
