@@ -11,10 +11,11 @@ demo: .venv/installed
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# Some twenty minutes: runs that are killed again and again, docs/resuming.md, and thousands of damaged
-# and hostile inputs, docs/reliability.md.
+# Some forty minutes, docs/reliability.md: runs and workers that are killed again and again, and thousands of
+# damaged and hostile inputs.
 soak: .venv/installed
 	$(BIN)/python tests/soak/kills.py --kills 100
+	$(BIN)/python tests/soak/restarts.py --kills 20
 	$(BIN)/python tests/soak/fuzz.py --examples 2000
 
 check: .venv/installed

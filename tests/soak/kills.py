@@ -3,9 +3,10 @@
     make soak    (python tests/soak/kills.py [--kills 100] [--seed 0] [--out FILE.json])
 
 MoCo and SimCLR, with and without MixCo, packed and streamed, a checkpoint after each step or each
-fourth. A process gets SIGKILL after a random time and is started again by the same command; as it gets on, kills come from the
-first import to the last picture. When a run is through, all it ends with is compared with the same
-run unbroken: weights, momentum copy, queue, optimiser, metrics, bit for bit.
+fourth. A process gets SIGKILL after a random time and is started again by the same command; as it gets
+on, kills come anywhere from the first import to the last picture. When a run is through, all it ends
+with is compared with the same run unbroken: weights, momentum copy, queue, optimiser, metrics, bit for
+bit.
 """
 
 import argparse
