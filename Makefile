@@ -16,6 +16,7 @@ test: .venv/installed
 soak: .venv/installed
 	$(BIN)/python tests/soak/kills.py --kills 100
 	$(BIN)/python tests/soak/restarts.py --kills 20
+	$(BIN)/python tests/soak/equality.py
 	$(BIN)/python tests/soak/fuzz.py --examples 2000
 
 check: .venv/installed
