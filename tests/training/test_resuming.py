@@ -27,7 +27,7 @@ from mixco.config import (
 )
 from mixco.errors import UserError
 from mixco.training.pretrain import pretrain
-from mixco.training.resuming import checkpoints, signals_noticed
+from mixco.training.resuming import checkpoints, save_step, signals_noticed
 
 EPOCHS, STEPS_PER_EPOCH = 3, 3
 
@@ -324,6 +324,11 @@ def test_some_checkpoints_stay(photos: Path, tmp_path: Path) -> None:
     run = pretrain(config(photos, tmp_path / "run", checkpoint_steps=1, keep_every=2))
     names = [p.name for p in checkpoints(run)]
     assert names == ["step-00000006-kept.pt", "step-00000008.pt", "step-00000009.pt"]
+
+
+def test_a_run_folder_that_is_gone_is_not_told_as_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"checkpoints: the folder is gone, so step 7"):
+        save_step(tmp_path / "run", 7, {"weight": torch.zeros(3)}, keep=False)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of a process are Unix's")
