@@ -164,8 +164,8 @@ def save_step(folder: Path, step: int, state: dict[str, Any], *, keep: bool) -> 
             raise
         if not path.parent.is_dir():
             raise UserError(
-                f"{path.parent}: the folder is gone, so step {step} cannot be saved; put it back where it "
-                "was and start the same command again, and it goes on from what is in there"
+                f"{path.parent}: the folder is gone, so step {step} cannot be saved; put it back where "
+                "it was and start the same command again, and it goes on from what is in there"
             ) from None
         # torch's writer raises the latter on a full disk, and only counts the bytes in its text.
         reason = getattr(error, "strerror", None) or "not all of it: the disk is full"
