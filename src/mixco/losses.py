@@ -68,6 +68,6 @@ def contrastive_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     logits: [M, N], N > 1. targets: [M, T], one 1 a row, at the own key. A tie is not won: where all
     outputs have collapsed into one, the accuracy is 0. Returns a scalar; nothing waits for the device.
     """
-    own = logits.gather(1, targets.argmax(1, keepdim=True))  # [M, 1]
-    not_less = (logits >= own).sum(1)  # itself included
-    return 100 * (not_less == 1).to(logits.dtype).mean()
+    own = logits.gather(1, targets.argmax(1, keepdim=True))[:, 0]
+    best, second = logits.topk(2, dim=1).values.unbind(1)
+    return 100 * ((own == best) & (second < own)).to(logits.dtype).mean()
