@@ -7,7 +7,7 @@ import torch
 from sample_images import sample_images
 from torch import Tensor, nn
 
-from mixco.distributed import mean_of, rank, replicated, split_batch, world
+from mixco.distributed import buffers_from_first, mean_of, rank, replicated, split_batch, world
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.mixing import MIXERS
@@ -92,3 +92,12 @@ def synchronised(mix: str, batch: int = 16) -> dict[str, Any]:
 def split(bn_splits: int = 4, batch: int = 16) -> dict[str, Any]:
     """MoCo with a ResNet, its batch norms in virtual devices."""
     return steps(build("moco", "mixco", resnet(), bn_splits=bn_splits), batch, 2)
+
+
+def statistics() -> dict[str, Tensor]:
+    """A ResNet's buffers when each process has seen images of its own, and then taken the first's."""
+    encoder = resnet().train()
+    images = sample_images(16)[rank() * 8 :][:8]
+    encoder(images.double() / 255)
+    buffers_from_first(encoder)
+    return {name: buffer.clone() for name, buffer in encoder.named_buffers()}

@@ -100,7 +100,8 @@ def replicated(method: nn.Module) -> nn.Module:
     """The method, to be called for a step: its gradients become the means over all processes.
 
     Buffers are equal at the start and then left alone: queues stay equal, for all processes push the
-    same keys, and the statistics of batch norms are each process's own. With one process the method.
+    same keys, and the statistics of batch norms are each process's own, until evaluation asks for them
+    (`buffers_from_first`). With one process the method.
     """
     if world() == 1:
         return method
@@ -236,6 +237,13 @@ def from_first(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values, device=torch.device("cpu"))
     return values[0]
+
+
+def buffers_from_first(module: nn.Module) -> None:
+    """Have the first process's buffers, such as running statistics, on all of them; in place."""
+    if world() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:

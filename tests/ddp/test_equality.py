@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from distributed_steps import SETTINGS, all_settings, split, synchronised
+from distributed_steps import SETTINGS, all_settings, split, statistics, synchronised
 from several_processes import in_processes
 
 pytestmark = pytest.mark.ddp
@@ -52,6 +52,12 @@ def test_synchronised_batch_norms_normalise_as_one_process_does(mix: str) -> Non
     for found in in_processes(2, synchronised, mix):
         for kind in ("losses", "gradients", "state"):
             equal(found[kind], alone[kind])
+
+
+def test_running_statistics_of_all_processes_become_the_first_ones() -> None:
+    alone = statistics()
+    for found in in_processes(2, statistics):
+        equal(found, alone)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from mixco.data.packing import PackedImages
 from mixco.data.resident import batches
 from mixco.data.sources import list_images
 from mixco.distributed import (
+    buffers_from_first,
     from_first,
     joined,
     mean_of,
@@ -352,6 +353,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
                 "waiting_share": round(epoch_watch.waiting_share, 4),
             }
             last = epoch == optimisation.epochs
+            buffers_from_first(method.encoder)  # the checks are shared out, and are of one encoder
             if knn_possible and (epoch % run.knn_every == 0 or last):
                 record["knn"] = check_knn()
             record |= collapse_check(method.encoder, watched, dtype)
