@@ -57,14 +57,18 @@ def write_figures(path: Path, rows: list[dict[str, object]], device: torch.devic
 
 
 def commit() -> str:
-    """Of the checkout, with a plus where files differ from it; "unknown" outside of one."""
+    """Of the checkout, with a plus where files differ from it, but for what benchmarks write themselves.
+
+    "unknown" outside of one.
+    """
     here = Path(__file__).parent
+    written = (":(top,exclude)benchmarks/results", ":(top,exclude)docs/images")
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else "unknown"
 
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *written)
     return git("rev-parse", "--short", "HEAD") + ("+" if changed not in ("", "unknown") else "")
 
 
