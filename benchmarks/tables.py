@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 PICTURE = HERE.parent / "docs" / "images" / "performance.png"
+METHODS_A_LINE = 7
 COLOURS = {
     "ours": "#d1495b",
     "bare": "#9aa5b1",
@@ -109,20 +110,27 @@ def draw(rows: list[dict[str, Any]]) -> None:
     """Images a second of each subject, a panel a size and encoder, a group a method."""
     files = list(dict.fromkeys(row["file"] for row in rows))
     files.sort(key=lambda file: (file.split("-")[3:], int(file.split("-")[2])))
-    widths = [len({row["method"] for row in rows if row["file"] == file}) for file in files]
-    figure, panels = plt.subplots(
-        1,
-        len(files),
-        figsize=(1 + 1.4 * sum(widths), 3.6),
-        width_ratios=widths,
-        squeeze=False,
-        layout="constrained",
+    methods = {f: list(dict.fromkeys(r["method"] for r in rows if r["file"] == f)) for f in files}
+    lines: list[list[str]] = [[]]
+    for file in files:
+        if sum(len(methods[other]) for other in (*lines[-1], file)) > METHODS_A_LINE:
+            lines.append([])
+        lines[-1].append(file)
+    figure = plt.figure(
+        figsize=(1 + 1.4 * METHODS_A_LINE, 0.5 + 3 * len(lines)), layout="constrained"
     )
+    panels = {}
+    for line, part in zip(
+        lines, figure.subfigures(len(lines), 1, squeeze=False)[:, 0], strict=True
+    ):
+        ratios = [len(methods[file]) for file in line]
+        row = part.subplots(1, len(line), width_ratios=ratios, squeeze=False)[0]
+        row[0].set_ylabel("images a second")
+        panels |= dict(zip(line, row, strict=True))
     named = {}
-    for panel, file in zip(panels[0], files, strict=True):
+    for file, panel in panels.items():
         some = [row for row in rows if row["file"] == file and row["subject"] in COLOURS]
-        methods = list(dict.fromkeys(row["method"] for row in some))
-        for place, method in enumerate(methods):
+        for place, method in enumerate(methods[file]):
             bars = [row for row in some if row["method"] == method]
             for number, row in enumerate(bars):
                 rate = row["images_per_second"]
@@ -132,11 +140,11 @@ def draw(rows: list[dict[str, Any]]) -> None:
                 panel.vlines(x, rate["min"], rate["max"], color="black", linewidth=1)
         _, _, size, *arch = file.split("-")
         panel.set_title(f"{arch[0] if arch else 'resnet18'}, {size} px", fontsize=10)
-        panel.set_xticks(range(len(methods)), [m.replace("+", "\n+ ") for m in methods], fontsize=9)
-        panel.set_xlim(-0.5, len(methods) - 0.5)
+        panel.set_xticks(range(len(methods[file])), [m.replace("+", "\n+ ") for m in methods[file]])
+        panel.tick_params(labelsize=9)
+        panel.set_xlim(-0.5, len(methods[file]) - 0.5)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_ylim(0)
-    panels[0][0].set_ylabel("images a second")
     labels = {name: "bare passes: the limit" if name == "bare" else name for name in named}
     figure.legend(
         named.values(), [labels[name] for name in named], loc="outside lower center", ncols=5
