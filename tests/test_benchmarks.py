@@ -70,3 +70,15 @@ def test_a_few_steps_are_those_of_the_products_loop(tmp_path: Path) -> None:
     where = ["--out", tmp_path / "run", "--cache", tmp_path / "cache"]
     done = run("few_steps.py", "pretrain", *options, "--epochs", "1", *where)
     assert done.stdout.endswith("stepped\n"), done.stderr
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_step_are_seen_in_the_products_loop(tmp_path: Path) -> None:
+    options = ("--size", "32", "--batch", "32", "--steps", "2", "--rounds", "1", "--device", "cpu")
+    done = run("step_parts.py", "--methods", "moco+mixco", *options, "--out", tmp_path / "f.json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "f.json").read_text("utf-8"))["rows"]
+    parts = {part: found["median"] for part, found in row["milliseconds"].items()}
+    whole = parts.pop("step")
+    assert sum(parts.values()) == pytest.approx(whole, rel=0.01)
+    assert all(parts[part] > 0 for part in ("views", "queries", "keys", "momentum", "backward"))
