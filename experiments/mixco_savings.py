@@ -12,8 +12,7 @@ about the next 1,000 training images of each class. Variants:
     half-pairs   only the first half of the pairs is mixed, so half as many mixtures
     half-side    the mixtures pass the encoder at half the side (2 x 2 pixels averaged), by themselves
 
-Stopped and started again, it goes on with the runs that are missing. It prints the table of
-experiments/RESULTS.md.
+Stopped and started again, it goes on with the runs that are missing. It prints a table of mean and spread.
 """
 
 import argparse
@@ -31,8 +30,10 @@ from cifar10_10k import Parts, lay_out
 from torch import Tensor, nn
 
 import mixco
+from mixco.hardware import describe, pick_device
 from mixco.methods import moco, simclr
 from mixco.mixing import MIXERS, Mixed, mix_halves
+from mixco.results import versions
 
 PARTS: Parts = {"train": ("train", range(1000)), "test": ("train", range(1000, 2000))}
 
@@ -131,9 +132,9 @@ def main() -> None:
         print(f"| {variant} | {' | '.join(cells)} |")
     if arguments.log:
         rows = [{"variant": v, "seed": s, **row} for (v, s), row in found.items()]
-        arguments.log.write_text(
-            json.dumps({"method": method, "epochs": epochs, "runs": rows}, indent=1)
-        )
+        used = versions(describe(pick_device("auto")))
+        log = {"method": method, "epochs": epochs, "versions": used, "runs": rows}
+        arguments.log.write_text(json.dumps(log, indent=1) + "\n")
 
 
 if __name__ == "__main__":
