@@ -12,7 +12,8 @@ about the next 1,000 training images of each class. Variants:
     half-pairs   only the first half of the pairs is mixed, so half as many mixtures
     half-side    the mixtures pass the encoder at half the side (2 x 2 pixels averaged), by themselves
 
-Stopped and started again, it goes on with the runs that are missing. It prints a table of mean and spread.
+Stopped and started again, it goes on with the runs that are missing. It prints a table, mean and
+spread over the seeds.
 """
 
 import argparse
