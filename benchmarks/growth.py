@@ -62,7 +62,8 @@ MEASURES = {
 
 
 def config_of(point: dict[str, Any]) -> PretrainConfig:
-    """A run that would never end: few_steps() ends it."""
+    """A run that would never end, few_steps() ends it; MoCo with MixCo, but for a point that says."""
+    method, _, mix = point.get("method", "moco+mixco").partition("+")
     return PretrainConfig(
         data=DataConfig(
             data=point["data"],
@@ -72,7 +73,9 @@ def config_of(point: dict[str, Any]) -> PretrainConfig:
             workers=point["workers"],
         ),
         model=ModelConfig(arch=point["arch"]),
-        method=MethodConfig(method="moco", mix="mixco", queue=point["queue"]),
+        method=MethodConfig(
+            method=method, mix=mix or "none", queue=point["queue"] if method == "moco" else None
+        ),
         optimisation=OptimisationConfig(epochs=10**6, batch_size=point["batch"]),
         run=RunConfig(
             out=Path(point["out"]), knn_every=0, checkpoint_minutes=0, device=point["device"]

@@ -20,19 +20,13 @@ from typing import Any
 
 import torch
 from few_steps import few_steps, finish_device
+from growth import config_of
 from measuring import spread, write_figures
 from torch import nn
 
 import mixco.methods.moco as moco
 import mixco.training.pretrain as loop
-from mixco.config import (
-    DataConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimisationConfig,
-    PretrainConfig,
-    RunConfig,
-)
+from mixco.config import PretrainConfig
 from mixco.hardware import pick_device
 
 METHODS = ("moco", "simclr", "moco+mixco", "simclr+mixco")
@@ -108,19 +102,7 @@ def run_one(settings: dict[str, Any]) -> dict[str, float]:
     loop.build_method, loop.build_optimizer = built, built_optimizer
     parts.of_function(moco, "momentum_update", "momentum")
     parts.of_function(torch.Tensor, "backward", "backward")
-    name, _, mix = settings["method"].partition("+")
-    config = PretrainConfig(
-        data=DataConfig(data="sample", size=settings["size"], cache=Path(settings["cache"])),
-        model=ModelConfig(arch=settings["arch"]),
-        method=MethodConfig(method=name, mix=mix or "none", queue=1024 if name == "moco" else None),
-        optimisation=OptimisationConfig(epochs=10**6, batch_size=settings["batch"]),
-        run=RunConfig(
-            out=Path(settings["out"]),
-            knn_every=0,
-            checkpoint_minutes=0,
-            device=settings["device"],
-        ),
-    )
+    config = config_of(settings)
     figures = few_steps(lambda: loop.pretrain(config), untimed=UNTIMED, least=settings["steps"])
     (began, before), (ended, after) = parts.after_step[UNTIMED - 1], parts.after_step[-1]
     steps = len(parts.after_step) - UNTIMED
@@ -154,6 +136,9 @@ def main() -> None:
         for method in arguments.methods:
             with tempfile.TemporaryDirectory() as folder:
                 settings = {
+                    "data": "sample",
+                    "workers": None,
+                    "queue": 1024,
                     "method": method,
                     "size": arguments.size,
                     "arch": arguments.arch,

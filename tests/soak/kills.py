@@ -67,6 +67,16 @@ def kill_until_through(
     raise AssertionError
 
 
+def finish(rows: list[dict[str, object]], seed: int, seconds: float, out: Path | None) -> None:
+    """Say how many kills there were, and write the rows."""
+    kills = sum(int(str(row["kills"])) for row in rows)
+    print(f"{kills} kills, none lost, all runs bit-equal; {seconds:.0f} s")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figures = {"kills": kills, "lost": 0, "seed": seed, "rows": rows}
+        out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
@@ -113,13 +123,7 @@ def main() -> None:
                 }
             )
             print(f"{rows[-1]}: all bit-equal", flush=True)
-    kills = sum(int(str(row["kills"])) for row in rows)
-    seconds = time.monotonic() - began
-    print(f"{kills} kills, none lost, all runs bit-equal; {seconds:.0f} s")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        figures = {"kills": kills, "lost": 0, "seed": options.seed, "rows": rows}
-        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+    finish(rows, options.seed, time.monotonic() - began, options.out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ on. When the run is through, all it ends with is compared with the same run unbr
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -21,11 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from kills import LATEST, finish
 from run_states import assert_equal, final_state
 from sample_images import unpack_sample
 
 METHODS = ("moco", "simclr")
-LATEST = 0.7  # a kill comes within so much of what the unbroken run took
 
 
 def start(photos: Path, out: Path, method: str) -> subprocess.Popen[str]:
@@ -103,12 +102,7 @@ def main() -> None:
                     shutil.rmtree(left)
             rows.append({"run": f"{method}+mixco, 2 processes", "runs": runs, "kills": kills})
             print(f"{rows[-1]}: all bit-equal", flush=True)
-    kills = sum(int(str(row["kills"])) for row in rows)
-    print(f"{kills} kills of a worker, none lost; {time.monotonic() - began:.0f} s")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        figures = {"kills": kills, "lost": 0, "seed": options.seed, "rows": rows}
-        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+    finish(rows, options.seed, time.monotonic() - began, options.out)
 
 
 if __name__ == "__main__":
