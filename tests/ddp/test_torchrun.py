@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,16 @@ from mixco.results import read_json, read_metrics
 from mixco.training.resuming import checkpoints
 
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]
+
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def none_stays() -> Iterator[None]:
+    """A test that fails half-way leaves no processes to the tests after it."""
+    yield
+    while STARTED:
+        killed(STARTED.pop())
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +49,7 @@ def started(
     if method == "moco":
         options += " --queue 20"
     launcher = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "mixco", "pretrain"),
             *("--data", str(photos), "--out", str(out), "--cache", str(photos.parent / "cache")),
@@ -51,6 +61,8 @@ def started(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def ended(process: subprocess.Popen[str], seconds: float = 200) -> tuple[int, str]:
@@ -61,17 +73,31 @@ def ended(process: subprocess.Popen[str], seconds: float = 200) -> tuple[int, st
     except subprocess.TimeoutExpired as error:
         raise AssertionError(f"still there after {seconds} s: {error.output!r}") from None
     finally:
-        for pid in [process.pid, *workers(process)]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        killed(process)
+
+
+def killed(process: subprocess.Popen[str]) -> None:
+    """Neither torchrun nor one that it started stays; each of them is in a session of its own."""
+    for pid in [*workers(process), process.pid]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.communicate()
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
     """Those that torchrun has started, the first one first."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(pid) for pid in children.read_text().split()] if children.exists() else []
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits for torchrun to ask how it went."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def when_saved(out: Path, step: int, process: subprocess.Popen[str]) -> None:
@@ -157,8 +183,8 @@ def test_a_process_that_hangs_ends_the_run_with_the_reason(photos: Path, tmp_pat
     time.sleep(2)
     first, hanging = workers(process)
     os.kill(hanging, signal.SIGSTOP)
-    while Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        time.sleep(0.1)  # until the first one has given up
+    while not has_ended(first):
+        time.sleep(0.1)
     os.kill(hanging, signal.SIGKILL)  # torchrun would wait for half a minute
     code, text = ended(process)
     assert code != 0
