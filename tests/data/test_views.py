@@ -13,6 +13,7 @@ import torchvision.transforms.v2.functional as F
 from sample_images import mosaics, sample_images
 from torch import Tensor
 
+from mixco.data.resampling import _blur_by_products, _blur_by_taps, _taps
 from mixco.data.views import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -92,6 +93,17 @@ def test_each_operation_is_torchvisions(name: str) -> None:
     augmentation, tolerance = OPERATIONS[name]
     images = sample_images(96)
     assert worst_difference(images, whole(images), augmentation, seed=3) <= tolerance
+
+
+@pytest.mark.parametrize("size", [40, 224])
+def test_a_gpu_blurs_as_a_cpu_does(size: int) -> None:
+    """Products there, taps here; both ways compute anywhere."""
+    x = torch.rand(6, 3, size, size, generator=torch.Generator().manual_seed(0))
+    kernel = Augmentation(size).blur_kernel
+    taps = _taps(torch.linspace(0.01, 2.0, 6) * size / 224, kernel)
+    torch.testing.assert_close(
+        _blur_by_products(x, taps), _blur_by_taps(x, taps), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("size", [32, 64, 96, 224])

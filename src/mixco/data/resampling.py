@@ -2,14 +2,15 @@
 
 All are linear and separable: a small matrix for the rows of an image and one for its columns. As
 matrix products over a batch they are fast on a GPU, and on a CPU for small images. Most of a matrix is
-zero, the more the larger it is, so on a CPU large images are resized through the band that is not.
+zero, the more the larger it is, so on a CPU large images are resized, and all are blurred, through the
+band that is not.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixco.data.resident import send
+from mixco.data.resident import change, send
 
 # Multiplications of the dense resize, an image and channel, where both ways took the same time on two
 # cores with AVX-512.
@@ -69,13 +70,31 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     x: float [B, C, S, S]; sigma: float32 [B] on the CPU, in pixels; kernel: number of taps, odd.
     """
     chosen = (sigma > 0).nonzero().squeeze(1)
-    if len(chosen) == 0:
-        return x
-    index, taps = send(chosen, x.device), send(_taps(sigma[chosen], kernel), x.device)
-    y = x[index]
-    matrix = _blur_matrix(taps, x.shape[-1])  # [b, S, S]
-    blurred = torch.bmm(y.flatten(1, 2), matrix.transpose(1, 2)).view_as(y)
-    return x.index_copy_(0, index, matrix[:, None] @ blurred)
+    taps = send(_taps(sigma[chosen], kernel), x.device)
+    blur = _blur_by_taps if x.device.type == "cpu" else _blur_by_products
+    return change(x, send(chosen, x.device), blur, taps)
+
+
+def _blur_by_products(x: Tensor, taps: Tensor) -> Tensor:
+    matrix = _blur_matrix(taps, x.shape[-1])  # [B, S, S]
+    x = torch.bmm(x.flatten(1, 2), matrix.transpose(1, 2)).view_as(x)
+    return matrix[:, None] @ x
+
+
+def _blur_by_taps(x: Tensor, taps: Tensor) -> Tensor:
+    """Shifted, weighted and added, along the rows and then down the columns.
+
+    On two cores it takes about half the time of the products.
+    """
+    size, reach = x.shape[-1], taps.shape[1] // 2
+    weights = taps[:, :, None, None, None].unbind(1)
+    for dim, border in ((3, (reach, reach, 0, 0)), (2, (0, 0, reach, reach))):
+        padded = F.pad(x, border, mode="reflect")
+        x = padded.narrow(dim, reach, size) * weights[reach]
+        for tap in range(reach):
+            pair = padded.narrow(dim, tap, size) + padded.narrow(dim, 2 * reach - tap, size)
+            x.addcmul_(pair, weights[tap])
+    return x
 
 
 def _taps(sigma: Tensor, kernel: int) -> Tensor:

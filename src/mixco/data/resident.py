@@ -1,6 +1,6 @@
 """Batches of uint8 or uint16 images, resident on the device where they fit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -30,6 +30,23 @@ def batches(members: Tensor, batch_size: int, generator: torch.Generator) -> Ite
     order = members[torch.randperm(len(members), generator=generator)]
     for start in range(0, len(order) - batch_size + 1, batch_size):
         yield order[start : start + batch_size]
+
+
+def change(x: Tensor, those: Tensor, operation: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
+    """x with operation(x[those], *numbers) in the place of x[those]; x is changed, use what is returned.
+
+    those: int64, ascending, on x's device; numbers: of as many rows. Where nothing needs to be gathered
+    it is not, so the operation may get a part of x itself; it may change what it gets.
+    """
+    if len(those) == 0:
+        return x
+    if len(those) == len(x):
+        return operation(x, *numbers)
+    if len(those) == 1 and x.device.type == "cpu":
+        one = x[int(those)][None]
+        one.copy_(operation(one, *numbers))
+        return x
+    return x.index_copy_(0, those, operation(x[those], *numbers))
 
 
 def gather(images: Tensor, index: Tensor, device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from mixco.data.colour import greyscale, jitter
 from mixco.data.resampling import crop_resize, gaussian_blur
 from mixco.data.resident import send
 
@@ -27,13 +28,10 @@ Channels = tuple[float, ...]  # a number for each
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
-# ITU-R 601 luma, as torchvision and PIL have it.
-LUMA = (0.2989, 0.587, 0.114)
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 CROP_TRIES = 10
-
-# Of red, green and blue, in sixths of the circle of hues (Smith 1978: HSV to RGB without cases).
-SHIFTS = torch.tensor([5.0, 3.0, 1.0])
+# Pixels of the views that are made together on a CPU: so many that they stay in its cache, and no fewer,
+# for each of some hundred small operations costs microseconds whatever its size.
+CHUNK = 2**18
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ def draw_view(
 
     strength = torch.tensor(a.jitter)
     low, high = (1 - strength).clamp(min=0), 1 + strength
-    low[HUE], high[HUE] = -strength[HUE], strength[HUE]
+    low[3], high[3] = -strength[3], strength[3]  # of hue
     sigma = uniform(*a.blur_sigma) * a.size / 224
     crops = torch.rand(4, batch, CROP_TRIES, generator=generator, dtype=torch.float64)
     return crops, ViewParameters(
@@ -257,23 +255,27 @@ def finish_view(
 def _in_chunks(
     view: Callable[[slice], Tensor], images: Tensor, size: int, dtype: torch.dtype
 ) -> Tensor:
-    # On the CPU so many that a chunk of views stays in the cache, and no fewer, for each of some
-    # hundred small operations costs microseconds whatever its size: 256 at 32 pixels, 64 at 64.
-    chunk = len(images) if images.device.type != "cpu" else max(16, 2**18 // size**2)
-    views = [
-        view(slice(i, i + chunk)).to(dtype).contiguous(memory_format=torch.channels_last)
-        for i in range(0, len(images), chunk)
-    ]
-    return torch.cat(views)
+    batch, channels = images.shape[:2]
+    views = torch.empty(
+        (batch, channels, size, size),
+        dtype=dtype,
+        device=images.device,
+        memory_format=torch.channels_last,
+    )
+    chunk = batch if images.device.type != "cpu" else max(1, CHUNK // size**2)
+    for start in range(0, batch, chunk):
+        part = slice(start, start + chunk)
+        views[part] = view(part).to(dtype)
+    return views
 
 
 def _colour(x: Tensor, p: ViewParameters, a: Augmentation) -> Tensor:
     """All that comes after crop and flip; x: [B, C, size, size] in [0, 1], changed in place."""
     if a.grey_first:
-        x = _greyscale(x, p.grey)
-    x = _jitter(x, p)
+        x = greyscale(x, p.grey)
+    x = jitter(x, p.jitter, p.order, p.factors)
     if not a.grey_first:
-        x = _greyscale(x, p.grey)
+        x = greyscale(x, p.grey)
     x = gaussian_blur(x, p.sigma, a.blur_kernel)
     return _normalise(x, a.mean, a.std)
 
@@ -335,69 +337,3 @@ def _normalise(x: Tensor, mean: Channels, std: Channels) -> Tensor:
     shift = -torch.tensor(mean) * scale
     scale, shift = send(torch.stack([scale, shift]), x.device)[..., None, None]
     return torch.addcmul(shift, x, scale)
-
-
-def _luma(x: Tensor) -> Tensor:
-    """[B, C, S, S] -> [B, 1, S, S]; where there are no three colours, the mean of the channels."""
-    if x.shape[1] != 3:
-        return x.mean(1, keepdim=True)
-    r, g, b = (x[:, k : k + 1] for k in range(3))
-    return (LUMA[0] * r).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
-
-
-def _greyscale(x: Tensor, grey: Tensor) -> Tensor:
-    if x.shape[1] != 3:
-        return x  # of other channels there is no greyscale
-    index = send(grey.nonzero().squeeze(1), x.device)
-    return x.index_copy_(0, index, _luma(x[index]).expand(-1, 3, -1, -1))
-
-
-def _jitter(x: Tensor, p: ViewParameters) -> Tensor:
-    """The four operations in each sample's own order, clamped after each.
-
-    Saturation and hue are of three colours; other images keep theirs.
-    """
-    chosen = p.jitter.nonzero().squeeze(1)
-    if len(chosen) == 0:
-        return x
-    order, factors = p.order[chosen], p.factors[chosen]  # [b, 4]
-    # Brightness, contrast and saturation are one blend, towards black, the mean grey, or grey. A
-    # factor of one leaves those whose turn hue is exactly as they are.
-    colours = x.shape[1] == 3
-    still = order == HUE if colours else (order == HUE) | (order == SATURATION)
-    factor = factors.gather(1, order).masked_fill(still, 1.0)
-    towards_mean = (1 - factor) * (order == CONTRAST)
-    towards_grey = (1 - factor) * (order == SATURATION)
-    blends = send(torch.stack([factor, towards_mean, towards_grey]), x.device)
-    index = send(chosen, x.device)
-    y = x[index]
-    for stage in range(4):
-        f, m, g = blends[:, :, stage, None, None, None]  # each [b, 1, 1, 1]
-        luma = _luma(y)
-        offset = torch.addcmul(luma.mean((2, 3), keepdim=True) * m, luma, g)
-        y = torch.addcmul(offset, y, f).clamp_(0, 1)
-        turned = (order[:, stage] == HUE).nonzero().squeeze(1)
-        if colours and len(turned):
-            shifts = SHIFTS + 6 * factors[turned, HUE, None]
-            those = send(turned, x.device)
-            y.index_copy_(0, those, _turn_hue(y[those], send(shifts, x.device)))
-    return x.index_copy_(0, index, y)
-
-
-def _turn_hue(x: Tensor, shifts: Tensor) -> Tensor:
-    """Turn the hue of RGB images [B, 3, S, S] in [0, 1].
-
-    shifts: [B, 3], SHIFTS and what is turned, in sixths of the circle.
-    """
-    r, g, b = (x[:, k : k + 1] for k in range(3))
-    value = torch.maximum(torch.maximum(r, g), b)  # [B, 1, S, S]
-    chroma = value - torch.minimum(torch.minimum(r, g), b)
-    # The sector of the circle, in sixths, counted from the channel that is the largest. Where there
-    # is no colour it is any.
-    red, green = r == value, g == value
-    difference = torch.where(red, g - b, torch.where(green, b - r, r - g))
-    sector = torch.where(red, 0.0, torch.where(green, 2.0, 4.0))
-    sixths = torch.addcdiv(sector, difference, chroma.clamp(min=1e-12))
-    k = (sixths + shifts[:, :, None, None]).div_(6)  # in turns, [B, 3, S, S]
-    k = k.sub_(k.floor()).mul_(6)  # torch.remainder takes three times as long
-    return torch.addcmul(value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1)

@@ -104,7 +104,7 @@ def what_it_sees(
         half = count // 2
         mixture = mixer(view_q, draw_shares(half, generator))
         mixed = visible(mixture.images)
-        shares = [(i, i + half, mixture.targets[i, i].item()) for i in range(half)]
+        shares = [(i, i + half, mixture.targets[i, i].item()) for i in range(len(mixture.images))]
     shown = views.brightened(originals, augmentation.mean, augmentation.std)
     return Seen(shown, extents, visible(view_q), visible(view_k), mixed, shares)
 
