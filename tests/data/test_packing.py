@@ -188,22 +188,23 @@ def test_the_samples_labels_go_with_its_images(tmp_path: Path) -> None:
         assert packed.classes[int(packed.labels[i])] in packed.files[i]
 
 
-def test_no_more_headers_are_read_than_decide_the_canvas(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_canvas_is_as_large_as_the_largest_picture_that_can_be_read(
+    photos: Path, tmp_path: Path
 ) -> None:
-    """Photographs larger than the canvas: the first ones tell its side."""
-    source = list_images(str(photos), None, "pretrain")
-    asked: list[int] = []
-
-    def counted(_source: object, index: int) -> int:
-        asked.append(index)
-        return 64
-
-    monkeypatch.setattr(packing, "AHEAD", 3)
-    monkeypatch.setattr(packing, "longest_side", counted)
-    packed = pack(source, size=16, cache=tmp_path / "cache")
-    assert sorted(asked) == [0, 1, 2] and len(source.files) > 3
-    assert packed.images.shape == (len(source.files), 3, 32, 32)
+    """Wherever it comes in the list; one that only says that it is larger does not count."""
+    large = mosaics(1)[0].permute(1, 2, 0).numpy()
+    Image.fromarray(large[:90, :70]).save(photos / "198.png")
+    whole = tmp_path / "whole.png"
+    Image.fromarray(large).save(whole)
+    (photos / "020.png").write_bytes(whole.read_bytes()[:-3000])
+    packed = of_folder(photos, tmp_path / "cache")
+    assert packed.images.shape == (199, 3, 90, 90)
+    assert packed.extents[197].tolist() == [90, 70]
+    assert torch.equal(
+        packed.images[197, :, :90, :70], torch.from_numpy(large[:90, :70]).permute(2, 0, 1)
+    )
+    assert torch.equal(packed.images[0, :, :64, :64], sample_images(1)[0])
+    assert not packed.images[0, :, 64:].any() and not packed.images[0, :, :, 64:].any()
 
 
 def test_what_another_process_has_packed_meanwhile_is_taken(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -142,72 +142,76 @@ def _write(
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     count = len(source.files)
-    # Threads suffice: Pillow lets go of the interpreter while it decodes.
-    with quietly(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        side = _canvas_side(pool, source, longest)
-        if side == 0:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    rows = temporary.with_suffix(".rows")
+    extents: list[tuple[int, int]] = []
+    kept: list[int] = []
+    unreadable: list[tuple[int, str]] = []
+    # How large the canvases are is known at the end, so until then the pictures lie one after the other.
+    try:
+        with quietly(), _threads(workers) as pool, rows.open("wb") as file:
+            for few, block in _in_order(pool, source, longest, count):
+                written = file.write(block.planes)
+                extents += block.extents
+                unreadable += block.unreadable
+                lost = {index for index, _ in block.unreadable}
+                kept += [index for index in few if index not in lost]
+                if few.start == 0 and kept:  # by the first ones
+                    likely = written // len(kept) + _canvas(source.pixel, extents)
+                    _refuse_without_room(path.parent, count * likely)
+                if on_progress:
+                    on_progress(few.stop, count)
+        if not kept:
             raise UserError(f"{source.root}: none of its {count} images can be read")
-        # The rows, and the file that they are copied into.
-        room = 2 * count * source.pixel.bytes * side * side
-        free = shutil.disk_usage(path.parent).free
-        if room > free:
-            raise UserError(
-                f"{path.parent}: packing needs {room / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB "
-                "are free; free the disk, give --cache on another one, a smaller --size, or --loading "
-                "streamed"
-            )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        rows = temporary.with_suffix(".rows")
-        extents: list[tuple[int, int]] = []
-        kept: list[int] = []
-        unreadable: list[tuple[int, str]] = []
-        try:
-            with rows.open("wb") as file:
-                for few, block in _in_order(pool, source, side, count):
-                    file.write(block.canvases.data)
-                    extents += block.extents
-                    unreadable += block.unreadable
-                    lost = {index for index, _ in block.unreadable}
-                    kept += [index for index in few if index not in lost]
-                    if on_progress:
-                        on_progress(few.stop, count)
-            refuse_too_many(source, unreadable)
-            notes = json.dumps({"kept": kept, "unreadable": unreadable})
-            with temporary.open("wb") as file:
-                shape = [len(kept), source.pixel.channels, side, side]
-                file.write(_header(shape, source.pixel, notes))
-                file.write(np.array(extents, np.int64).tobytes())
-                with rows.open("rb") as pixels:
-                    shutil.copyfileobj(pixels, file, 1 << 22)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            rows.unlink(missing_ok=True)
-            temporary.unlink(missing_ok=True)
+        refuse_too_many(source, unreadable)
+        _refuse_without_room(path.parent, len(kept) * _canvas(source.pixel, extents))
+        notes = json.dumps({"kept": kept, "unreadable": unreadable})
+        side = max(map(max, extents))
+        with rows.open("rb") as pictures, temporary.open("wb") as file:
+            file.write(_header([len(kept), source.pixel.channels, side, side], source.pixel, notes))
+            file.write(np.array(extents, np.int64).tobytes())
+            for some in _cut(range(len(extents)), AHEAD):
+                few_extents = extents[some.start : some.stop]
+                file.write(_canvases(pictures, few_extents, source.pixel, side).data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        rows.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _canvas_side(pool: ThreadPoolExecutor, source: ImageList, longest: int) -> int:
-    """The longest side of any image, at most `longest`: once one has it, no more headers are read."""
-    side = 0
-    for part in _cut(range(len(source.files)), AHEAD):
-        some = _cut(part, AT_ONCE)
-        side = max(side, *pool.map(lambda few: max(longest_side(source, i) for i in few), some))
-        if side >= longest:
-            return longest
-    return side
+def _threads(workers: int | None) -> ThreadPoolExecutor:
+    """They suffice: Pillow lets go of the interpreter while it decodes."""
+    return ThreadPoolExecutor(workers or os.cpu_count())
+
+
+def _canvas(pixel: Pixel, extents: Sequence[tuple[int, int]]) -> int:
+    """Bytes of one that holds any of these pictures."""
+    return pixel.bytes * max(map(max, extents)) ** 2
+
+
+def _refuse_without_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder}: packing needs {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB "
+            "are free; free the disk, give --cache on another one, a smaller --size, or --loading "
+            "streamed"
+        )
 
 
 class _Block(NamedTuple):
     """A few images, decoded: what of them could be read, in order, and what not, with reasons."""
 
-    canvases: Pixels
+    planes: bytes
+    """[C, H, W] of each, one after the other."""
     extents: list[tuple[int, int]]
     unreadable: list[tuple[int, str]]
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, source: ImageList, side: int, count: int
+    pool: ThreadPoolExecutor, source: ImageList, longest: int, count: int
 ) -> Iterator[tuple[range, _Block]]:
     """A few images after the other, in order, with a bounded number in memory.
 
@@ -216,31 +220,36 @@ def _in_order(
     """
     for part in _cut(range(count), AHEAD):
         some = _cut(part, AT_ONCE)
-        yield from zip(some, pool.map(lambda few: _decode(source, few, side), some), strict=True)
+        yield from zip(some, pool.map(lambda few: _decode(source, few, longest), some), strict=True)
 
 
-def _decode(source: ImageList, few: range, side: int) -> _Block:
-    canvases = np.zeros((len(few), source.pixel.channels, side, side), source.pixel.dtype)
+def _decode(source: ImageList, few: range, longest: int) -> _Block:
+    planes: list[bytes] = []
     extents: list[tuple[int, int]] = []
     unreadable: list[tuple[int, str]] = []
     for index in few:
-        found = read_reduced(source, index, side)
+        found = read_reduced(source, index, longest)
         if isinstance(found, str):
             unreadable.append((index, found))
         else:
-            height, width = found.shape[:2]
-            canvases[len(extents), :, :height, :width] = found.transpose(2, 0, 1)
-            extents.append((height, width))
-    return _Block(canvases[: len(extents)], extents, unreadable)
+            planes.append(found.transpose(2, 0, 1).tobytes())
+            extents.append(found.shape[:2])
+    return _Block(b"".join(planes), extents, unreadable)
+
+
+def _canvases(
+    pictures: BinaryIO, extents: Sequence[tuple[int, int]], pixel: Pixel, side: int
+) -> Pixels:
+    """The next pictures of a file, each in the top left of a canvas: [n, C, side, side]."""
+    canvases = np.zeros((len(extents), pixel.channels, side, side), pixel.dtype)
+    for canvas, (height, width) in zip(canvases, extents, strict=True):
+        planes = np.frombuffer(pictures.read(pixel.bytes * height * width), pixel.dtype)
+        canvas[:, :height, :width] = planes.reshape(pixel.channels, height, width)
+    return canvases
 
 
 def _cut(numbers: range, size: int) -> list[range]:
     return [numbers[start : start + size] for start in range(0, len(numbers), size)]
-
-
-def longest_side(source: ImageList, index: int) -> int:
-    """From the file's header alone; 0 where it cannot be read."""
-    return max(picture_size(source, index))
 
 
 def picture_size(source: ImageList, index: int) -> tuple[int, int]:
