@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,21 @@ def config(photos: Path, out: Path, *, method: str = "moco", mix: str = "mixco",
     )
 
 
+@pytest.fixture(scope="module")
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A run of these settings that was never stopped; each is run once."""
+    runs: dict[str, Path] = {}
+
+    def run_of(**settings: Any) -> Path:
+        key = str(sorted({"method": "moco", "mix": "mixco", **settings}.items()))
+        if key not in runs:
+            out = tmp_path_factory.mktemp("whole") / "run"
+            runs[key] = pretrain(config(photos, out, **settings))
+        return runs[key]
+
+    return run_of
+
+
 def stop_in(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
     """Have a real signal come while the given step is computed, once."""
     usual = mixco.training.pretrain.learning_rate
@@ -87,6 +102,7 @@ def stop_in(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
     ],
 )
 def test_stopped_by_a_signal(
+    whole: Callable[..., Path],
     photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -94,7 +110,7 @@ def test_stopped_by_a_signal(
     step: int,
     number: int,
 ) -> None:
-    whole = pretrain(config(photos, tmp_path / "whole", **settings))
+    never_stopped = whole(**settings)
     stopped = config(photos, tmp_path / "stopped", **settings)
     stop_in(monkeypatch, step, number)
     if step < EPOCHS * STEPS_PER_EPOCH - 1:
@@ -106,9 +122,9 @@ def test_stopped_by_a_signal(
         state = torch.load(checkpoints(tmp_path / "stopped")[-1], weights_only=True)
         assert state["step"] == step + 1
     run = pretrain(stopped)
-    assert_equal(final_state(run), final_state(whole))
+    assert_equal(final_state(run), final_state(never_stopped))
     assert (run / "encoder.safetensors").read_bytes() == (
-        whole / "encoder.safetensors"
+        never_stopped / "encoder.safetensors"
     ).read_bytes()
     assert len(checkpoints(run)) == 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "put back"
@@ -127,9 +143,11 @@ def as_command(photos: Path, out: Path, method: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["moco", "simclr"])
-def test_killed_at_any_moment(photos: Path, tmp_path: Path, method: str) -> None:
+def test_killed_at_any_moment(
+    whole: Callable[..., Path], photos: Path, tmp_path: Path, method: str
+) -> None:
     """Real processes, killed again and again before they have done many steps."""
-    whole = pretrain(config(photos, tmp_path / "whole", method=method))
+    never_stopped = whole(method=method)
     out = tmp_path / "killed"
     command = [*as_command(photos, out, method), "--checkpoint-steps", "1"]
     draw = random.Random(method)
@@ -149,7 +167,7 @@ def test_killed_at_any_moment(photos: Path, tmp_path: Path, method: str) -> None
         assert process.returncode == -signal.SIGKILL, said
         kills += 1
     assert kills >= 2, "the test must have killed"
-    assert_equal(final_state(out), final_state(whole))
+    assert_equal(final_state(out), final_state(never_stopped))
     assert not list(out.rglob(".*-*.pt")), "half written files are cleared away"
 
 
@@ -175,13 +193,13 @@ def interrupted(photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **run:
 
 @pytest.mark.parametrize("harm", ["cut off", "a bit turned", "emptied", "another file"])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
+    whole: Callable[..., Path],
     photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     harm: str,
 ) -> None:
-    whole = pretrain(config(photos, tmp_path / "whole"))
     settings = interrupted(photos, tmp_path / "run", monkeypatch)
     before, newest = checkpoints(tmp_path / "run")
     content = bytearray(newest.read_bytes())
@@ -199,7 +217,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
     said = capsys.readouterr().err
     assert f"{newest.with_suffix('.damaged')} is damaged" in said.replace("\n", "")
     assert f"going on after step {int(before.stem.split('-')[1])} of 9" in said
-    assert_equal(final_state(run), final_state(whole))
+    assert_equal(final_state(run), final_state(whole()))
 
 
 def test_when_all_checkpoints_are_damaged_nothing_is_begun_anew(
@@ -213,12 +231,12 @@ def test_when_all_checkpoints_are_damaged_nothing_is_begun_anew(
 
 
 def test_other_settings_are_refused_and_harmless_ones_told(
+    whole: Callable[..., Path],
     photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole = pretrain(config(photos, tmp_path / "whole"))
     settings = interrupted(photos, tmp_path / "run", monkeypatch)
     other = dataclasses.replace(
         settings, method=dataclasses.replace(settings.method, queue=24, temperature=0.5)
@@ -238,18 +256,17 @@ def test_other_settings_are_refused_and_harmless_ones_told(
     said = capsys.readouterr().err
     assert "changed since the run began: --workers was 1, is 0" in said
     assert "--checkpoint-steps was 1, is 0" in said
-    assert_equal(final_state(run), final_state(whole))
+    assert_equal(final_state(run), final_state(whole()))
 
 
 def test_auto_loading_stays_what_it_was(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Callable[..., Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that filled up in between would have it streamed, and the crops would be others."""
-    whole = pretrain(config(photos, tmp_path / "whole"))
     settings = interrupted(photos, tmp_path / "run", monkeypatch)
     monkeypatch.setattr("mixco.data.loading.fits_packed", lambda *_: False)
     auto = dataclasses.replace(settings, data=dataclasses.replace(settings.data, loading="auto"))
-    assert_equal(final_state(pretrain(auto)), final_state(whole))
+    assert_equal(final_state(pretrain(auto)), final_state(whole()))
 
 
 def test_a_config_of_something_else_is_refused(photos: Path, tmp_path: Path) -> None:
@@ -332,14 +349,16 @@ def test_a_run_folder_that_is_gone_is_not_told_as_a_full_disk(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of a process are Unix's")
-def test_a_checkpoint_that_cannot_be_written_is_told(photos: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_written_is_told(
+    whole: Callable[..., Path], photos: Path, tmp_path: Path
+) -> None:
     """A limit on the size of files, as a full disk: the run ends in a sentence, the folder whole."""
     import resource
 
     out = tmp_path / "run"
-    whole = pretrain(config(photos, tmp_path / "whole"))
+    never_stopped = whole()
     command = as_command(photos, out, "moco")
-    size = checkpoints(whole)[-1].stat().st_size
+    size = checkpoints(never_stopped)[-1].stat().st_size
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
@@ -350,4 +369,4 @@ def test_a_checkpoint_that_cannot_be_written_is_told(photos: Path, tmp_path: Pat
     assert "Traceback" not in done.stderr
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert_equal(final_state(out), final_state(whole))
+    assert_equal(final_state(out), final_state(never_stopped))
