@@ -9,7 +9,7 @@ demo: .venv/installed
 
 # A test a core; more threads in each would only be in each other's way.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Some forty minutes, docs/reliability.md: runs and workers that are killed again and again, and thousands of
 # damaged and hostile inputs.
