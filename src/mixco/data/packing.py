@@ -27,6 +27,7 @@ FORMAT = 2  # part of the key: raise it whenever the same files would be packed 
 MAX_UNREADABLE = 0.01
 AHEAD = 512  # images that are decoded ahead of being written
 AT_ONCE = 16  # images that a thread takes at once
+SMALL = 96  # pixels of the longer side, up to which one thread is the fastest
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def pack(
     cropped. The file's name holds a key of the source's state (names, sizes and times of all files),
     so a changed source is packed anew.
 
+    workers: threads, where the images are not small; None for one a core.
     on_progress(done, total) is called while packing.
 
     Raises UserError when more than 1 % of the images cannot be read, when a class has none left, and
@@ -149,7 +151,7 @@ def _write(
     unreadable: list[tuple[int, str]] = []
     # How large the canvases are is known at the end, so until then the pictures lie one after the other.
     try:
-        with quietly(), _threads(workers) as pool, rows.open("wb") as file:
+        with quietly(), _threads(source, workers) as pool, rows.open("wb") as file:
             for few, block in _in_order(pool, source, longest, count):
                 written = file.write(block.planes)
                 extents += block.extents
@@ -181,9 +183,12 @@ def _write(
         temporary.unlink(missing_ok=True)
 
 
-def _threads(workers: int | None) -> ThreadPoolExecutor:
-    """They suffice: Pillow lets go of the interpreter while it decodes."""
-    return ThreadPoolExecutor(workers or os.cpu_count())
+def _threads(source: ImageList, workers: int | None) -> ThreadPoolExecutor:
+    """They suffice: Pillow lets go of the interpreter while it decodes. For small images one is faster:
+    more of them would wait for each other longer than they decode."""
+    first = range(min(AT_ONCE, len(source.files)))
+    small = max(max(picture_size(source, i)) for i in first) <= SMALL
+    return ThreadPoolExecutor(1 if small else workers or os.cpu_count())
 
 
 def _canvas(pixel: Pixel, extents: Sequence[tuple[int, int]]) -> int:
