@@ -7,6 +7,7 @@ Prints Markdown and draws docs/images/performance.png. It measures nothing.
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def pretraining(device: str) -> list[dict[str, Any]]:
                 for row in rows
             ],
         )
-        everything += [{**row, "file": path.stem} for row in rows]
+        machine = re.sub(r"\(R\)| Processor|,.*", "", content["machine"])
+        everything += [{**row, "file": path.stem, "machine": machine} for row in rows]
     return everything
 
 
@@ -106,10 +108,16 @@ def others(device: str) -> None:
             print()
 
 
+def of_file(name: str) -> tuple[str, int, bool]:
+    """Encoder, size, and whether it is of MixCo alone: pretraining-cpu-64-resnet50-mixco"""
+    _, _, size, *rest = name.split("-")
+    return next(iter({*rest} - {"mixco"}), "resnet18"), int(size), "mixco" in rest
+
+
 def draw(rows: list[dict[str, Any]]) -> None:
     """Images a second of each subject, a panel a size and encoder, a group a method."""
     files = list(dict.fromkeys(row["file"] for row in rows))
-    files.sort(key=lambda file: (file.split("-")[3:], int(file.split("-")[2])))
+    files.sort(key=of_file)
     methods = {f: list(dict.fromkeys(r["method"] for r in rows if r["file"] == f)) for f in files}
     lines: list[list[str]] = [[]]
     for file in files:
@@ -138,8 +146,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
                 bar = panel.bar(x, rate["median"], 0.17, color=COLOURS[row["subject"]])
                 named.setdefault(row["subject"], bar)
                 panel.vlines(x, rate["min"], rate["max"], color="black", linewidth=1)
-        _, _, size, *arch = file.split("-")
-        panel.set_title(f"{arch[0] if arch else 'resnet18'}, {size} px", fontsize=10)
+        arch, size, _ = of_file(file)
+        panel.set_title(f"{arch}, {size} px\n{some[0]['machine']}", fontsize=10)
         panel.set_xticks(range(len(methods[file])), [m.replace("+", "\n+ ") for m in methods[file]])
         panel.tick_params(labelsize=9)
         panel.set_xlim(-0.5, len(methods[file]) - 0.5)
