@@ -184,11 +184,13 @@ def _write(
 
 
 def _threads(source: ImageList, workers: int | None) -> ThreadPoolExecutor:
-    """They suffice: Pillow lets go of the interpreter while it decodes. For small images one is faster:
-    more of them would wait for each other longer than they decode."""
+    """Threads suffice, for Pillow lets go of the interpreter while it decodes.
+
+    For small images one is faster: more would wait for each other longer than they decode.
+    """
     first = range(min(AT_ONCE, len(source.files)))
-    small = max(max(picture_size(source, i)) for i in first) <= SMALL
-    return ThreadPoolExecutor(1 if small else workers or os.cpu_count())
+    longest = max((max(picture_size(source, i)) for i in first), default=0)
+    return ThreadPoolExecutor(1 if longest <= SMALL else workers or os.cpu_count())
 
 
 def _canvas(pixel: Pixel, extents: Sequence[tuple[int, int]]) -> int:
