@@ -78,12 +78,13 @@ def ended(process: subprocess.Popen[str], seconds: float = 200) -> tuple[int, st
 
 def killed(process: subprocess.Popen[str]) -> None:
     """Neither torchrun nor one that it started stays; each of them is in a session of its own."""
-    for pid in [*workers(process), process.pid]:
+    for pid in workers(process):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-    process.communicate()
+    with process:  # closes what it wrote to, and waits for it
+        process.kill()
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:

@@ -145,13 +145,13 @@ def _write(
 ) -> None:
     count = len(source.files)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    rows = temporary.with_suffix(".rows")
+    pictures = temporary.with_suffix(".pictures")
     extents: list[tuple[int, int]] = []
     kept: list[int] = []
     unreadable: list[tuple[int, str]] = []
     # How large the canvases are is known at the end, so until then the pictures lie one after the other.
     try:
-        with quietly(), _threads(source, workers) as pool, rows.open("wb") as file:
+        with quietly(), _threads(source, workers) as pool, pictures.open("wb") as file:
             for few, block in _in_order(pool, source, longest, count):
                 written = file.write(block.planes)
                 extents += block.extents
@@ -169,17 +169,17 @@ def _write(
         _refuse_without_room(path.parent, len(kept) * _canvas(source.pixel, extents))
         notes = json.dumps({"kept": kept, "unreadable": unreadable})
         side = max(map(max, extents))
-        with rows.open("rb") as pictures, temporary.open("wb") as file:
+        with pictures.open("rb") as decoded, temporary.open("wb") as file:
             file.write(_header([len(kept), source.pixel.channels, side, side], source.pixel, notes))
             file.write(np.array(extents, np.int64).tobytes())
             for some in _cut(range(len(extents)), AHEAD):
                 few_extents = extents[some.start : some.stop]
-                file.write(_canvases(pictures, few_extents, source.pixel, side).data)
+                file.write(_canvases(decoded, few_extents, source.pixel, side).data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        rows.unlink(missing_ok=True)
+        pictures.unlink(missing_ok=True)
         temporary.unlink(missing_ok=True)
 
 

@@ -82,10 +82,7 @@ def _blur_by_products(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def _blur_by_taps(x: Tensor, taps: Tensor) -> Tensor:
-    """Shifted, weighted and added, along the rows and then down the columns.
-
-    On two cores it takes about half the time of the products.
-    """
+    """Shifted, weighted and added, along the rows and then down the columns: faster on a CPU."""
     size, reach = x.shape[-1], taps.shape[1] // 2
     weights = taps[:, :, None, None, None].unbind(1)
     for dim, border in ((3, (reach, reach, 0, 0)), (2, (0, 0, reach, reach))):

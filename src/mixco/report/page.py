@@ -25,6 +25,7 @@ from mixco.hardware import memory_bytes, pick_device, pick_dtype, processors
 from mixco.mixing import MIXERS
 from mixco.progress import counting, say
 from mixco.report import sections, words
+from mixco.report.classes import Counts, confused, counts_of, matrix, per_class
 from mixco.report.embedding import (
     Embedding,
     chosen_query,
@@ -89,10 +90,10 @@ def _content(config: ReportConfig, runs: list[Run], pictures: Path) -> dict[str,
     images, embedding = looked.images, looked.embedding
     labelled = None if images is None else images.labels is not None
     guesses = None if embedding is None else guess_held_out(embedding)
-    evaluations: dict[str, sections.Counts] = {}
+    evaluations: dict[str, Counts] = {}
     if guesses is not None and embedding is not None:
         name = f"kNN, {len(guesses.rows):,} held-out training images"
-        evaluations[name] = sections.counts_of(guesses, embedding.images.classes)
+        evaluations[name] = counts_of(guesses, embedding.images.classes)
     for kind, name in (("knn", "kNN, test images"), ("linear", "linear probe, test images")):
         path = run.folder / f"confusions-{kind}.csv"
         if path.exists() and kind in run.results:
@@ -125,13 +126,13 @@ def _content(config: ReportConfig, runs: list[Run], pictures: Path) -> dict[str,
         else [],
         "maps": sections.maps(embedding, pictures, SEED, THUMBNAILS) if embedding else [],
         "guesses": guesses,
-        "classes": sections.per_class(evaluations),
+        "classes": per_class(evaluations),
         "matrices": [
             drawing
             for name, counts in evaluations.items()
-            if (drawing := sections.matrix(name, counts, pictures))
+            if (drawing := matrix(name, counts, pictures))
         ],
-        "confused": sections.confused(embedding, guesses) if embedding and guesses else [],
+        "confused": confused(embedding, guesses) if embedding and guesses else [],
         "comparison": sections.comparison(
             group([with_check(result, runs) for found in results for result in found]), pictures
         ),
