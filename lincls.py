@@ -5,7 +5,7 @@
 evaluates the run folder runs/NAME; --pretrained takes another, or a checkpoint (docs/checkpoints.md).
 """
 
-from mixco.options_of_2020 import linear_options, main
+from mixco.compat_2020 import linear_options, main
 
 if __name__ == "__main__":
     main("linear", linear_options)

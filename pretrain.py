@@ -6,7 +6,7 @@
 writes the run folder runs/NAME; `python lincls.py --exp-name NAME` evaluates it.
 """
 
-from mixco.options_of_2020 import main, pretrain_options
+from mixco.compat_2020 import main, pretrain_options
 
 if __name__ == "__main__":
     main("pretrain", pretrain_options)

@@ -28,9 +28,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from mixco.config import DataConfig, MethodConfig, ModelConfig, OptimisationConfig, PretrainConfig
 from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
-from mixco.settings import resolve
+from mixco.settings.config import (
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimisationConfig,
+    PretrainConfig,
+)
+from mixco.settings.resolve import resolve
 from mixco.training.pretrain import build_method
 
 IMAGES = 1_281_167  # decides MoCo's queue: 65,536 keys

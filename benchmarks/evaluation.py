@@ -30,7 +30,13 @@ import torch.nn.functional as F
 from measuring import in_turn, ratios, spread, write_figures
 from torch import Tensor
 
-from mixco.config import (
+from mixco.data.loading import FEATURE_BATCH
+from mixco.embeddings import knn
+from mixco.embeddings.features import features_of
+from mixco.evaluation.protocols import compute_features, evaluate_linear
+from mixco.evaluation.task import load_task
+from mixco.runtime.device import keep_freed_memory, pick_device
+from mixco.settings.config import (
     DataConfig,
     EvaluationConfig,
     LinearConfig,
@@ -39,12 +45,6 @@ from mixco.config import (
     PretrainConfig,
     RunConfig,
 )
-from mixco.data.loading import FEATURE_BATCH
-from mixco.evaluation import knn
-from mixco.evaluation.evaluate import compute_features, evaluate_linear
-from mixco.evaluation.features import features_of
-from mixco.evaluation.task import load_task
-from mixco.hardware import keep_freed_memory, pick_device
 from mixco.training.pretrain import pretrain
 
 CHUNK = 4096  # `neighbours` has it by default

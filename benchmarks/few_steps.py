@@ -16,7 +16,7 @@ import torch
 
 import mixco.cli
 import mixco.training.pretrain as loop
-from mixco.progress import Stopwatch, waited
+from mixco.runtime.progress import Stopwatch, waited
 
 
 class Enough(Exception):

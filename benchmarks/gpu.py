@@ -38,15 +38,21 @@ import torch
 from measuring import in_turn, ratios, spread, write_figures
 from torch import Tensor, nn
 
-from mixco.config import DataConfig, MethodConfig, ModelConfig, OptimisationConfig, PretrainConfig
-from mixco.data import views
-from mixco.data.resident import gather
-from mixco.hardware import pick_device, pick_dtype
-from mixco.results import read_json
-from mixco.seeding import generator_for
-from mixco.settings import resolve
+from mixco.data.loading import take_rows
+from mixco.runtime.device import pick_device, pick_dtype
+from mixco.runtime.run_folder import read_json
+from mixco.runtime.seeding import generator_for
+from mixco.settings.config import (
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimisationConfig,
+    PretrainConfig,
+)
+from mixco.settings.resolve import resolve
 from mixco.training.optimisers import build_optimizer
 from mixco.training.pretrain import build_method
+from mixco.views import augment as views
 
 HERE = Path(__file__).parent
 LONGEST = 540  # seconds of a piece
@@ -208,7 +214,7 @@ def find_round_trips(scale: Scale) -> Rows:
             # As in training/pretrain.py, cut where it is asked who waits.
             def make_views(augmentation=augmentation, made=made) -> None:
                 index = torch.randint(len(canvases), (scale.batch,))
-                batch = gather(canvases, index, scale.device)
+                batch = take_rows(canvases, index, scale.device)
                 made["views"] = views.two_views(
                     batch, extents[index], augmentation, generator_for(0, "views"), dtype
                 )
@@ -296,7 +302,7 @@ def measure_views(size: int, side: int, scale: Scale) -> Rows:
 
         def step(augmentation=augmentation, generator=generator) -> None:
             index = torch.randint(len(canvases), (scale.batch,), generator=generator)
-            batch = gather(canvases, index, scale.device)
+            batch = take_rows(canvases, index, scale.device)
             views.two_views(batch, extents[index], augmentation, generator, dtype)
 
         step()

@@ -1,8 +1,8 @@
-"""What a step with a large batch takes, whole and in pieces: peak memory and time.
+"""What a step with a large batch takes, whole and in micro-batches: peak memory and time.
 
     python benchmarks/gradient_caching.py [--points 256x1 1024x1 1024x4 4096x16] [--rounds 2]
 
-A point is a batch and the pieces that it passes the encoder in (`mixco pretrain --batch-size B --pieces
+A point is a batch and the number of its micro-batches (`mixco pretrain --batch-size B --micro-batches
 N`). Each is a process of its own: SimCLR, ResNet-18 at 32 px, views of the sample's photographs (drawn
 again where the batch is larger than the sample), autocast as usual, AdamW; one step not timed, and
 one that is. Memory is the process's peak without what it had before the first step, in MiB; on CUDA the
@@ -20,26 +20,27 @@ from pathlib import Path
 import torch
 from measuring import in_turn, spread, write_figures
 
-from mixco.config import DataConfig, MethodConfig, OptimisationConfig, PretrainConfig
-from mixco.data import views
-from mixco.data.loading import open_images
+from mixco.data.datasets.sources import list_images
+from mixco.data.loading import open_images, take_rows
 from mixco.data.packing import PackedImages
-from mixco.data.resident import gather
-from mixco.data.sources import list_images
-from mixco.hardware import pick_device, pick_dtype
-from mixco.seeding import generator_for
-from mixco.settings import resolve
+from mixco.runtime.device import pick_device, pick_dtype
+from mixco.runtime.seeding import generator_for
+from mixco.settings.config import DataConfig, MethodConfig, OptimisationConfig, PretrainConfig
+from mixco.settings.resolve import resolve
 from mixco.training.optimisers import build_optimizer
 from mixco.training.pretrain import build_method
+from mixco.views import augment as views
 
 
-def run_point(batch: int, pieces: int, mix: str, device: torch.device, cache: Path) -> None:
+def run_point(batch: int, micro_batches: int, mix: str, device: torch.device, cache: Path) -> None:
     """In a process of its own: prints the figures as its last line."""
     config = resolve(
         PretrainConfig(
             data=DataConfig(size=32),
             method=MethodConfig(method="simclr", mix=mix),  # type: ignore[arg-type]
-            optimisation=OptimisationConfig(batch_size=batch, pieces=pieces, epochs=1),
+            optimisation=OptimisationConfig(
+                batch_size=batch, micro_batches=micro_batches, epochs=1
+            ),
         ),
         images=batch,
     )
@@ -55,7 +56,7 @@ def run_point(batch: int, pieces: int, mix: str, device: torch.device, cache: Pa
         began = time.perf_counter()
         draws = generator_for(0, "views", step=step)
         index = torch.randint(len(images), (batch,), generator=draws)
-        some = gather(images.images, index, device)
+        some = take_rows(images.images, index, device)
         drawn = [views.sample_view(images.extents[index], chosen, draws) for _ in range(2)]
         first, second = (views.apply_view(some, p, chosen, dtype) for p in drawn)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -87,8 +88,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     if arguments.point:
-        batch, pieces = map(int, arguments.point.split("x"))
-        run_point(batch, pieces, arguments.mix, device, arguments.cache)
+        batch, micro_batches = map(int, arguments.point.split("x"))
+        run_point(batch, micro_batches, arguments.mix, device, arguments.cache)
         return
 
     memory: dict[str, list[float]] = {point: [] for point in arguments.points}
@@ -107,11 +108,11 @@ def main() -> None:
     )
     rows: list[dict[str, object]] = []
     for point in arguments.points:
-        batch, pieces = map(int, point.split("x"))
+        batch, micro_batches = map(int, point.split("x"))
         rows.append(
             {
                 "batch": batch,
-                "pieces": pieces,
+                "pieces": micro_batches,
                 "mix": arguments.mix,
                 "seconds": spread(seconds[point]),
                 "images_per_second": spread(batch / s for s in seconds[point]),

@@ -34,7 +34,10 @@ import torch
 from few_steps import few_steps
 from measuring import commit, in_turn, machine, spread, write_figures
 
-from mixco.config import (
+from mixco.data.datasets.sources import list_images
+from mixco.data.packing import pack
+from mixco.runtime.device import pick_device
+from mixco.settings.config import (
     DataConfig,
     MethodConfig,
     ModelConfig,
@@ -42,9 +45,6 @@ from mixco.config import (
     PretrainConfig,
     RunConfig,
 )
-from mixco.data.packing import pack
-from mixco.data.sources import list_images
-from mixco.hardware import pick_device
 from mixco.training.pretrain import pretrain
 
 UNTIMED = 2  # steps

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from mixco.data import index
-from mixco.data.sources import EXTENSIONS, list_images
+from mixco.data import file_index as index
+from mixco.data.datasets.sources import EXTENSIONS, list_images
 
 LINKS = 1000  # to one file; file systems have a limit
 

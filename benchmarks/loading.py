@@ -20,12 +20,12 @@ from measuring import ratios, spread, write_figures
 from PIL import Image
 from torch import Tensor
 
-from mixco.data.images import decode
+from mixco.data.datasets.sources import list_images
+from mixco.data.decode import decode
 from mixco.data.loading import Images, open_images, view_batches
-from mixco.data.sources import list_images
-from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, moco_v2
-from mixco.hardware import pick_device
-from mixco.seeding import generator_for
+from mixco.runtime.device import pick_device
+from mixco.runtime.seeding import generator_for
+from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, moco_v2
 
 UNTIMED = 2  # batches
 

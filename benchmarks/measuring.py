@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from mixco.hardware import describe
-from mixco.results import versions
+from mixco.runtime.device import describe
+from mixco.runtime.run_folder import versions
 
 Rates = dict[str, list[float]]
 

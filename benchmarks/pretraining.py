@@ -38,9 +38,9 @@ from typing import Any
 import torch
 from measuring import in_turn, ratios, spread, write_figures
 
+from mixco.data.datasets.sources import list_images
 from mixco.data.loading import open_images
-from mixco.data.sources import list_images
-from mixco.hardware import pick_device, processors
+from mixco.runtime.device import pick_device, processors
 
 HERE = Path(__file__).parent
 METHODS = ("moco", "simclr", "moco+mixco", "simclr+mixco")

@@ -29,10 +29,10 @@ from loading import make_photos
 from measuring import in_turn, ratios, spread, write_figures
 from PIL import Image
 
+from mixco.data.datasets.sources import list_images
 from mixco.data.image_list import ImageList
 from mixco.data.packing import pack
-from mixco.data.sources import list_images
-from mixco.hardware import processors
+from mixco.runtime.device import processors
 
 MIXCO = [sys.executable, "-m", "mixco"]
 TARGETS = {"mixco --help": 0.5, "first step": 10.0}  # seconds

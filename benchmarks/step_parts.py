@@ -26,8 +26,8 @@ from torch import nn
 
 import mixco.methods.moco as moco
 import mixco.training.pretrain as loop
-from mixco.config import PretrainConfig
-from mixco.hardware import pick_device
+from mixco.runtime.device import pick_device
+from mixco.settings.config import PretrainConfig
 
 METHODS = ("moco", "simclr", "moco+mixco", "simclr+mixco")
 UNTIMED = 2  # steps

@@ -31,7 +31,8 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from mixco.data.views import (
+from mixco.runtime.device import pick_device
+from mixco.views.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augmentation,
@@ -39,7 +40,6 @@ from mixco.data.views import (
     simclr,
     two_views,
 )
-from mixco.hardware import pick_device
 
 try:
     import kornia.augmentation

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from mixco.data import streaming
+from mixco.data.datasets.sources import ImageList, list_images
 from mixco.data.loading import view_batches
-from mixco.data.sources import ImageList, list_images
 from mixco.data.streaming import stream
-from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, moco_v2
+from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, moco_v2
 
 BATCH, STEPS = 8, 32
 

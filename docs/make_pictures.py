@@ -25,14 +25,14 @@ from mixco import (
     mix_halves,
     pretrain,
 )
-from mixco.data import views
+from mixco.data.datasets.sources import list_images
 from mixco.data.loading import canvases, open_images
-from mixco.data.sources import list_images
-from mixco.pictures import BASE, DPI, INK, MIXED
-from mixco.results import read_json
-from mixco.seeding import generator_for
-from mixco.settings import from_dict
+from mixco.plots import BASE, DPI, INK, MIXED
+from mixco.runtime.run_folder import read_json
+from mixco.runtime.seeding import generator_for
+from mixco.settings.resolve import from_dict
 from mixco.training.pretrain import build_method
+from mixco.views import augment as views
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = 64

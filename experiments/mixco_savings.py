@@ -34,10 +34,10 @@ from cifar10_10k import Parts, lay_out
 from torch import Tensor, nn
 
 import mixco
-from mixco.hardware import describe, pick_device
 from mixco.methods import moco, simclr
 from mixco.mixing import MIXERS, Mixed, mix_halves
-from mixco.results import versions
+from mixco.runtime.device import describe, pick_device
+from mixco.runtime.run_folder import versions
 
 PARTS: Parts = {"train": ("train", range(1000)), "test": ("train", range(1000, 2000))}
 
@@ -50,7 +50,7 @@ def mix_half_of_the_pairs(images: Tensor, shares: Tensor) -> Mixed:
 
 
 def small_mixtures_by_themselves(encoder: nn.Module, images: Tensor, _: int) -> Tensor:
-    """In the place of in_pieces(): the last third of what passes the encoder are the mixtures."""
+    """Replaces encode_in_micro_batches: the last third of the images are the mixed ones."""
     clean, mixtures = images.split([len(images) - len(images) // 3, len(images) // 3])
     small = F.interpolate(mixtures.float(), scale_factor=3 / 4, mode="bilinear", antialias=True).to(
         mixtures
@@ -64,7 +64,7 @@ def half_pairs() -> None:
 
 def small_mixtures() -> None:
     for method in (moco, simclr):
-        method.in_pieces = small_mixtures_by_themselves  # type: ignore[attr-defined]
+        method.encode_in_micro_batches = small_mixtures_by_themselves  # type: ignore[attr-defined]
 
 
 SETTINGS = {"size": 32, "stem": "standard", "batch_size": 128, "knn_every": 0}

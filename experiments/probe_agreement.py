@@ -12,10 +12,10 @@ import dataclasses
 from pathlib import Path
 from statistics import mean, stdev
 
-from mixco.config import EvaluationConfig, LinearConfig
-from mixco.evaluation.evaluate import evaluate_linear
-from mixco.results import write_json
-from mixco.settings import load_recipe
+from mixco.evaluation.protocols import evaluate_linear
+from mixco.runtime.run_folder import write_json
+from mixco.settings.config import EvaluationConfig, LinearConfig
+from mixco.settings.resolve import load_recipe
 from mixco.training.pretrain import pretrain
 
 

@@ -7,13 +7,20 @@ import torch
 from sample_images import sample_images
 from torch import Tensor, nn
 
-from mixco.distributed import buffers_from_first, mean_of, rank, replicated, split_batch, world
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.mixing import MIXERS
 from mixco.models.encoder import Encoder, build_backbone, build_head
 from mixco.models.sync_batchnorm import synchronise_batch_norms
-from mixco.seeding import generator_for
+from mixco.runtime.distributed import (
+    all_reduce_mean,
+    broadcast_buffers,
+    ddp,
+    rank,
+    split_batch,
+    world,
+)
+from mixco.runtime.seeding import generator_for
 
 SETTINGS = [
     (method, mix, batch)
@@ -57,7 +64,7 @@ def build(method: str, mix: str, encoder: Encoder, **more: Any) -> MoCo | SimCLR
 
 def steps(method: MoCo | SimCLR, batch: int, count: int) -> dict[str, Any]:
     """Some steps of this process's part of each batch; the losses of all, and all that came of it."""
-    trained = replicated(method)
+    trained = ddp(method)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05)
     here = split_batch(batch, world())[rank()]
     images = sample_images(2 * batch * count).double()[:, :, ::2, ::2] / 255 - 0.5
@@ -70,7 +77,7 @@ def steps(method: MoCo | SimCLR, batch: int, count: int) -> dict[str, Any]:
         result = trained(view_q[here], view_k[here], generator_for(0, "method", step=step), batch)
         result["loss"].backward()
         optimizer.step()
-        losses.append({key: value.item() for key, value in mean_of(result).items()})
+        losses.append({key: value.item() for key, value in all_reduce_mean(result).items()})
     gradients = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
     return {"losses": losses, "state": method.state_dict(), "gradients": gradients, "seen": seen}
 
@@ -99,5 +106,5 @@ def statistics() -> dict[str, Tensor]:
     encoder = resnet().train()
     images = sample_images(16)[rank() * 8 :][:8]
     encoder(images.double() / 255)
-    buffers_from_first(encoder)
+    broadcast_buffers(encoder)
     return {name: buffer.clone() for name, buffer in encoder.named_buffers()}

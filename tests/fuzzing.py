@@ -31,23 +31,23 @@ from safetensors.torch import save
 from sample_images import sample_images
 
 from mixco import cli
-from mixco.checkpoint import EncoderDescription, load_encoder
-from mixco.config import PretrainConfig, RunConfig
+from mixco.data.datasets.sources import list_images
+from mixco.data.datasets.subsets import with_labels
+from mixco.data.datasets.unpacking import unpack
+from mixco.data.decode import Box, UnreadableImage, decode, decode_crops
 from mixco.data.image_list import ImageList
-from mixco.data.images import Box, UnreadableImage, decode, decode_crops
 from mixco.data.packing import pack, packed_path
-from mixco.data.sources import list_images
-from mixco.data.subsets import with_labels
-from mixco.data.unpacking import unpack
-from mixco.errors import UserError
+from mixco.encoders.checkpoint import EncoderDescription, load_encoder
 from mixco.evaluation.task import _of_run
 from mixco.models.encoder import Encoder, build_backbone, build_head
 from mixco.report.table import table
-from mixco.results import add_result, collect
-from mixco.settings import from_dict, load_recipe, recipe_names, resolve, to_dict
-from mixco.training.choosing import as_it_began
+from mixco.runtime.errors import UserError
+from mixco.runtime.run_folder import add_result, collect
+from mixco.settings.config import PretrainConfig, RunConfig
+from mixco.settings.resolve import from_dict, load_recipe, recipe_names, resolve, to_dict
+from mixco.training.checkpoints import newest_state, open_run
 from mixco.training.pretrain import is_finished
-from mixco.training.resuming import newest_state, open_run
+from mixco.training.setup import as_it_began
 
 SUCCESS, TOLD, LEFT_OUT = "success", "told in a sentence", "left out with a reason"
 

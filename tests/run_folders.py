@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from mixco.checkpoint import EncoderDescription, save_encoder
-from mixco.config import DataConfig, PretrainConfig
-from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD
+from mixco.encoders.checkpoint import EncoderDescription, save_encoder
 from mixco.models.encoder import build_backbone
-from mixco.results import new_run_folder, write_json
-from mixco.settings import to_dict
+from mixco.runtime.run_folder import new_run_folder, write_json
+from mixco.settings.config import DataConfig, PretrainConfig
+from mixco.settings.resolve import to_dict
+from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 ARCH = "test_resnet"
 

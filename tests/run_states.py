@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from mixco.results import read_metrics
-from mixco.training.resuming import checkpoints
+from mixco.runtime.run_folder import read_metrics
+from mixco.training.checkpoints import checkpoints
 
 TIMED = {"images_per_second", "waiting_share"}
 

@@ -9,8 +9,12 @@ from sample_images import unpack_sample
 from timm.layers.evo_norm import EvoNorm2dB0
 from torch import Tensor, nn
 
-from mixco.checkpoint import EncoderDescription, load_encoder, save_encoder
-from mixco.config import (
+from mixco.encoders.checkpoint import EncoderDescription, load_encoder, save_encoder
+from mixco.evaluation.protocols import evaluate_knn
+from mixco.models.encoder import build_backbone, drops_at_random
+from mixco.models.split_batchnorm import SPLIT, split_batch_norms
+from mixco.runtime.errors import UserError
+from mixco.settings.config import (
     DataConfig,
     EvaluationConfig,
     KNNConfig,
@@ -20,13 +24,9 @@ from mixco.config import (
     PretrainConfig,
     RunConfig,
 )
-from mixco.errors import UserError
-from mixco.evaluation.evaluate import evaluate_knn
-from mixco.models.encoder import build_backbone, drops_at_random
-from mixco.models.split_batchnorm import SPLIT, split_batch_norms
-from mixco.settings import resolve
+from mixco.settings.resolve import resolve
+from mixco.training.checkpoints import checkpoints
 from mixco.training.pretrain import build_method, pretrain
-from mixco.training.resuming import checkpoints
 
 
 @pytest.fixture(scope="module")

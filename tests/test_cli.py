@@ -9,7 +9,7 @@ import torch
 from sample_images import unpack_sample
 
 import mixco.cli
-from mixco.training.resuming import checkpoints
+from mixco.training.checkpoints import checkpoints
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

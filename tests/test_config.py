@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mixco.cli import parse
-from mixco.config import (
+from mixco.runtime.errors import UserError
+from mixco.settings.config import (
     DataConfig,
     MethodConfig,
     ModelConfig,
@@ -14,8 +15,14 @@ from mixco.config import (
     PretrainConfig,
     RunConfig,
 )
-from mixco.errors import UserError
-from mixco.settings import command_of, from_dict, load_recipe, recipe_names, resolve, to_dict
+from mixco.settings.resolve import (
+    command_of,
+    from_dict,
+    load_recipe,
+    recipe_names,
+    resolve,
+    to_dict,
+)
 
 
 def write(tmp_path: Path, text: str) -> str:

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixco import cautions, defaults
-from mixco.config import MethodConfig, PretrainConfig
-from mixco.settings import resolve
+from mixco.settings import defaults
+from mixco.settings import warnings as cautions
+from mixco.settings.config import MethodConfig, PretrainConfig
+from mixco.settings.resolve import resolve
 
 IMAGES = st.integers(2, 2_000_000)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mixco.config import DemoConfig
 from mixco.demo import demo
-from mixco.results import read_json
+from mixco.runtime.run_folder import read_json
+from mixco.settings.config import DemoConfig
 
 
 @pytest.mark.slow

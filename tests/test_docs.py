@@ -25,10 +25,11 @@ import torch
 from sample_images import sample_images, unpack_sample
 
 import mixco
-from mixco import cli, config
-from mixco.checkpoint import EncoderDescription, save_encoder
-from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD
+from mixco import cli
+from mixco.encoders.checkpoint import EncoderDescription, save_encoder
 from mixco.models.encoder import build_backbone
+from mixco.settings import config
+from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,7 +14,7 @@ from sample_images import unpack_sample
 from troubled import troubled_folder
 
 import mixco.cli
-from mixco.doctor_page import duration, show
+from mixco.doctor.page import duration, show
 
 
 def doctor(*arguments: str | Path, columns: int = 80) -> subprocess.CompletedProcess[str]:

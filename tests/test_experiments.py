@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from sample_images import unpack_sample
 
-from mixco.data.imagenet import list_tiny_imagenet
-from mixco.results import read_json
-from mixco.settings import load_recipe, recipe_names
+from mixco.data.datasets.imagenet import list_tiny_imagenet
+from mixco.runtime.run_folder import read_json
+from mixco.settings.resolve import load_recipe, recipe_names
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 OF_2020 = [

@@ -19,8 +19,22 @@ from torch import Tensor, nn
 
 import mixco.cli
 import mixco.training.pretrain
-from mixco.checkpoint import EncoderDescription, save_encoder
-from mixco.config import (
+from mixco.data.datasets.sources import list_images
+from mixco.data.packing import pack
+from mixco.encoders.checkpoint import EncoderDescription, save_encoder
+from mixco.evaluation.protocols import evaluate_knn
+from mixco.evaluation.train_classifier import Classifier, save_classifier
+from mixco.models.encoder import build_backbone
+from mixco.plots import draw_curves
+from mixco.runtime.errors import UserError, explain_machine_failures
+from mixco.runtime.run_folder import (
+    add_result,
+    append_metrics,
+    read_metrics,
+    write_json,
+    write_metrics,
+)
+from mixco.settings.config import (
     DataConfig,
     EvaluationConfig,
     KNNConfig,
@@ -30,17 +44,8 @@ from mixco.config import (
     PretrainConfig,
     RunConfig,
 )
-from mixco.data.packing import pack
-from mixco.data.sources import list_images
-from mixco.errors import UserError
-from mixco.evaluation.classifier import Classifier, save_classifier
-from mixco.evaluation.evaluate import evaluate_knn
-from mixco.failures import machine_failures_told
-from mixco.models.encoder import build_backbone
-from mixco.pictures import draw_curves
-from mixco.results import add_result, append_metrics, read_metrics, write_json, write_metrics
+from mixco.training.checkpoints import checkpoints
 from mixco.training.pretrain import pretrain
-from mixco.training.resuming import checkpoints
 from mixco.training.telling import note_once
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and mounts are Linux's")
@@ -145,7 +150,7 @@ def test_whatever_cannot_be_written_is_named(
     before = path.read_bytes() if path.exists() else b""
     file_limit(2000)
     sentence = rf"{name}: cannot be written.*\(File too large\)"
-    with pytest.raises(UserError, match=sentence), machine_failures_told("lower --size"):
+    with pytest.raises(UserError, match=sentence), explain_machine_failures("lower --size"):
         write(tmp_path)
     file_limit(resource.RLIM_INFINITY)
     assert (path.read_bytes() if path.exists() else b"")[: len(before)] == before
@@ -309,7 +314,7 @@ def test_memory_that_does_not_suffice_is_told_with_what_to_lower(
     end = capsys.readouterr().err.splitlines()[-1]
     assert left.value.code == 2
     assert "memory of this machine does not suffice" in end and "lower --batch-size" in end, end
-    assert ("raise --pieces" in end) == (by != "evaluation")
+    assert ("raise --micro-batches" in end) == (by != "evaluation")
     if by == "queue":
         assert not (tmp_path / "new").exists(), "what cannot be built leaves no run folder"
 
@@ -318,13 +323,13 @@ def test_memory_that_does_not_suffice_is_told_with_what_to_lower(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_memory_of_a_gpu_that_does_not_suffice_is_told() -> None:
     sentence = "memory of the CUDA device does not suffice .*lower --x"
-    with pytest.raises(UserError, match=sentence), machine_failures_told("lower --x"):
+    with pytest.raises(UserError, match=sentence), explain_machine_failures("lower --x"):
         torch.empty(2**42, device="cuda")
 
 
 def test_other_errors_stay_what_they_are() -> None:
     for error in (RuntimeError("a defect"), FileNotFoundError("none"), KeyError("x")):
-        with pytest.raises(type(error)), machine_failures_told("lower --x"):
+        with pytest.raises(type(error)), explain_machine_failures("lower --x"):
             raise error
 
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from mixco.errors import UserError
-from mixco.hardware import describe, memory_bytes, pick_device, pick_dtype, processors
+from mixco.runtime.device import describe, memory_bytes, pick_device, pick_dtype, processors
+from mixco.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
     """Counted in pages that the system had to map: 256 MiB, ten times, after some to begin with."""
     code = """if True:
         import resource, sys, torch
-        from mixco.hardware import keep_freed_memory
+        from mixco.runtime.device import keep_freed_memory
         if sys.argv[1] == "keep":
             keep_freed_memory(torch.device("cpu"))
         for _ in range(5):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mixco.config import DemoConfig, LinearConfig, PretrainConfig
 from mixco.demo import of_demo
-from mixco.settings import load_recipe, recipe_names, resolve, to_dict
+from mixco.settings.config import DemoConfig, LinearConfig, PretrainConfig
+from mixco.settings.resolve import load_recipe, recipe_names, resolve, to_dict
 
 # Kim et al. 2020 and the code published with it, word for word.
 TINY = {

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-import mixco.results
-from mixco.errors import UserError
-from mixco.results import (
+import mixco.runtime.run_folder
+from mixco.runtime.errors import UserError
+from mixco.runtime.run_folder import (
     add_result,
     append_metrics,
     collect,
@@ -75,7 +75,7 @@ def test_versions_name_the_libraries_and_the_hardware() -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from mixco.results import add_result, collect
+from mixco.runtime.run_folder import add_result, collect
 folder, name = Path(sys.argv[1]), sys.argv[2]
 run = folder / name
 run.mkdir()
@@ -141,7 +141,7 @@ def test_what_is_no_file_of_results_is_left_alone(tmp_path: Path) -> None:
 def test_a_lock_that_is_held_is_waited_for_and_then_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mixco.results, "LONGEST_WAIT", 0.2)
+    monkeypatch.setattr(mixco.runtime.run_folder, "LONGEST_WAIT", 0.2)
     with (
         FileLock(tmp_path / ".results.json.lock"),
         pytest.raises(UserError, match=r"another process has held \.results\.json\.lock"),

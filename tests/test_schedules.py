@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from mixco.schedules import learning_rate
+from mixco.training.schedules import learning_rate
 
 
 def rates(**options: object) -> list[float]:

@@ -10,9 +10,15 @@ import time
 import torch
 from common import read_settings, synchronize, tell
 
-from mixco.config import DataConfig, MethodConfig, ModelConfig, OptimisationConfig, PretrainConfig
-from mixco.hardware import keep_freed_memory, pick_dtype
-from mixco.settings import resolve
+from mixco.runtime.device import keep_freed_memory, pick_dtype
+from mixco.settings.config import (
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimisationConfig,
+    PretrainConfig,
+)
+from mixco.settings.resolve import resolve
 from mixco.training.pretrain import build_method
 
 

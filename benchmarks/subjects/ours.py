@@ -9,7 +9,9 @@ from pathlib import Path
 
 from common import read_settings, tell
 
-from mixco.config import (
+from mixco.runtime.device import pick_dtype
+from mixco.runtime.run_folder import read_metrics
+from mixco.settings.config import (
     DataConfig,
     MethodConfig,
     ModelConfig,
@@ -17,8 +19,6 @@ from mixco.config import (
     PretrainConfig,
     RunConfig,
 )
-from mixco.hardware import pick_dtype
-from mixco.results import read_metrics
 from mixco.training.pretrain import pretrain
 
 

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mixco.models.encoder import build_backbone, feature_dim
+from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 TEMPERATURE, MIX_TEMPERATURE, MOMENTUM, DIM = 0.2, 0.05, 0.999, 128
 

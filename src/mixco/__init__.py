@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixco import losses as losses
     from mixco import mixing as mixing
-    from mixco.calls import (
+    from mixco.api import (
         Run,
         duplicates,
         embed,
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
         neighbours,
         pretrain,
     )
-    from mixco.checkpoint import EncoderDescription, LoadedEncoder
-    from mixco.collection.commands import Duplicates, Neighbours
-    from mixco.collection.embedding import Embedder, load_encoder
-    from mixco.config import (
+    from mixco.embeddings.commands import Duplicates, Neighbours
+    from mixco.embeddings.embedding import Embedder, load_encoder
+    from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
+    from mixco.losses import soft_infonce
+    from mixco.methods.moco import MoCo
+    from mixco.methods.simclr import SimCLR
+    from mixco.mixing import Mixed, mix_halves, mixco
+    from mixco.runtime.errors import UserError
+    from mixco.settings.config import (
         ClassifierConfig,
         DataConfig,
         EvaluationConfig,
@@ -36,16 +41,11 @@ if TYPE_CHECKING:
         PretrainConfig,
         RunConfig,
     )
-    from mixco.errors import UserError
-    from mixco.losses import soft_infonce
-    from mixco.methods.moco import MoCo
-    from mixco.methods.simclr import SimCLR
-    from mixco.mixing import Mixed, mix_halves, mixco
-    from mixco.settings import load_recipe
-    from mixco.two_views import TwoViews
+    from mixco.settings.resolve import load_recipe
+    from mixco.views.two_views import TwoViews
 
 _HOMES = {
-    "mixco.calls": (
+    "mixco.api": (
         "Run",
         "duplicates",
         "embed",
@@ -55,10 +55,10 @@ _HOMES = {
         "neighbours",
         "pretrain",
     ),
-    "mixco.checkpoint": ("EncoderDescription", "LoadedEncoder"),
-    "mixco.collection.commands": ("Duplicates", "Neighbours"),
-    "mixco.collection.embedding": ("Embedder", "load_encoder"),
-    "mixco.config": (
+    "mixco.encoders.checkpoint": ("EncoderDescription", "LoadedEncoder"),
+    "mixco.embeddings.commands": ("Duplicates", "Neighbours"),
+    "mixco.embeddings.embedding": ("Embedder", "load_encoder"),
+    "mixco.settings.config": (
         "ClassifierConfig",
         "DataConfig",
         "EvaluationConfig",
@@ -71,13 +71,13 @@ _HOMES = {
         "PretrainConfig",
         "RunConfig",
     ),
-    "mixco.errors": ("UserError",),
+    "mixco.runtime.errors": ("UserError",),
     "mixco.losses": ("soft_infonce",),
     "mixco.methods.moco": ("MoCo",),
     "mixco.methods.simclr": ("SimCLR",),
     "mixco.mixing": ("Mixed", "mix_halves", "mixco"),
-    "mixco.settings": ("load_recipe",),
-    "mixco.two_views": ("TwoViews",),
+    "mixco.settings.resolve": ("load_recipe",),
+    "mixco.views.two_views": ("TwoViews",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

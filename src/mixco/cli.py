@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from mixco.config import (
+from mixco.runtime.errors import UserError
+from mixco.settings.config import (
     DemoConfig,
     DoctorConfig,
     DownloadConfig,
@@ -23,8 +24,7 @@ from mixco.config import (
     PushConfig,
     ReportConfig,
 )
-from mixco.errors import UserError
-from mixco.settings import load_recipe, nearest, recipe_names
+from mixco.settings.resolve import load_recipe, nearest, recipe_names
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def pretrain(arguments: list[str]) -> None:
     recipe = _recipe_in(arguments)
     default = load_recipe(recipe) if recipe else PretrainConfig()
     config = parse(PretrainConfig, "pretrain", arguments, default)
-    from mixco.progress import say
+    from mixco.runtime.progress import say
     from mixco.training.pretrain import pretrain as run
 
     folder = run(config)
@@ -90,7 +90,7 @@ def doctor(arguments: list[str]) -> None:
     recipe = _recipe_in(arguments)
     default = DoctorConfig(load_recipe(recipe) if recipe else PretrainConfig())
     config = parse(DoctorConfig, "doctor", arguments, default)
-    from mixco.doctor import doctor as run
+    from mixco.doctor.doctor import doctor as run
 
     if run(config)["unusable"]:
         sys.exit(2)
@@ -98,7 +98,7 @@ def doctor(arguments: list[str]) -> None:
 
 def linear(arguments: list[str]) -> None:
     config = parse(LinearConfig, "linear", arguments, LinearConfig())
-    from mixco.evaluation.evaluate import evaluate_linear
+    from mixco.evaluation.protocols import evaluate_linear
 
     what = "linear probe" if config.protocol == "fast" else "linear classifier, as published"
     _print_accuracy("supervised" if config.supervised else what, evaluate_linear(config))
@@ -106,7 +106,7 @@ def linear(arguments: list[str]) -> None:
 
 def knn(arguments: list[str]) -> None:
     config = parse(KNNConfig, "knn", arguments, KNNConfig())
-    from mixco.evaluation.evaluate import evaluate_knn
+    from mixco.evaluation.protocols import evaluate_knn
 
     _print_accuracy("kNN", evaluate_knn(config))
 
@@ -120,8 +120,8 @@ def finetune(arguments: list[str]) -> None:
 
 def embed(arguments: list[str]) -> None:
     config = parse(EmbedConfig, "embed", arguments, EmbedConfig(tyro.MISSING))
-    from mixco.collection.commands import embed as run
-    from mixco.progress import say
+    from mixco.embeddings.commands import embed as run
+    from mixco.runtime.progress import say
 
     say(f"done: {run(config)}")
 
@@ -129,7 +129,7 @@ def embed(arguments: list[str]) -> None:
 def neighbours(arguments: list[str]) -> None:
     default = NeighboursConfig(tyro.MISSING, tyro.MISSING)
     config = parse(NeighboursConfig, "neighbours", arguments, default)
-    from mixco.collection.commands import neighbours as run
+    from mixco.embeddings.commands import neighbours as run
 
     for each in run(config):
         print(each.image)
@@ -139,7 +139,7 @@ def neighbours(arguments: list[str]) -> None:
 
 def duplicates(arguments: list[str]) -> None:
     config = parse(DuplicatesConfig, "duplicates", arguments, DuplicatesConfig(tyro.MISSING))
-    from mixco.collection.commands import duplicates as run
+    from mixco.embeddings.commands import duplicates as run
 
     groups, most = run(config), config.show or sys.maxsize
     for number, group in enumerate(groups[:most], 1):
@@ -162,7 +162,7 @@ def duplicates(arguments: list[str]) -> None:
 def report(arguments: list[str]) -> None:
     config = parse(ReportConfig, "report", arguments, ReportConfig(tyro.MISSING))
     from mixco.report.table import table
-    from mixco.results import collect
+    from mixco.runtime.run_folder import collect
 
     if not config.runs:
         raise UserError("report: give run folders, or results.json files that hold several runs")
@@ -177,30 +177,30 @@ def report(arguments: list[str]) -> None:
     if config.table:
         print(table(config.runs))
     if page:
-        from mixco.progress import say
         from mixco.report.page import write_page
+        from mixco.runtime.progress import say
 
         say(f"done: {write_page(config)}")
 
 
 def export(arguments: list[str]) -> None:
     config = parse(ExportConfig, "export", arguments, ExportConfig(tyro.MISSING))
-    from mixco.export.export import export as run
+    from mixco.encoders.export.export import export as run
 
     print(run(config))
 
 
 def push(arguments: list[str]) -> None:
     config = parse(PushConfig, "push", arguments, PushConfig(tyro.MISSING, tyro.MISSING))
-    from mixco.export.push import push as run
+    from mixco.encoders.export.push import push as run
 
     print(run(config))
 
 
 def download(arguments: list[str]) -> None:
     config = parse(DownloadConfig, "download", arguments, DownloadConfig(tyro.MISSING))
-    from mixco.data.download import download as run
-    from mixco.progress import downloading, say
+    from mixco.data.datasets.download import download as run
+    from mixco.runtime.progress import downloading, say
 
     with downloading(config.name) as on_progress:
         run(config.name, config.data_path, tell=say, on_progress=on_progress)

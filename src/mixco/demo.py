@@ -8,15 +8,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mixco.checkpoint import EncoderDescription, save_encoder
-from mixco.config import DemoConfig, EvaluationConfig, PretrainConfig
-from mixco.data.sources import list_images
-from mixco.evaluation.evaluate import both
+from mixco.data.datasets.sources import list_images
+from mixco.encoders.checkpoint import EncoderDescription, save_encoder
+from mixco.evaluation.protocols import both
 from mixco.models.encoder import build_backbone
-from mixco.pictures import draw_comparison, draw_curves
-from mixco.progress import say
-from mixco.results import add_result, new_run_folder, read_json, read_metrics, write_json
-from mixco.settings import load_recipe, to_dict
+from mixco.plots import draw_comparison, draw_curves
+from mixco.runtime.progress import say
+from mixco.runtime.run_folder import add_result, new_run_folder, read_json, read_metrics, write_json
+from mixco.settings.config import DemoConfig, EvaluationConfig, PretrainConfig
+from mixco.settings.resolve import load_recipe, to_dict
 from mixco.training.pretrain import pretrain
 
 

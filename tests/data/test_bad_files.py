@@ -9,7 +9,11 @@ import torch
 from PIL import Image
 from sample_images import sample_images
 
-from mixco.config import (
+from mixco.data.datasets.sources import list_images
+from mixco.data.loading import evaluation_batches
+from mixco.data.packing import pack
+from mixco.data.streaming import FileNames, stream
+from mixco.settings.config import (
     DataConfig,
     MethodConfig,
     ModelConfig,
@@ -17,10 +21,6 @@ from mixco.config import (
     PretrainConfig,
     RunConfig,
 )
-from mixco.data.loading import evaluation_batches
-from mixco.data.packing import pack
-from mixco.data.sources import list_images
-from mixco.data.streaming import FileNames, stream
 from mixco.training.pretrain import pretrain
 
 

@@ -13,14 +13,14 @@ from band_images import Band, bands, folder_of, photographs, write
 from PIL import Image
 from sample_images import mosaics, sample_images
 
-from mixco.data.images import GREY, RGB, Box, Pixel, UnreadableImage, decode, decode_crops, look
+from mixco.data.datasets.sources import list_images
+from mixco.data.decode import GREY, RGB, Box, Pixel, UnreadableImage, decode, decode_crops, look
 from mixco.data.loading import Images, canvases, evaluation_batches, open_images, view_batches
 from mixco.data.normalisation import measure
 from mixco.data.packing import PackedImages
-from mixco.data.pixels import settle
-from mixco.data.sources import list_images
-from mixco.data.views import crop_and_flip
-from mixco.errors import UserError
+from mixco.data.pixel_format import infer_pixel_format
+from mixco.runtime.errors import UserError
+from mixco.views.augment import crop_and_flip
 
 PHOTOGRAPH = photographs(4)[2]
 TOGETHER = {"photometric": "minisblack", "planarconfig": "contig"}
@@ -193,7 +193,7 @@ def test_the_files_tell_what_they_are_read_as(
     if (channels, bits, ending) == (3, 16, ".tif"):
         for path in folder.iterdir():
             path.write_bytes(tiff(tifffile.imread(path), photometric="rgb"))
-    assert settle(list_images(str(folder), None, "pretrain"), None, None).pixel == pixel
+    assert infer_pixel_format(list_images(str(folder), None, "pretrain"), None, None).pixel == pixel
 
 
 def test_one_colour_photograph_makes_all_rgb(tmp_path: Path) -> None:
@@ -206,16 +206,16 @@ def test_one_colour_photograph_makes_all_rgb(tmp_path: Path) -> None:
 
 def test_what_is_asked_for_goes_first_and_what_none_has_is_told(tmp_path: Path) -> None:
     source = list_images(str(folder_of(tmp_path / "a", 3, 4, 16, ".tif")), None, "pretrain")
-    assert settle(source, 4, 8).pixel == Pixel(4, 8)
+    assert infer_pixel_format(source, 4, 8).pixel == Pixel(4, 8)
     with pytest.raises(UserError, match=r"000.tif has 4 channels of 16 bits and .* --channels"):
-        settle(source, 3, None)
+        infer_pixel_format(source, 3, None)
     colour = list_images(str(folder_of(tmp_path / "b", 3, 3, 8, ".png")), None, "pretrain")
     with pytest.raises(UserError, match="it has colours"):
-        settle(colour, 1, None)
+        infer_pixel_format(colour, 1, None)
     with pytest.raises(UserError, match="--bits 12"):
-        settle(colour, None, 12)
+        infer_pixel_format(colour, None, 12)
     with pytest.raises(UserError, match="--channels 0"):
-        settle(colour, 0, None)
+        infer_pixel_format(colour, 0, None)
 
 
 def test_arrays_beside_photographs_are_something_else(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from band_images import bands, photographs
 from torch import Tensor
 
-from mixco.data.views import (
+from mixco.views.augment import (
     Augmentation,
     apply_view,
     evaluation_view,

@@ -28,14 +28,14 @@ from public_layouts import (
 )
 
 import mixco.cli
-import mixco.data.download
-from mixco.checkpoint import EncoderDescription, save_encoder
-from mixco.data.archives import ARCHIVES, Archive
-from mixco.data.download import download, fetch
-from mixco.data.sources import BELOW_DATA_PATH, list_images
-from mixco.data.unpacking import unpack
-from mixco.errors import UserError
+import mixco.data.datasets.download
+from mixco.data.datasets.archives import ARCHIVES, Archive
+from mixco.data.datasets.download import download, fetch
+from mixco.data.datasets.sources import BELOW_DATA_PATH, list_images
+from mixco.data.datasets.unpacking import unpack
+from mixco.encoders.checkpoint import EncoderDescription, save_encoder
 from mixco.models.encoder import build_backbone
+from mixco.runtime.errors import UserError
 
 
 @dataclass
@@ -338,7 +338,7 @@ def test_every_reason_is_in_the_final_error(
     file: File,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(mixco.data.download, "SECONDS_WITHOUT_A_BYTE", 0.3)
+    monkeypatch.setattr(mixco.data.datasets.download, "SECONDS_WITHOUT_A_BYTE", 0.3)
     url, other = server.put("file", file), dead()
     publish(monkeypatch, "cifar10", cifar, url, other)
     with pytest.raises(UserError, match="no mirror gave the published file") as error:

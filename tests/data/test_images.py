@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from sample_images import mosaics, sample_images
 
-from mixco.data.images import Box, UnreadableImage, decode, decode_crops, reduce
+from mixco.data.decode import Box, UnreadableImage, decode, decode_crops, reduce
 
 RGB: NDArray[np.uint8] = sample_images(4)[2].permute(1, 2, 0).numpy()
 PICTURE = Image.fromarray(RGB)

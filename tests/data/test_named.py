@@ -35,13 +35,13 @@ from public_layouts import (
 )
 from sample_images import unpack_sample
 
-from mixco.data import cifar as cifar_module
-from mixco.data.cifar import CIFAR10, Cifar
-from mixco.data.images import decode
+from mixco.data.datasets import cifar as cifar_module
+from mixco.data.datasets.cifar import CIFAR10, Cifar
+from mixco.data.datasets.sources import NAMED, list_images
+from mixco.data.decode import decode
 from mixco.data.packing import pack
-from mixco.data.sources import NAMED, list_images
-from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD
-from mixco.errors import UserError
+from mixco.runtime.errors import UserError
+from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 WRITERS = {"binary": write_cifar_binary, "python": write_cifar_python}
 
@@ -470,7 +470,7 @@ def test_a_damaged_imagenet_is_told(
 def test_a_whole_train_must_have_every_class_of_val(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mixco.data.imagenet.ALL_CLASSES", 3)
+    monkeypatch.setattr("mixco.data.datasets.imagenet.ALL_CLASSES", 3)
     write_solution(
         tmp_path / "LOC_val_solution.csv", [*write_imagenet(tmp_path, flat=True)[:5], "n99999999"]
     )

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from sample_images import mosaics, sample_images, unpack_sample
 
 from mixco.data import packing
-from mixco.data.images import decode
+from mixco.data.datasets.sources import list_images
+from mixco.data.decode import decode
 from mixco.data.packing import PackedImages, pack
-from mixco.data.sources import list_images
-from mixco.errors import UserError
+from mixco.runtime.errors import UserError
 
 
 def of_folder(folder: Path, cache: Path, split: str = "pretrain", size: int = 64) -> PackedImages:

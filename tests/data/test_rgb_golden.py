@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from mixco.data.datasets.sources import list_images
 from mixco.data.loading import Images, open_images, view_batches
-from mixco.data.sources import list_images
 from mixco.data.streaming import Request, StreamedImages, decode_batches
-from mixco.data.views import draw_view, simclr
+from mixco.views.augment import draw_view, simclr
 
 SOURCE = list_images("sample", None, "pretrain")
 INDEX = torch.arange(0, 1600, 100)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sample_images import unpack_sample
 
+from mixco.data.datasets.sources import SAMPLE_MEAN, SAMPLE_STD, list_images
 from mixco.data.packing import pack
-from mixco.data.sources import SAMPLE_MEAN, SAMPLE_STD, list_images
-from mixco.errors import UserError
+from mixco.runtime.errors import UserError
 
 
 def test_the_sample_has_ten_classes_in_two_splits() -> None:

@@ -20,12 +20,12 @@ from sample_images import mosaics, sample_images
 from torch import Tensor
 
 from mixco.data import loading, streaming
+from mixco.data.datasets.sources import list_images
 from mixco.data.loading import canvases, evaluation_batches, open_images, view_batches
 from mixco.data.packing import PackedImages, refuse_lost_classes
-from mixco.data.sources import list_images
 from mixco.data.streaming import CroppedFiles, FileNames, StreamedImages
-from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, Augmentation, moco_v2, sample_view
-from mixco.errors import UserError
+from mixco.runtime.errors import UserError
+from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Augmentation, moco_v2, sample_view
 
 CPU = torch.device("cpu")
 SIZE = 64
@@ -400,9 +400,9 @@ def test_workers_end_with_a_run_that_is_killed(photos: Path) -> None:
     code = """if True:
         import itertools, sys, torch
         from mixco.data.loading import view_batches
-        from mixco.data.sources import list_images
+        from mixco.data.datasets.sources import list_images
         from mixco.data.streaming import stream
-        from mixco.data.views import Augmentation
+        from mixco.views.augment import Augmentation
         images = stream(list_images(sys.argv[1], None, "pretrain"), 2)
         everything = torch.arange(len(images))
         plan = ((everything[:4], torch.Generator()) for _ in itertools.count())

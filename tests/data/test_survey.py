@@ -9,14 +9,14 @@ from PIL import Image
 from sample_images import mosaics, sample_images
 from troubled import troubled_folder
 
-from mixco.data.folders import EXTENSIONS, unlabelled_folder
+from mixco.data.datasets.folders import EXTENSIONS, unlabelled_folder
+from mixco.data.datasets.sources import list_images
 from mixco.data.image_list import ImageList
-from mixco.data.near_copies import near_copies
 from mixco.data.normalisation import measure
 from mixco.data.packing import pack
-from mixco.data.sources import list_images
 from mixco.data.streaming import stream
-from mixco.data.survey import Header, Look, _spread, copies, look_at, other_files, read_headers
+from mixco.doctor.near_duplicates import near_copies
+from mixco.doctor.survey import Header, Look, _spread, copies, look_at, other_files, read_headers
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ import torchvision.transforms.v2.functional as F
 from sample_images import mosaics, sample_images
 from torch import Tensor
 
-from mixco.data.resampling import _blur_by_products, _blur_by_taps, _taps
-from mixco.data.views import (
+from mixco.views.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augmentation,
@@ -28,6 +27,7 @@ from mixco.data.views import (
     simclr,
     two_views,
 )
+from mixco.views.resampling import _blur_by_products, _blur_by_taps, _taps
 
 ADJUST = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 NOTHING = Augmentation(

@@ -13,8 +13,8 @@ import torch
 from run_states import assert_equal, final_state
 from sample_images import unpack_sample
 
-from mixco.results import read_json, read_metrics
-from mixco.training.resuming import checkpoints
+from mixco.runtime.run_folder import read_json, read_metrics
+from mixco.training.checkpoints import checkpoints
 
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 

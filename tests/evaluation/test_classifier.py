@@ -11,19 +11,11 @@ import torch.nn.functional as F
 from sample_images import unpack_sample
 from torch import Tensor, nn
 
-from mixco.checkpoint import fingerprint
+from mixco.data.datasets.sources import list_images
+from mixco.data.loading import epoch_batches
 from mixco.data.packing import PackedImages, pack
-from mixco.data.resident import batches
-from mixco.data.sources import list_images
-from mixco.data.views import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    apply_view,
-    crop_and_flip,
-    sample_view,
-)
-from mixco.errors import UserError
-from mixco.evaluation.classifier import (
+from mixco.encoders.checkpoint import fingerprint
+from mixco.evaluation.train_classifier import (
     Classifier,
     Epoch,
     load_classifier,
@@ -31,7 +23,15 @@ from mixco.evaluation.classifier import (
     train_classifier,
 )
 from mixco.models.encoder import build_backbone
-from mixco.seeding import generator_for
+from mixco.runtime.errors import UserError
+from mixco.runtime.seeding import generator_for
+from mixco.views.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    apply_view,
+    crop_and_flip,
+    sample_view,
+)
 
 CPU = torch.device("cpu")
 CLASSES = 3
@@ -116,7 +116,7 @@ def test_it_is_softmax_regression_with_momentum_on_the_features_of_the_views(
     for step, rate in enumerate((0.5, 0.5, 0.05, 0.05)):
         everything = torch.arange(len(images.images))
         shuffle = generator_for(0, "classifier epoch", step=step + 1)
-        (index,) = batches(everything, len(everything), shuffle)
+        (index,) = epoch_batches(everything, len(everything), shuffle)
         generator = generator_for(0, "classifier views", step=step)
         parameters = sample_view(images.extents[index], augmentation, generator)
         with torch.no_grad():

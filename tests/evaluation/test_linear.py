@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixco.errors import UserError
-from mixco.evaluation.knn import topk_accuracy
-from mixco.evaluation.linear import LEARNING_RATES, WEIGHT_DECAYS, fit_linear_probe
+from mixco.embeddings.knn import topk_accuracy
+from mixco.evaluation.linear_probe import LEARNING_RATES, WEIGHT_DECAYS, fit_linear_probe
+from mixco.runtime.errors import UserError
 
 
 def separable(n: int, seed: int, noise: float = 1.0) -> tuple[Tensor, Tensor]:

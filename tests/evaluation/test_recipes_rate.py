@@ -5,8 +5,8 @@ import pytest
 from run_folders import random_run
 from sample_images import unpack_sample
 
-from mixco.config import ClassifierConfig, EvaluationConfig, LinearConfig
-from mixco.evaluation.evaluate import evaluate_linear
+from mixco.evaluation.protocols import evaluate_linear
+from mixco.settings.config import ClassifierConfig, EvaluationConfig, LinearConfig
 
 
 def test_the_recipes_rate_is_used_where_none_is_given(tmp_path: Path) -> None:

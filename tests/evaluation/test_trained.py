@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from sample_images import unpack_sample
 
 import mixco.cli
-from mixco.checkpoint import fingerprint
-from mixco.config import ClassifierConfig, EvaluationConfig, FinetuneConfig, LinearConfig
-from mixco.errors import UserError
-from mixco.evaluation.classifier import Epoch
-from mixco.evaluation.evaluate import evaluate_linear
+from mixco.encoders.checkpoint import fingerprint
+from mixco.evaluation.protocols import evaluate_linear
 from mixco.evaluation.task import load_task
+from mixco.evaluation.train_classifier import Epoch
 from mixco.evaluation.trained import finetune, last_and_best
-from mixco.results import read_json
+from mixco.runtime.errors import UserError
+from mixco.runtime.run_folder import read_json
+from mixco.settings.config import ClassifierConfig, EvaluationConfig, FinetuneConfig, LinearConfig
 
 CLASSES = 4
 

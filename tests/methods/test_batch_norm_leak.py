@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixco.distributed import split_batch
 from mixco.methods.moco import MoCo
 from mixco.mixing import mixco
 from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
+from mixco.runtime.distributed import split_batch
 
 BATCH, SPLITS = 16, 4
 

@@ -4,9 +4,15 @@ import pytest
 import torch
 from sample_images import sample_images
 
-from mixco.config import DataConfig, MethodConfig, ModelConfig, OptimisationConfig, PretrainConfig
-from mixco.seeding import generator_for
-from mixco.settings import resolve
+from mixco.runtime.seeding import generator_for
+from mixco.settings.config import (
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimisationConfig,
+    PretrainConfig,
+)
+from mixco.settings.resolve import resolve
 from mixco.training.pretrain import build_method
 
 

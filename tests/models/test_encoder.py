@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from mixco.errors import UserError
 from mixco.models.encoder import build_backbone, build_head, feature_dim
+from mixco.runtime.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A batch in pieces has the gradient of the whole batch, and needs the memory of a piece."""
+"""A batch in micro-batches has the gradient of the whole batch, and needs the memory of one of them."""
 
 from typing import Any
 
@@ -8,21 +8,22 @@ from distributed_steps import build, plain_encoder, resnet, steps
 from torch import nn
 
 from mixco.models.encoder import Encoder
-from mixco.models.gradient_caching import in_pieces, made_for_pieces
+from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
 
 
 def close(actual: Any, expected: Any, tolerance: float) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("pieces", [2, 5])
+@pytest.mark.parametrize("micro_batches", [2, 5])
 @pytest.mark.parametrize("mix", ["none", "mixco"])
 @pytest.mark.parametrize("method", ["moco", "simclr"])
-def test_steps_in_pieces_equal_whole_ones_without_batch_norm(
-    method: str, mix: str, pieces: int
+def test_steps_in_micro_batches_equal_whole_ones_without_batch_norm(
+    method: str, mix: str, micro_batches: int
 ) -> None:
     whole, cut = (
-        steps(build(method, mix, plain_encoder(), pieces=n), batch=13, count=3) for n in (1, pieces)
+        steps(build(method, mix, plain_encoder(), micro_batches=n), batch=13, count=3)
+        for n in (1, micro_batches)
     )
     for kind in ("losses", "gradients", "state"):
         close(cut[kind], whole[kind], 1e-9)
@@ -31,17 +32,17 @@ def test_steps_in_pieces_equal_whole_ones_without_batch_norm(
 def test_in_float32_it_is_equal_to_a_millionth() -> None:
     images = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     gradients = []
-    for pieces in (1, 6):
+    for micro_batches in (1, 6):
         encoder = plain_encoder().float()
-        in_pieces(encoder, images, pieces).square().mean().backward()
+        encode_in_micro_batches(encoder, images, micro_batches).square().mean().backward()
         gradients.append([p.grad for p in encoder.parameters()])
     close(gradients[1], gradients[0], 1e-6)
 
 
-def test_virtual_devices_stay_the_same_in_pieces() -> None:
+def test_virtual_devices_stay_the_same_in_micro_batches() -> None:
     """With as many parts in all, MoCo's split batch norms see the same images together."""
     whole, cut = (
-        steps(build("moco", "none", resnet(), bn_splits=4, pieces=n), batch=16, count=2)
+        steps(build("moco", "none", resnet(), bn_splits=4, micro_batches=n), batch=16, count=2)
         for n in (1, 2)
     )
     for kind in ("losses", "gradients"):
@@ -56,7 +57,7 @@ def test_running_statistics_are_kept_once() -> None:
     images = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
     encoder = Encoder(body, nn.Linear(4 * 36, 4))
-    in_pieces(made_for_pieces(encoder, 2), images, 2).sum().backward()
+    encode_in_micro_batches(adjust_momentum(encoder, 2), images, 2).sum().backward()
     assert body[1].num_batches_tracked == 2
     by_hand = nn.BatchNorm2d(4, momentum=1 - 0.9**0.5)
     for piece in images.chunk(2):
@@ -70,7 +71,7 @@ def test_dropout_draws_the_same_on_the_way_back() -> None:
     encoder = Encoder(nn.Flatten(), nn.Sequential(nn.Linear(12, 6), nn.Dropout(0.5)))
     images = torch.rand(8, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    outputs = in_pieces(encoder, images, 2)
+    outputs = encode_in_micro_batches(encoder, images, 2)
     dropped = (outputs == 0).float()
     assert 0.2 < dropped.mean() < 0.8
     outputs.sum().backward()

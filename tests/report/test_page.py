@@ -15,10 +15,10 @@ from PIL import Image
 from sample_images import unpack_sample
 
 import mixco.cli
-from mixco.config import ReportConfig
 from mixco.report.figures import slug
 from mixco.report.page import write_page
-from mixco.results import read_confusions, read_json, read_metrics, write_json
+from mixco.runtime.run_folder import read_confusions, read_json, read_metrics, write_json
+from mixco.settings.config import ReportConfig
 
 HOSTILE = "<b onclick='alert(1)'>&amp; \"$x_{ 90%"
 NAMES = ("AnnualCrop", "Forest", "HerbaceousVegetation", HOSTILE)

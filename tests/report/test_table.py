@@ -7,11 +7,17 @@ from typing import Any
 import pytest
 
 import mixco.cli
-from mixco.config import DataConfig, MethodConfig, OptimisationConfig, PretrainConfig, RunConfig
-from mixco.errors import UserError
 from mixco.report.table import spread, table
-from mixco.results import add_result, read_json, write_json
-from mixco.settings import to_dict
+from mixco.runtime.errors import UserError
+from mixco.runtime.run_folder import add_result, read_json, write_json
+from mixco.settings.config import (
+    DataConfig,
+    MethodConfig,
+    OptimisationConfig,
+    PretrainConfig,
+    RunConfig,
+)
+from mixco.settings.resolve import to_dict
 
 
 def write_run(

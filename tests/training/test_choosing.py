@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 from sample_images import unpack_sample
 
-from mixco.checkpoint import load_encoder
-from mixco.config import (
+from mixco.encoders.checkpoint import load_encoder
+from mixco.runtime.run_folder import read_json
+from mixco.settings.config import (
     DataConfig,
     MethodConfig,
     ModelConfig,
@@ -15,7 +16,6 @@ from mixco.config import (
     PretrainConfig,
     RunConfig,
 )
-from mixco.results import read_json
 from mixco.training.pretrain import pretrain
 
 

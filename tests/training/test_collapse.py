@@ -6,7 +6,8 @@ import pytest
 import torch
 from sample_images import unpack_sample
 
-from mixco.config import (
+from mixco.runtime.run_folder import read_metrics
+from mixco.settings.config import (
     DataConfig,
     MethodConfig,
     ModelConfig,
@@ -14,7 +15,6 @@ from mixco.config import (
     PretrainConfig,
     RunConfig,
 )
-from mixco.results import read_metrics
 from mixco.training.collapse import effective_rank, spread, warn_of_collapse
 from mixco.training.pretrain import pretrain
 

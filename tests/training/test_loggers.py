@@ -14,7 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mixco.training.loggers as loggers
-from mixco.errors import UserError
+from mixco.runtime.errors import UserError
 from mixco.training.loggers import Service, followed_by, require
 
 RECORDS = [

@@ -11,10 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sample_images import unpack_sample
 
-from mixco.checkpoint import load_encoder
 from mixco.cli import main
+from mixco.encoders.checkpoint import load_encoder
 from mixco.models.encoder import input_channels
-from mixco.training.resuming import checkpoints
+from mixco.training.checkpoints import checkpoints
 
 TINY = ("--arch", "test_resnet", "--stem", "standard", "--size", "32", "--batch-size", "20")
 QUICKLY = ("--device", "cpu", "--precision", "float32")

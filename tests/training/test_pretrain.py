@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 from sample_images import unpack_sample
 
-from mixco.checkpoint import load_encoder
-from mixco.config import (
+from mixco.encoders.checkpoint import load_encoder
+from mixco.runtime.errors import UserError
+from mixco.runtime.run_folder import read_json, read_metrics
+from mixco.settings.config import (
     DataConfig,
     MethodConfig,
     ModelConfig,
@@ -19,11 +21,9 @@ from mixco.config import (
     PretrainConfig,
     RunConfig,
 )
-from mixco.errors import UserError
-from mixco.results import read_json, read_metrics
-from mixco.settings import from_dict
+from mixco.settings.resolve import from_dict
+from mixco.training.checkpoints import checkpoints
 from mixco.training.pretrain import pretrain
-from mixco.training.resuming import checkpoints
 
 
 @pytest.fixture(scope="module")

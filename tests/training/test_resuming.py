@@ -17,7 +17,8 @@ from run_states import assert_equal, final_state
 from sample_images import unpack_sample
 
 import mixco.training.pretrain
-from mixco.config import (
+from mixco.runtime.errors import UserError
+from mixco.settings.config import (
     DataConfig,
     MethodConfig,
     ModelConfig,
@@ -25,9 +26,8 @@ from mixco.config import (
     PretrainConfig,
     RunConfig,
 )
-from mixco.errors import UserError
+from mixco.training.checkpoints import checkpoints, save_step, signals_noticed
 from mixco.training.pretrain import pretrain
-from mixco.training.resuming import checkpoints, save_step, signals_noticed
 
 EPOCHS, STEPS_PER_EPOCH = 3, 3
 

@@ -12,12 +12,12 @@ import torch
 from sample_images import sample_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixco.config import DataConfig, MethodConfig, OptimisationConfig, PretrainConfig
-from mixco.data import views
-from mixco.data.resident import gather
-from mixco.seeding import generator_for
-from mixco.settings import resolve
+from mixco.data.loading import take_rows
+from mixco.runtime.seeding import generator_for
+from mixco.settings.config import DataConfig, MethodConfig, OptimisationConfig, PretrainConfig
+from mixco.settings.resolve import resolve
 from mixco.training.pretrain import build_method
+from mixco.views import augment as views
 
 META = torch.device("meta")
 
@@ -66,7 +66,7 @@ def test_a_step_makes_no_round_trip(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
 
     with WaitingCopies() as copies:
-        batch = gather(canvases, index, META)
+        batch = take_rows(canvases, index, META)
         draws = generator_for(0, "views")
         view_q, view_k = views.two_views(batch, extents[index], chosen, draws, torch.bfloat16)
         losses = model(view_q.float(), view_k.float(), generator_for(0, "method"))

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from sample_images import unpack_sample
 
-from mixco.config import (
+from mixco.evaluation.protocols import evaluate_knn
+from mixco.settings.config import (
     DataConfig,
     EvaluationConfig,
     KNNConfig,
@@ -17,7 +18,6 @@ from mixco.config import (
     PretrainConfig,
     RunConfig,
 )
-from mixco.evaluation.evaluate import evaluate_knn
 from mixco.training.pretrain import pretrain
 
 

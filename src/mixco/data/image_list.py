@@ -13,8 +13,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mixco.data.images import RGB, Pixel
-from mixco.data.views import IMAGENET_MEAN, IMAGENET_STD, Channels
+from mixco.data.decode import RGB, Pixel
+from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 MOST_BYTES = 2**30  # of an image file; as many pixels as are allowed take less in any format
 
@@ -63,7 +63,7 @@ class ImageList:
     arrays: Arrays | None = None
     """The images themselves, as long as `files`, where they are no image files."""
     pixel: Pixel = RGB
-    """What the files are read as (see pixels.settle)."""
+    """What the files are read as (see pixel_format.infer_pixel_format)."""
 
     @property
     def containers(self) -> tuple[Path, ...]:

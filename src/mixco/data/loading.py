@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mixco.data import views
 from mixco.data.image_list import ImageList
 from mixco.data.packing import (
     PackedImages,
@@ -19,11 +18,12 @@ from mixco.data.packing import (
     read_reduced,
     torch_type,
 )
-from mixco.data.pixels import LOOKED_AT, settle, spread
-from mixco.data.resident import gather, make_resident, send
+from mixco.data.pixel_format import LOOKED_AT, infer_pixel_format, spread
 from mixco.data.streaming import Batch, Request, StreamedImages, decode_batches, stream
-from mixco.errors import UserError
-from mixco.files import free_space
+from mixco.runtime.device import send
+from mixco.runtime.errors import UserError
+from mixco.runtime.files import free_space
+from mixco.views import augment as views
 
 Images = PackedImages | StreamedImages
 
@@ -47,13 +47,13 @@ def open_images(
     """The images of a list: packed (see `pack`), or streamed by `workers` processes.
 
     "auto" packs when the packed file fits (`fits_packed`) into `memory`, in bytes.
-    channels, bits: of a pixel, None for what the files have (see `settle`).
+    channels, bits: of a pixel, None for what the files have (see `infer_pixel_format`).
 
-    Raises UserError as `pack` and `settle` do.
+    Raises UserError as `pack` and `infer_pixel_format` do.
     """
     if not 0 <= workers <= MOST_WORKERS:
         raise UserError(f"--workers {workers}: 0 to {MOST_WORKERS}")
-    source = settle(source, channels, bits)
+    source = infer_pixel_format(source, channels, bits)
     if loading == "auto":
         loading = "packed" if fits_packed(source, size, cache, memory) else "streamed"
     if loading == "streamed":
@@ -161,7 +161,7 @@ def _packed_views(
 ) -> Generator[Seen, None, None]:
     here = slice(None) if rows is None else rows
     for index, generator in plan:
-        batch = gather(canvases, index[here], device)
+        batch = take_rows(canvases, index[here], device)
         drawn = [views.sample_view(extents[index], augmentation, generator) for _ in range(count)]
         yield index[here], [views.apply_view(batch, p[here], augmentation, dtype) for p in drawn]
 
@@ -205,7 +205,7 @@ def evaluation_batches(
     parts = torch.split(index, batch_size)
     if isinstance(images, PackedImages):
         for part in parts:
-            batch = gather(images.images, part, device)
+            batch = take_rows(images.images, part, device)
             yield part, views.evaluation_view(batch, images.extents[part], size, mean, std, dtype)
         return
     decoded = decode_batches(
@@ -241,3 +241,27 @@ def canvases(images: Images, index: Tensor, side: int) -> tuple[Tensor, Tensor]:
             pictures[place, :, :height, :width] = torch.tensor(found).permute(2, 0, 1)
             extents[place] = torch.tensor([height, width])
     return pictures, extents
+
+
+def make_resident(images: Tensor, device: torch.device) -> Tensor:
+    """Copy images [N, C, S, S] to a GPU when they take at most half of its free memory.
+
+    On a CPU the memory-mapped file is the resident copy: the system keeps its pages in memory.
+    """
+    if device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+        return images.to(device)
+    return images
+
+
+def take_rows(images: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """images[index] on the device; index: int64 [B] on the CPU."""
+    # Not every device can index torch.uint16, but all can index int16, which has the same bits.
+    signed = images.view(torch.int16) if images.dtype == torch.uint16 else images
+    return send(signed[send(index, images.device)], device).view(images.dtype)
+
+
+def epoch_batches(members: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """One epoch: `members` int64 [N] in a new random order, in whole batches; the rest is left out."""
+    order = members[torch.randperm(len(members), generator=generator)]
+    for start in range(0, len(order) - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]

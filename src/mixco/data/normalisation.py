@@ -5,7 +5,7 @@ import torch
 
 from mixco.data.loading import Images, canvases
 from mixco.data.packing import PackedImages
-from mixco.data.views import Channels
+from mixco.views.augment import Channels
 
 PACKED, STREAMED = 2048, 256  # images that are looked at; streamed ones have to be decoded
 SIDE = 64  # to which streamed ones are reduced

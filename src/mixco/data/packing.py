@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mixco.data.decode import RGB, Pixel, Pixels, UnreadableImage, decode, look, quietly, reduce
 from mixco.data.image_list import ImageList
-from mixco.data.images import RGB, Pixel, Pixels, UnreadableImage, decode, look, quietly, reduce
-from mixco.errors import UserError
-from mixco.files import shown
+from mixco.runtime.errors import UserError
+from mixco.runtime.files import shown
 
 FORMAT = 2  # part of the key: raise it whenever the same files would be packed differently
 MAX_UNREADABLE = 0.01

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mixco.data.decode import Box, Pixels, UnreadableImage, decode_crops
 from mixco.data.image_list import ImageList
-from mixco.data.images import Box, Pixels, UnreadableImage, decode_crops
 from mixco.data.packing import refuse_too_many, torch_type
-from mixco.data.views import Augmentation, central_squares, place_crops
-from mixco.errors import UserError
-from mixco.files import shown
+from mixco.runtime.errors import UserError
+from mixco.runtime.files import shown
+from mixco.views.augment import Augmentation, central_squares, place_crops
 
 PREFETCHED = 2  # batches that a worker prepares ahead
 MOST_SUBSTITUTES = 100

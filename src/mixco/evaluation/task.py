@@ -11,27 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixco.checkpoint import LoadedEncoder, load_encoder
-from mixco.config import EvaluationConfig
-from mixco.data.download import download
+from mixco.data.datasets.download import download
+from mixco.data.datasets.sources import list_images
+from mixco.data.datasets.subsets import subset_name, with_labels
 from mixco.data.loading import Images, open_images
 from mixco.data.packing import PackedImages, refuse_lost_classes
-from mixco.data.sources import list_images
-from mixco.data.subsets import subset_name, with_labels
-from mixco.distributed import started
-from mixco.errors import UserError
-from mixco.evaluation.features import features_of
-from mixco.evaluation.knn import topk_accuracy
-from mixco.files import one_at_a_time, shown
-from mixco.hardware import (
+from mixco.embeddings.features import features_of
+from mixco.embeddings.knn import topk_accuracy
+from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
+from mixco.runtime.device import (
     keep_freed_memory,
     memory_bytes,
     pick_device,
     pick_dtype,
     processors,
 )
-from mixco.progress import counting, downloading, say
-from mixco.results import add_result, read_config, write_confusions
+from mixco.runtime.distributed import launch_env
+from mixco.runtime.errors import UserError
+from mixco.runtime.files import one_at_a_time, shown
+from mixco.runtime.progress import counting, downloading, say
+from mixco.runtime.run_folder import add_result, read_config, write_confusions
+from mixco.settings.config import EvaluationConfig
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class Task:
 
     def write(self, kind: str, result: dict[str, Any]) -> None:
         """Into results.json, where there is a folder. Of several processes the first one writes."""
-        if self.folder is not None and started().rank == 0:
+        if self.folder is not None and launch_env().rank == 0:
             add_result(self.folder, kind + self.suffix, result)
 
     def write_confusions(self, kind: str, scores: Tensor, labels: Tensor) -> None:
         """What test images were taken for, beside results.json; scores [M, C], labels int64 [M]."""
-        if self.folder is not None and started().rank == 0:
+        if self.folder is not None and launch_env().rank == 0:
             guesses = scores.argmax(1).tolist()
             counts = Counter(
                 (self.test.classes[truth], self.train.classes[guess])
@@ -144,7 +144,7 @@ def load_task(config: EvaluationConfig) -> Task:
     if data is None:
         raise UserError("--checkpoint needs --data, the labelled images to evaluate on")
     size = encoder.description.size
-    here = started()
+    here = launch_env()
     device = pick_device(config.device, here.local_rank)
     keep_freed_memory(device)
     say(

@@ -6,23 +6,22 @@ from typing import Any
 
 import torch
 
-from mixco.config import FinetuneConfig, LinearConfig
-from mixco.data.views import crop_and_flip
-from mixco.distributed import started
-from mixco.errors import UserError
-from mixco.evaluation.classifier import (
+from mixco.evaluation.task import accuracies, labels_of, load_task
+from mixco.evaluation.train_classifier import (
     Classifier,
     Epoch,
     load_classifier,
     save_classifier,
     train_classifier,
 )
-from mixco.evaluation.task import accuracies, labels_of, load_task
-from mixco.failures import machine_failures_told
-from mixco.hardware import describe
 from mixco.models.encoder import build_backbone, feature_dim
-from mixco.progress import say
-from mixco.settings import check_classifier
+from mixco.runtime.device import describe
+from mixco.runtime.distributed import launch_env
+from mixco.runtime.errors import UserError, explain_machine_failures
+from mixco.runtime.progress import say
+from mixco.settings.config import FinetuneConfig, LinearConfig
+from mixco.settings.resolve import check_classifier
+from mixco.views.augment import crop_and_flip
 
 
 def evaluate_as_published(config: LinearConfig) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def evaluate_as_published(config: LinearConfig) -> dict[str, Any]:
     )
 
 
-@machine_failures_told("lower --batch-size or --size, or give --device cpu")
+@explain_machine_failures("lower --batch-size or --size, or give --device cpu")
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Train the whole network from the encoder's weights: one rate for it, one for the classifier.
 
@@ -86,7 +85,7 @@ def _train_and_test(
     lr: of the backbone, None where it is frozen. head_lr: of the layer on top, None for that of
         `Task.head_rate`, or a tenth of it where the backbone learns too.
     """
-    if started().processes > 1:
+    if launch_env().processes > 1:
         raise UserError(
             "a classifier is trained by one process; start it without torchrun (linear --protocol fast "
             "and knn know several)"

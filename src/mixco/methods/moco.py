@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixco.distributed import Parts, gather, rank, redistribute, send, split_batch, weigh, world
 from mixco.losses import (
     contrastive_accuracy,
     similarity_logits,
@@ -16,10 +15,20 @@ from mixco.losses import (
     soft_infonce,
 )
 from mixco.mixing import Mixer, draw_shares
-from mixco.models.gradient_caching import in_pieces, made_for_pieces
+from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
 from mixco.models.key_queue import KeyQueue
 from mixco.models.momentum import momentum_copy, momentum_update
 from mixco.models.split_batchnorm import split_batch_norms
+from mixco.runtime.device import send
+from mixco.runtime.distributed import (
+    Parts,
+    all_to_all_rows,
+    gather,
+    rank,
+    scale_local_mean,
+    split_batch,
+    world,
+)
 
 
 class MoCo(nn.Module):
@@ -27,8 +36,8 @@ class MoCo(nn.Module):
 
     encoder: images [B, 3, S, S] -> projections [B, C]. It becomes the query encoder, its batch
         norms split into `bn_splits` virtual devices; 1 is for encoders without batch norm. So many
-        are all processes and pieces together; at least one each.
-    pieces: that a batch passes the encoder in, see models/gradient_caching.py.
+        are all processes and micro_batches together; at least one each.
+    micro_batches: that a batch passes the encoder in, see models/gradient_caching.py.
     queue: K, the number of keys kept. momentum: of the key encoder.
     temperature, mix_temperature: T and T_mix. mix_weight: weight of the mixed loss.
     mix: a mixer, or None for plain MoCo.
@@ -48,11 +57,11 @@ class MoCo(nn.Module):
         mix_weight: float,
         bn_splits: int,
         generator: torch.Generator,
-        pieces: int = 1,
+        micro_batches: int = 1,
     ) -> None:
         super().__init__()
-        splits_of_a_pass = max(1, bn_splits // (world() * pieces))
-        self.encoder = split_batch_norms(made_for_pieces(encoder, pieces), splits_of_a_pass)
+        splits_of_a_pass = max(1, bn_splits // (world() * micro_batches))
+        self.encoder = split_batch_norms(adjust_momentum(encoder, micro_batches), splits_of_a_pass)
         self.key_encoder = momentum_copy(self.encoder)
         self.queue = KeyQueue(queue, dim, generator)
         self.momentum = momentum
@@ -60,8 +69,8 @@ class MoCo(nn.Module):
         self.mix = mix
         self.mix_temperature = mix_temperature
         self.mix_weight = mix_weight
-        self.pieces = pieces
-        self.parts = splits_of_a_pass * pieces  # that the norms see here, over all pieces
+        self.micro_batches = micro_batches
+        self.parts = splits_of_a_pass * micro_batches  # parts of batch norm in this process
 
     def forward(
         self,
@@ -99,14 +108,14 @@ class MoCo(nn.Module):
         own = torch.eye(batch, device=keys.device)[rows]  # [b, B]
         others = F.pad(own == 0, (0, candidates.shape[0] - batch))  # [b, B + K]
         logits = similarity_logits(queries[:here], candidates, self.temperature, exclude=others)
-        clean = weigh(soft_cross_entropy(logits, own), here, batch)
-        accuracy = weigh(contrastive_accuracy(logits, own), here, batch)
+        clean = scale_local_mean(soft_cross_entropy(logits, own), here, batch)
+        accuracy = scale_local_mean(contrastive_accuracy(logits, own), here, batch)
         losses = {"loss": clean, "clean": clean.detach()}
         if mixed is not None:
             targets = mixed.targets.new_zeros(here // 2, batch)
             targets = targets.index_copy(1, rows, mixed.targets)
             mixed_loss = soft_infonce(queries[here:], candidates, targets, self.mix_temperature)
-            mixed_loss = weigh(mixed_loss, here // 2, batch // 2)
+            mixed_loss = scale_local_mean(mixed_loss, here // 2, batch // 2)
             losses = {
                 "loss": clean + self.mix_weight * mixed_loss,
                 "clean": clean.detach(),
@@ -133,7 +142,7 @@ class MoCo(nn.Module):
         momentum_update(self.key_encoder, self.encoder, self.momentum)
         sizes = [len(rows) for rows in parts]
         shuffled = torch.split(torch.randperm(sum(sizes), generator=generator), sizes)
-        keys = self._encode(self.key_encoder, redistribute(view_k, parts, shuffled))
+        keys = self._encode(self.key_encoder, all_to_all_rows(view_k, parts, shuffled))
         return gather(keys, shuffled)
 
     def _encode(self, encoder: nn.Module, images: Tensor) -> Tensor:
@@ -144,7 +153,7 @@ class MoCo(nn.Module):
         """
         number = torch.arange(images.shape[0], device=images.device)
         order = torch.argsort(number % self.parts, stable=True)
-        outputs = _unit(in_pieces(encoder, images[order], self.pieces))
+        outputs = _unit(encode_in_micro_batches(encoder, images[order], self.micro_batches))
         return torch.empty_like(outputs).index_copy(0, order, outputs)
 
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixco.distributed import gather, rank, send, split_batch, weigh, world
 from mixco.losses import (
     contrastive_accuracy,
     similarity_logits,
@@ -16,7 +15,9 @@ from mixco.losses import (
     soft_infonce,
 )
 from mixco.mixing import Mixer, draw_shares
-from mixco.models.gradient_caching import in_pieces, made_for_pieces
+from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
+from mixco.runtime.device import send
+from mixco.runtime.distributed import gather, rank, scale_local_mean, split_batch, world
 
 
 class SimCLR(nn.Module):
@@ -25,7 +26,7 @@ class SimCLR(nn.Module):
     encoder: images [B, 3, S, S] -> projections [B, C].
     temperature, mix_temperature: T and T_mix. mix_weight: weight of the mixed loss.
     mix: a mixer, or None for plain SimCLR.
-    pieces: that a batch passes the encoder in, see models/gradient_caching.py.
+    micro_batches: that a batch passes the encoder in, see models/gradient_caching.py.
     """
 
     def __init__(
@@ -36,15 +37,15 @@ class SimCLR(nn.Module):
         mix: Mixer | None,
         mix_temperature: float,
         mix_weight: float,
-        pieces: int = 1,
+        micro_batches: int = 1,
     ) -> None:
         super().__init__()
-        self.encoder = made_for_pieces(encoder, pieces)
+        self.encoder = adjust_momentum(encoder, micro_batches)
         self.temperature = temperature
         self.mix = mix
         self.mix_temperature = mix_temperature
         self.mix_weight = mix_weight
-        self.pieces = pieces
+        self.micro_batches = micro_batches
 
     def forward(
         self,
@@ -73,7 +74,7 @@ class SimCLR(nn.Module):
             mixed_i = self.mix(view_i, draw_shares(batch // 2, generator)[pairs])
             mixed_j = self.mix(view_j, draw_shares(batch // 2, generator)[pairs])
             images += [mixed_i.images, mixed_j.images]
-        outputs = in_pieces(self.encoder, torch.cat(images), self.pieces)
+        outputs = encode_in_micro_batches(self.encoder, torch.cat(images), self.micro_batches)
         dtype = torch.promote_types(outputs.dtype, torch.float32)
         outputs = F.normalize(outputs.to(dtype), dim=1)  # [2b (+ 2m), C]
 
@@ -84,8 +85,8 @@ class SimCLR(nn.Module):
         itself = itself[send(of_both[rank()], views.device)]  # [2b, 2B]
         other_view = itself.roll(batch, dims=1).to(dtype)
         logits = similarity_logits(queries, views, self.temperature, exclude=itself)
-        clean = weigh(soft_cross_entropy(logits, other_view), here, batch)
-        accuracy = weigh(contrastive_accuracy(logits, other_view), here, batch)
+        clean = scale_local_mean(soft_cross_entropy(logits, other_view), here, batch)
+        accuracy = scale_local_mean(contrastive_accuracy(logits, other_view), here, batch)
         if not self.mix:
             return {"loss": clean, "clean": clean.detach(), "accuracy": accuracy}
 
@@ -100,7 +101,7 @@ class SimCLR(nn.Module):
             soft_infonce(of_i, z_j, of_all(mixed_i.targets), self.mix_temperature)
             + soft_infonce(of_j, z_i, of_all(mixed_j.targets), self.mix_temperature)
         )
-        mixed = weigh(mixed, here // 2, batch // 2)
+        mixed = scale_local_mean(mixed, here // 2, batch // 2)
         return {
             "loss": clean + self.mix_weight * mixed,
             "clean": clean.detach(),

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mixco.errors import UserError
+from mixco.runtime.errors import UserError
 
 Stem = Literal["auto", "standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"]
 Head = Literal["linear", "mlp"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mixco.errors import UserError
+from mixco.runtime.errors import UserError
 
 
 class _Parts(torch.autograd.Function):

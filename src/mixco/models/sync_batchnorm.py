@@ -10,8 +10,8 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
-from mixco.distributed import gather, world
-from mixco.errors import UserError
+from mixco.runtime.distributed import gather, world
+from mixco.runtime.errors import UserError
 
 
 def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:

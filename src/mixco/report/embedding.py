@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixco.checkpoint import LoadedEncoder
-from mixco.data.images import UnreadableImage, decode
+from mixco.data.decode import UnreadableImage, decode
 from mixco.data.loading import Images, canvases
 from mixco.data.packing import PackedImages, torch_type
-from mixco.data.views import brightened, evaluation_view
-from mixco.errors import UserError
-from mixco.evaluation.features import extract_features, features_of
-from mixco.evaluation.knn import knn_scores, neighbours
-from mixco.seeding import generator_for
+from mixco.embeddings.features import extract_features, features_of
+from mixco.embeddings.knn import knn_scores, neighbours
+from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.runtime.errors import UserError
+from mixco.runtime.seeding import generator_for
+from mixco.views.augment import brightened, evaluation_view
 
 WIDTH, HEIGHT = 1000, 700  # of a map, in units
 THUMBNAIL = 44  # pixels of a screen

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
-from mixco.files import replacing
+from mixco.runtime.files import replacing
 
 # Each colour of a figure is a variable of style.css, which has another value for it in the dark.
 INK, QUIET, LINE = "#1c1c1e", "#5c6068", "#dcdee2"

@@ -12,19 +12,14 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from mixco.checkpoint import load_encoder
-from mixco.config import ReportConfig
-from mixco.data import views
-from mixco.data.images import RGB
+from mixco.data.datasets.sources import list_images
+from mixco.data.decode import RGB
 from mixco.data.loading import Images, open_images
 from mixco.data.normalisation import measure
-from mixco.data.sources import list_images
-from mixco.errors import UserError
-from mixco.files import replacing
-from mixco.hardware import memory_bytes, pick_device, pick_dtype, processors
+from mixco.encoders.checkpoint import load_encoder
 from mixco.mixing import MIXERS
-from mixco.progress import counting, say
-from mixco.report import sections, words
+from mixco.report import sections
+from mixco.report import text as words
 from mixco.report.classes import Counts, confused, counts_of, matrix, per_class
 from mixco.report.embedding import (
     Embedding,
@@ -35,10 +30,16 @@ from mixco.report.embedding import (
 )
 from mixco.report.run import Run, read_run
 from mixco.report.table import group, load
-from mixco.results import read_confusions, read_json
-from mixco.settings import command_of
+from mixco.runtime.device import memory_bytes, pick_device, pick_dtype, processors
+from mixco.runtime.errors import UserError
+from mixco.runtime.files import replacing
+from mixco.runtime.progress import counting, say
+from mixco.runtime.run_folder import read_confusions, read_json
+from mixco.settings.config import ReportConfig
+from mixco.settings.resolve import command_of
 from mixco.training.held_out import split_holdout
 from mixco.training.telling import Seen, what_it_sees
+from mixco.views import augment as views
 
 SEED = 0  # of what is drawn for the page: which images are shown
 QUERIES, NEIGHBOURS = 6, 8

@@ -7,9 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mixco.errors import UserError
 from mixco.report.table import flat
-from mixco.results import read_json
+from mixco.runtime.errors import UserError
+from mixco.runtime.run_folder import read_json
 
 NAMES = {"moco": "MoCo", "simclr": "SimCLR", "mixco": "MixCo"}
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixco.pictures import draw_neighbours, draw_views
+from mixco.plots import draw_neighbours, draw_views
 from mixco.report import embedding as of
 from mixco.report.embedding import Embedding, Query
 from mixco.report.figures import (

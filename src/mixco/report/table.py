@@ -1,6 +1,6 @@
 """The results of several runs side by side: one row a setting, mean and spread over its seeds.
 
-Reads run folders and collections (see results.py); needs neither torch nor the images.
+Reads run folders and collections (see runtime/run_folder.py); needs neither torch nor the images.
 """
 
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from mixco.errors import UserError
-from mixco.results import read_json, run_results
+from mixco.runtime.errors import UserError
+from mixco.runtime.run_folder import read_json, run_results
 
 # What a row shows of its setting; the rest is told only where two rows would look alike.
 SHOWN = ("method", "data", "arch", "size", "epochs")

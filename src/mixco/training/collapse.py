@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixco.checkpoint import EncoderDescription
 from mixco.data.loading import Images, canvases
-from mixco.data.views import evaluation_view
-from mixco.evaluation.features import extract_features
+from mixco.embeddings.features import extract_features
+from mixco.encoders.checkpoint import EncoderDescription
 from mixco.models.encoder import Encoder
-from mixco.progress import say
+from mixco.runtime.progress import say
+from mixco.views.augment import evaluation_view
 
 MOST, LEAST = 256, 64  # images that are looked at
 

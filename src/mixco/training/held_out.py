@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mixco.checkpoint import EncoderDescription
 from mixco.data.loading import Images
-from mixco.evaluation.features import features_of
-from mixco.evaluation.knn import knn_scores, topk_accuracy
-from mixco.seeding import generator_for
+from mixco.embeddings.features import features_of
+from mixco.embeddings.knn import knn_scores, topk_accuracy
+from mixco.encoders.checkpoint import EncoderDescription
+from mixco.runtime.seeding import generator_for
 
 
 def split_holdout(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixco.errors import UserError
-from mixco.progress import say
-from mixco.results import read_results, write_json
+from mixco.runtime.errors import UserError
+from mixco.runtime.progress import say
+from mixco.runtime.run_folder import read_results, write_json
 
 Record = Mapping[str, float]
 

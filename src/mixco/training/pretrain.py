@@ -11,31 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixco.checkpoint import EncoderDescription, save_encoder
-from mixco.config import PretrainConfig, ReportConfig
-from mixco.data import views
-from mixco.data.download import download
-from mixco.data.images import RGB
-from mixco.data.loading import open_images, view_batches
+from mixco.data.datasets.download import download
+from mixco.data.datasets.sources import list_images
+from mixco.data.decode import RGB
+from mixco.data.loading import epoch_batches, open_images, view_batches
 from mixco.data.packing import PackedImages
-from mixco.data.resident import batches
-from mixco.data.sources import list_images
-from mixco.distributed import (
-    buffers_from_first,
-    from_first,
-    joined,
-    mean_of,
-    most_of,
-    rank,
-    replicated,
-    split_batch,
-    started,
-    world,
-)
-from mixco.errors import UserError
-from mixco.failures import machine_failures_told
-from mixco.files import one_at_a_time
-from mixco.hardware import (
+from mixco.encoders.checkpoint import EncoderDescription, save_encoder
+from mixco.methods.moco import MoCo
+from mixco.methods.simclr import SimCLR
+from mixco.mixing import MIXERS
+from mixco.models.encoder import Encoder, build_backbone, build_head, drops_at_random, feature_dim
+from mixco.models.sync_batchnorm import synchronise_batch_norms
+from mixco.plots import draw_curves
+from mixco.runtime.device import (
     describe,
     keep_freed_memory,
     memory_bytes,
@@ -43,14 +31,22 @@ from mixco.hardware import (
     pick_dtype,
     processors,
 )
-from mixco.methods.moco import MoCo
-from mixco.methods.simclr import SimCLR
-from mixco.mixing import MIXERS
-from mixco.models.encoder import Encoder, build_backbone, build_head, drops_at_random, feature_dim
-from mixco.models.sync_batchnorm import synchronise_batch_norms
-from mixco.pictures import draw_curves
-from mixco.progress import Stopwatch, counting, downloading, say, training, waited
-from mixco.results import (
+from mixco.runtime.distributed import (
+    all_reduce_max,
+    all_reduce_mean,
+    broadcast_buffers,
+    broadcast_object,
+    ddp,
+    launch_env,
+    process_group,
+    rank,
+    split_batch,
+    world,
+)
+from mixco.runtime.errors import UserError, explain_machine_failures
+from mixco.runtime.files import one_at_a_time
+from mixco.runtime.progress import Stopwatch, counting, downloading, say, training, waited
+from mixco.runtime.run_folder import (
     add_result,
     append_metrics,
     read_results,
@@ -58,15 +54,10 @@ from mixco.results import (
     write_json,
     write_metrics,
 )
-from mixco.schedules import learning_rate
-from mixco.seeding import generator_for, global_draws
-from mixco.settings import to_dict
-from mixco.training.choosing import as_it_began, cautions_of, choose_rest, choose_size
-from mixco.training.collapse import collapse_check, warn_of_collapse, watched_views
-from mixco.training.held_out import knn_check, split_holdout
-from mixco.training.loggers import followed_by, require
-from mixco.training.optimisers import build_optimizer
-from mixco.training.resuming import (
+from mixco.runtime.seeding import generator_for, global_draws
+from mixco.settings.config import PretrainConfig, ReportConfig
+from mixco.settings.resolve import to_dict
+from mixco.training.checkpoints import (
     Due,
     newest_state,
     open_run,
@@ -74,6 +65,12 @@ from mixco.training.resuming import (
     save_step,
     signals_noticed,
 )
+from mixco.training.collapse import collapse_check, warn_of_collapse, watched_views
+from mixco.training.held_out import knn_check, split_holdout
+from mixco.training.loggers import followed_by, require
+from mixco.training.optimisers import build_optimizer
+from mixco.training.schedules import learning_rate
+from mixco.training.setup import as_it_began, cautions_of, choose_rest, choose_size
 from mixco.training.telling import (
     note_once,
     report_data,
@@ -82,13 +79,14 @@ from mixco.training.telling import (
     show_what_it_saw,
     what_it_sees,
 )
+from mixco.views import augment as views
 
 # The loss is looked at this often for not being finite: on a GPU each look waits for the device.
 STEPS_BETWEEN_LOOKS = {"cpu": 1}
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Train an encoder without labels and leave everything in a run folder (see results.py).
+    """Train an encoder without labels and leave everything in a run folder (see runtime/run_folder.py).
 
     A run that was stopped there, at any moment, goes on and ends as one that never was: with the same
     weights, queue, optimiser and metrics, on the CPU bit for bit. One that is finished stays as it is.
@@ -100,11 +98,13 @@ def pretrain(config: PretrainConfig) -> Path:
     finite: then the last good checkpoint stays. On SIGINT and SIGTERM the step is finished and saved,
     and KeyboardInterrupt or SystemExit(143) raised; a second signal acts at once.
     """
-    # With other settings it is another run, but for the pieces.
-    remedy = "raise --pieces, or lower --batch-size, --queue or --size and give another --out"
-    with ExitStack() as until_the_end, machine_failures_told(remedy):
+    # With other settings it is another run, but for the micro_batches.
+    remedy = (
+        "raise --micro-batches, or lower --batch-size, --queue or --size and give another --out"
+    )
+    with ExitStack() as until_the_end, explain_machine_failures(remedy):
         folder = _pretrain(config, until_the_end)
-    if config.run.report and started().rank == 0:
+    if config.run.report and launch_env().rank == 0:
         from mixco.report.page import write_page  # it takes time to load, and is seldom wanted
 
         say(f"the page of the run: {write_page(ReportConfig((folder,), device=config.run.device))}")
@@ -114,7 +114,7 @@ def pretrain(config: PretrainConfig) -> Path:
 def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     """`pretrain`; until_the_end holds what is given back when it is left, however."""
     require(config.run.log_to)
-    here = started()
+    here = launch_env()
     device = pick_device(config.run.device, here.local_rank)
     dtype = pick_dtype(device, config.run.precision)
     keep_freed_memory(device)
@@ -152,7 +152,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         channels=pixel.channels,
         bits=pixel.bits,
     )
-    until_the_end.enter_context(joined(device, config.run.timeout_minutes))
+    until_the_end.enter_context(process_group(device, config.run.timeout_minutes))
     config, more = choose_rest(
         dataclasses.replace(config, data=loading),
         images,
@@ -161,7 +161,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         dtype,
         processes=here.processes,
     )
-    config = from_first(config)  # machines with another memory would choose another batch
+    config = broadcast_object(config)  # machines with another memory would choose another batch
     data, method_config, optimisation, run = (
         config.data,
         config.method,
@@ -181,7 +181,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     folder, first = run.out, rank() == 0
     if first:
         until_the_end.enter_context(open_run(folder, to_dict(config), say))
-    if from_first(first and is_finished(folder)):
+    if broadcast_object(first and is_finished(folder)):
         say(f"{folder}: this run is finished already")
         return folder
     if first:
@@ -233,7 +233,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         }
         save_step(folder, step, state, keep=keep)
 
-    state = from_first(newest_state(folder, say) if first else None)
+    state = broadcast_object(newest_state(folder, say) if first else None)
     if state is not None:
         if state["data"] != identity:
             raise UserError(
@@ -276,7 +276,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         on_unreadable=on_unreadable,
         rows=split_batch(optimisation.batch_size, world())[rank()] if world() > 1 else None,
     )
-    trained = replicated(method)
+    trained = ddp(method)
     watched = watched_views(images, members, encoder, device=device, dtype=dtype)
     say(
         f"{name}: {config.model.arch} at {data.size} px, {len(members):,} images "
@@ -323,7 +323,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
                     draws = generator_for(run.seed, "method", step=step)
                     losses = trained(view_q, view_k, draws, optimisation.batch_size)
                 losses["loss"].backward()
-                for key, value in mean_of(losses).items():
+                for key, value in all_reduce_mean(losses).items():
                     sums[key] = sums.get(key, torch.zeros_like(value)) + value
                 epoch_ends = (step + 1) % steps_per_epoch == 0  # before it is saved
                 looks = step % STEPS_BETWEEN_LOOKS.get(device.type, 20) == 0 or epoch_ends
@@ -340,7 +340,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
                 on_step(f"epoch {epoch}/{optimisation.epochs}", {**means, "lr": rate}, epoch_watch)
                 # Processes must agree, which makes them wait for the device: only when they look.
                 if (world() == 1 or looks or due.by_steps(step)) and not epoch_ends:
-                    asked = most_of(2 * signal_that_came() + due(step), device)
+                    asked = all_reduce_max(2 * signal_that_came() + due(step), device)
                     if asked:
                         save()
                         leave_on(asked // 2, folder, step)
@@ -353,7 +353,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
                 "waiting_share": round(epoch_watch.waiting_share, 4),
             }
             last = epoch == optimisation.epochs
-            buffers_from_first(method.encoder)  # the checks are shared out, and are of one encoder
+            broadcast_buffers(method.encoder)  # the checks are shared out, and are of one encoder
             if knn_possible and (epoch % run.knn_every == 0 or last):
                 record["knn"] = check_knn()
             record |= collapse_check(method.encoder, watched, dtype)
@@ -365,7 +365,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
             say_epoch(record, optimisation.epochs, (steps - step) * optimisation.batch_size)
             warn_of_collapse(records)
             keep = run.keep_every > 0 and epoch % run.keep_every == 0
-            asked = most_of(2 * signal_that_came() + due(step), device)
+            asked = all_reduce_max(2 * signal_that_came() + due(step), device)
             if keep or last or asked:
                 save(keep)
                 leave_on(0 if last else asked // 2, folder, step)
@@ -406,7 +406,7 @@ def build_method(config: PretrainConfig) -> MoCo | SimCLR:
             mix=MIXERS[method.mix],
             mix_temperature=method.mix_temperature,
             mix_weight=method.mix_weight,
-            pieces=config.optimisation.pieces,
+            micro_batches=config.optimisation.micro_batches,
         )
     assert method.queue and method.bn_splits and method.momentum is not None
     return MoCo(
@@ -420,7 +420,7 @@ def build_method(config: PretrainConfig) -> MoCo | SimCLR:
         mix_weight=method.mix_weight,
         bn_splits=method.bn_splits,
         generator=generator_for(seed, "queue"),
-        pieces=config.optimisation.pieces,
+        micro_batches=config.optimisation.micro_batches,
     )
 
 
@@ -433,7 +433,7 @@ def plan(
     """
     steps_per_epoch = len(members) // batch_size
     for epoch in range(start // steps_per_epoch + 1, epochs + 1):
-        shuffled = batches(members, batch_size, generator_for(seed, "epoch", step=epoch))
+        shuffled = epoch_batches(members, batch_size, generator_for(seed, "epoch", step=epoch))
         for step, index in enumerate(shuffled, (epoch - 1) * steps_per_epoch):
             if step >= start:
                 yield index, generator_for(seed, "views", step=step)

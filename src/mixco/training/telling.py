@@ -7,16 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixco.cautions import Caution
-from mixco.data import views
 from mixco.data.loading import Images, canvases
 from mixco.data.packing import PackedImages
-from mixco.files import naming, replacing, shown
 from mixco.mixing import Mixer, draw_shares
-from mixco.pictures import draw_views
-from mixco.progress import NUMBERS, in_words, redraws, say
-from mixco.seeding import generator_for
-from mixco.training.choosing import Choice
+from mixco.plots import draw_views
+from mixco.runtime.files import naming, replacing, shown
+from mixco.runtime.progress import NUMBERS, in_words, redraws, say
+from mixco.runtime.seeding import generator_for
+from mixco.settings.warnings import Caution
+from mixco.training.setup import Choice
+from mixco.views import augment as views
 
 
 def note_once(path: Path, line: str) -> None:

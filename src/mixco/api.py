@@ -1,0 +1,160 @@
+"""The commands as Python functions: by a config, or by the command line's settings as keywords."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mixco.embeddings import commands
+from mixco.embeddings.embedding import Embedder, load_encoder
+from mixco.evaluation import protocols as evaluate
+from mixco.evaluation import trained
+from mixco.runtime.errors import UserError
+from mixco.runtime.run_folder import read_json, read_metrics
+from mixco.settings.config import (
+    DuplicatesConfig,
+    EmbedConfig,
+    FinetuneConfig,
+    KNNConfig,
+    LinearConfig,
+    NeighboursConfig,
+    PretrainConfig,
+)
+from mixco.settings.resolve import flat_fields, from_dict, load_recipe, with_settings
+from mixco.training import pretrain as training
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+AnyPath = str | PathLike[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What pretraining left in a folder; goes wherever a path does."""
+
+    folder: Path
+
+    @property
+    def config(self) -> PretrainConfig:
+        """The resolved settings."""
+        path = self.folder / "config.json"
+        return from_dict(PretrainConfig, read_json(path), str(path))
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """A record an epoch: epoch, loss, clean, lr, images_per_second, waiting_share; mixed, knn."""
+        return read_metrics(self.folder)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """results.json: what pretraining came to, and each evaluation so far."""
+        results: dict[str, Any] = read_json(self.folder / "results.json")
+        return results
+
+    def encoder(self) -> Embedder:
+        """The encoder, loaded (see `load_encoder`)."""
+        return load_encoder(self.folder)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __truediv__(self, name: AnyPath) -> Path:
+        return self.folder / name
+
+
+def takes(config: type) -> Callable[[Function], Function]:
+    """Show a config's settings as a function's keywords, in help() and to completion."""
+
+    def keyword(field: Field[Any]) -> inspect.Parameter:
+        default = None if field.default is MISSING else field.default
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(field.name, kind, default=default, annotation=field.type)
+
+    def shown(function: Function) -> Function:
+        own = inspect.signature(function)
+        named = [p for p in own.parameters.values() if p.kind != inspect.Parameter.VAR_KEYWORD]
+        fields = (f for f in flat_fields(config).values() if f.name not in own.parameters)
+        parameters = [*named, *map(keyword, fields)]
+        function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return function
+
+    return shown
+
+
+@takes(PretrainConfig)
+def pretrain(config: PretrainConfig | None = None, **settings: Any) -> Run:
+    """Train an encoder without labels and leave everything in a run folder (see runtime/run_folder.py).
+
+    config: the settings, or those of a recipe (recipe="..."), or else the defaults. Keywords go first:
+    those of `mixco pretrain --help`, with underscores, as in `pretrain(data="photos/", epochs=50)`.
+
+    A run that was stopped goes on with the same call; one that is finished stays as it is.
+
+    Raises UserError for an unknown keyword, with the nearest known one, and for whatever else can be
+    mended.
+    """
+    if recipe := settings.get("recipe"):
+        if config is not None:
+            raise UserError("pretrain: give a config or recipe=, not both")
+        config = load_recipe(recipe)
+    return Run(training.pretrain(with_settings(config or PretrainConfig(), settings, "pretrain")))
+
+
+@takes(KNNConfig)
+def evaluate_knn(
+    config: KNNConfig | None = None, features: evaluate.Features | None = None, **settings: Any
+) -> dict[str, Any]:
+    """Weighted kNN of the test split among the train split: {"top1": percent, "top5": ..., ...}.
+
+    By a config, or by the keywords of `mixco knn --help`: `evaluate_knn(run="runs/a")`. Written into the
+    run's results.json too. features: of `evaluation.evaluate.compute_features`, to save their time.
+    """
+    return evaluate.evaluate_knn(with_settings(config or KNNConfig(), settings, "knn"), features)
+
+
+@takes(LinearConfig)
+def evaluate_linear(
+    config: LinearConfig | None = None, features: evaluate.Features | None = None, **settings: Any
+) -> dict[str, Any]:
+    """A linear classifier on the frozen encoder: {"top1": percent, "top5": ..., ...}.
+
+    By a config, or by the keywords of `mixco linear --help`; as `evaluate_knn` otherwise.
+    """
+    config = with_settings(config or LinearConfig(), settings, "linear")
+    return evaluate.evaluate_linear(config, features)
+
+
+@takes(FinetuneConfig)
+def finetune(config: FinetuneConfig | None = None, **settings: Any) -> dict[str, Any]:
+    """Train the whole network with labels: {"top1": percent, "top5": ..., ...}.
+
+    By a config, or by the keywords of `mixco finetune --help`; as `evaluate_knn` otherwise.
+    """
+    return trained.finetune(with_settings(config or FinetuneConfig(), settings, "finetune"))
+
+
+@takes(EmbedConfig)
+def embed(run: AnyPath, data: AnyPath | None = None, **settings: Any) -> Path:
+    """Write the vectors of a collection of images into a file, out="vectors.parquet"; returns it.
+
+    By the keywords of `mixco embed --help`. For vectors in memory there is `load_encoder(run).embed`.
+    """
+    config = with_settings(EmbedConfig(Path(run)), {"data": data, **settings}, "embed")
+    return commands.embed(config)
+
+
+@takes(NeighboursConfig)
+def neighbours(
+    run: AnyPath, images: AnyPath | Iterable[AnyPath], **settings: Any
+) -> list[commands.Neighbours]:
+    """Of each image the nearest ones of a collection, by the keywords of `mixco neighbours --help`."""
+    given = [images] if isinstance(images, (str, PathLike)) else list(images)
+    config = NeighboursConfig(Path(run), tuple(map(str, given)))
+    return commands.neighbours(with_settings(config, settings, "neighbours"))
+
+
+@takes(DuplicatesConfig)
+def duplicates(run: AnyPath, **settings: Any) -> list[commands.Duplicates]:
+    """Groups of near-duplicates in a collection, by the keywords of `mixco duplicates --help`."""
+    return commands.duplicates(with_settings(DuplicatesConfig(Path(run)), settings, "duplicates"))

@@ -1,0 +1,303 @@
+"""The verbs about a collection of images: embed, neighbours, duplicates."""
+
+import csv
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mixco.data.datasets.folders import whole_folder
+from mixco.data.datasets.sources import NAMED, list_images
+from mixco.data.decode import UnreadableImage, decode
+from mixco.data.image_list import ImageList
+from mixco.data.loading import FEATURE_BATCH, canvases
+from mixco.data.packing import state_key
+from mixco.data.pixel_format import infer_pixel_format
+from mixco.data.streaming import stream
+from mixco.embeddings.embedding import Embedder, load_encoder
+from mixco.embeddings.knn import neighbours as nearest_rows
+from mixco.embeddings.search import near_duplicates
+from mixco.embeddings.vectors import KINDS, Vectors, check_kind, is_vectors, read_vectors
+from mixco.embeddings.writing import embed_to_file
+from mixco.encoders.checkpoint import fingerprint
+from mixco.plots import draw_neighbours
+from mixco.runtime.device import keep_freed_memory, pick_device, pick_dtype, processors
+from mixco.runtime.errors import UserError
+from mixco.runtime.files import replacing
+from mixco.runtime.progress import counting, say
+from mixco.runtime.run_folder import read_json, write_json
+from mixco.settings.config import CollectionConfig, DuplicatesConfig, EmbedConfig, NeighboursConfig
+from mixco.views.augment import evaluation_view
+
+SIDE = 96  # in pixels, of an image in a picture
+
+
+def embed(config: EmbedConfig) -> Path:
+    """Write the vectors of a collection into a file; a stopped call goes on (see writing.py).
+
+    Returns the file. Raises UserError for what the user can mend.
+    """
+    if config.out is None:
+        raise UserError(f"give --out, the file of vectors, which ends in {', '.join(KINDS)}")
+    check_kind(config.out)
+    encoder = _load(config.run, config.collection)
+    return _embed(config.out, encoder, config.run, config.data, config.normalise, config.collection)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest images of one image, the nearest first."""
+
+    image: str
+    paths: tuple[str, ...]
+    similarities: tuple[float, ...]
+    """Cosines of the angles between the vectors."""
+
+
+def neighbours(config: NeighboursConfig) -> list[Neighbours]:
+    """The k nearest images of a collection, for each of some images; itself left out.
+
+    Raises UserError for what the user can mend.
+    """
+    if not config.images:
+        raise UserError("neighbours: give at least one image")
+    if config.k < 1:
+        raise UserError(f"--k {config.k}: at least 1")
+    encoder = _load(config.run, config.collection)
+    among = _collection(config.run, encoder, config.among, config.collection)
+    paths = among.paths()
+    places = {path: row for row, path in enumerate(paths)}
+    own = [places.get(image, places.get(_whole(image))) for image in config.images]
+    strange = [image for image, row in zip(config.images, own, strict=True) if row is None]
+    for image in strange:
+        if not Path(image).expanduser().is_file():
+            raise UserError(
+                f"{image}: neither an image file nor the name of an image of {among.source.name}"
+            )
+    device, precision = config.collection.device, config.collection.precision
+    made = iter(encoder.embed(strange, device=device, precision=precision) if strange else ())
+    queries = torch.stack([next(made) if row is None else among.vectors[row] for row in own])
+    similarities, rows = nearest_rows(among.vectors, queries, config.k + 1)
+    found = []
+    for image, row, values, near in zip(config.images, own, similarities, rows, strict=True):
+        others = (near != (-1 if row is None else row)).nonzero().squeeze(1)[: config.k]
+        names = tuple(_shown(paths[i]) for i in near[others].tolist())
+        found.append(Neighbours(image, names, tuple(values[others].tolist())))
+    if config.picture is not None:
+        _draw(config.picture, found, among, places)
+    return found
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """A group of images, each of which is near the first."""
+
+    paths: tuple[str, ...]
+    similarities: tuple[float, ...]
+    """Of each to the first."""
+    same_pixels_as: tuple[str | None, ...]
+    """The earlier image of the group that has exactly the pixels of this one, if one has."""
+
+
+def duplicates(config: DuplicatesConfig) -> list[Duplicates]:
+    """Groups of near-duplicates, the tightest first, written into a file if one is given.
+
+    See search.near_duplicates for what a group is. Raises UserError for what the user can mend.
+    """
+    if not 0 < config.threshold <= 1:
+        raise UserError(f"--threshold {config.threshold}: above 0 and at most 1")
+    if config.out is not None and config.out.suffix not in (".csv", ".json"):
+        raise UserError(f"--out {config.out}: a file that ends in .csv or .json was expected")
+    if is_vectors(config.run):
+        if config.among is not None:
+            raise UserError(f"{config.run}: a file of vectors already; leave out --among")
+        among = read_vectors(config.run)
+    else:
+        encoder = _load(config.run, config.collection)
+        among = _collection(config.run, encoder, config.among, config.collection)
+    source = infer_pixel_format(among.source, None, None)
+    with counting("comparing") as on_progress:
+        groups = near_duplicates(among.vectors, config.threshold, on_progress)
+    names = among.paths()
+    found = []
+    with counting("looking at pixels") as on_progress:
+        for done, group in enumerate(groups, 1):
+            paths = tuple(_shown(names[row]) for row, _ in group)
+            first_with: dict[str, str] = {}
+            same = []
+            for (row, _), path in zip(group, paths, strict=True):
+                pixels = _pixel_hash(source, int(among.index[row]))
+                same.append(first_with.get(pixels) if pixels else None)
+                first_with.setdefault(pixels, path)
+            found.append(Duplicates(paths, tuple(value for _, value in group), tuple(same)))
+            on_progress(done, len(groups))
+    if config.out is not None:
+        _write_groups(config.out, found)
+    return found
+
+
+def _load(run: Path, settings: CollectionConfig) -> Embedder:
+    encoder = load_encoder(run, arch=settings.arch, stem=settings.stem, size=settings.size)
+    for line in encoder.report:
+        say(line)
+    return encoder
+
+
+def _collection(
+    run: Path, encoder: Embedder, among: str | None, settings: CollectionConfig
+) -> Vectors:
+    """The vectors that are searched: of a file, or made now, or kept beside the run since before."""
+    if among is not None and Path(among).suffix in KINDS:
+        vectors = read_vectors(Path(among).expanduser())
+        if vectors.notes["encoder"] != fingerprint(encoder.backbone):
+            raise UserError(
+                f"--among {among}: made by another encoder ({vectors.notes['training']}); embed its "
+                f"images with {run}"
+            )
+        return vectors
+    return read_vectors(_embed(None, encoder, run, among, True, settings))
+
+
+def _embed(
+    out: Path | None,
+    encoder: Embedder,
+    run: Path,
+    data: str | None,
+    normalise: bool,
+    settings: CollectionConfig,
+) -> Path:
+    """Embed a collection into a file, and return it; None for the one that is kept beside the run."""
+    source, where = _images(run, data, settings)
+    size = encoder.description.size
+    notes = {
+        "images": state_key(source, size),
+        "root": str(source.root.resolve()),
+        "packed": bool(source.containers),
+        **(where if source.containers else {}),
+        "encoder": fingerprint(encoder.backbone),
+        "training": encoder.description.training,
+        "size": size,
+        "normalised": normalise,
+    }
+    if out is None:
+        beside = run if run.is_dir() else run.parent
+        key = hashlib.sha256(json.dumps(notes).encode()).hexdigest()[:16]
+        out = beside / "embeddings" / f"{source.name.split('/')[0]}-{key}.safetensors"
+    device = pick_device(settings.device)
+    keep_freed_memory(device)
+    workers = processors() if settings.workers is None else settings.workers
+    if len(source.files) <= FEATURE_BATCH:
+        workers = 0  # one batch, which one process decodes: this one does not have to be started
+    with counting(f"embedding {source.name}") as on_progress:
+        written = embed_to_file(
+            out,
+            encoder,
+            source,
+            notes,
+            normalise=normalise,
+            workers=workers,
+            device=device,
+            dtype=pick_dtype(device, settings.precision),
+            on_progress=on_progress,
+        )
+    if written is not None:
+        if written < len(source.files):
+            say(
+                f"warning: of {len(source.files):,} images {len(source.files) - written:,} cannot be "
+                f"read; they are listed in {out}.unreadable.txt"
+            )
+        say(f"{out}: the vectors of {written:,} images")
+    return out
+
+
+def _images(
+    run: Path, data: str | None, settings: CollectionConfig
+) -> tuple[ImageList, dict[str, str | None]]:
+    """The images of a collection, and how they can be listed again."""
+    split, data_path = settings.split, settings.data_path
+    config = run / "config.json"
+    trained_on = read_json(config)["data"] if config.is_file() else None
+    if data is None:
+        if trained_on is None:
+            raise UserError(f"{run}: no run folder, whose data would be known; give the images too")
+        data, split = str(trained_on["data"]), split or "pretrain"
+    if trained_on is not None and data == trained_on["data"] and trained_on["data_path"]:
+        data_path = data_path or Path(trained_on["data_path"])
+    cache = settings.cache.expanduser()
+    folder = Path(data).expanduser()
+    if split is None and data not in NAMED and folder.is_dir():
+        source = whole_folder(folder, cache)
+    else:
+        split = split or "pretrain"
+        source = list_images(data, data_path, split, cache)
+    return source, {
+        "data": data,
+        "data_path": str(data_path) if data_path else None,
+        "split": split,
+    }
+
+
+def _whole(image: str) -> str:
+    """The whole path of a file, as `Vectors.paths` has it; a link at its end is not followed."""
+    path = Path(image).expanduser()
+    return str(path.parent.resolve() / path.name)
+
+
+def _shown(path: str) -> str:
+    """From the folder that a person is in, where it lies below it."""
+    below = Path(path).is_relative_to(Path.cwd())
+    return str(Path(path).relative_to(Path.cwd())) if below else path
+
+
+def _pixel_hash(source: ImageList, index: int) -> str:
+    """Of shape and pixels; "" where the image cannot be read any more."""
+    try:
+        pixels = decode(source.read(index), pixel=source.pixel)
+    except (UnreadableImage, OSError):
+        return ""
+    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+
+
+def _draw(path: Path, found: list[Neighbours], among: Vectors, places: dict[str, int]) -> None:
+    k = min(len(each.paths) for each in found)
+    if k == 0:
+        raise UserError(f"--picture {path}: {among.source.name} has no other image")
+
+    def square(name: str) -> Tensor:
+        """[C, SIDE, SIDE] in [0, 1]; of 16 bits the brightest is white"""
+        row = places.get(name, places.get(_whole(name)))
+        if row is None:
+            source, index = ImageList("", Path(), (_whole(name),), None, ()), torch.tensor([0])
+        else:
+            source, index = among.source, among.index[row, None]
+        images, extents = canvases(
+            stream(infer_pixel_format(source, None, None), 0), index, 2 * SIDE
+        )
+        none = (0.0,) * images.shape[1]
+        seen = evaluation_view(images, extents, SIDE, mean=none, std=(1.0,) * len(none))[0]
+        return seen if images.dtype == torch.uint8 else seen / seen.amax().clamp(min=1e-6)
+
+    draw_neighbours(
+        path,
+        torch.stack([square(each.image) for each in found]),
+        torch.stack([torch.stack([square(name) for name in each.paths[:k]]) for each in found]),
+        torch.tensor([each.similarities[:k] for each in found]),
+        None,
+        [Path(each.image).name for each in found],
+        f"{among.notes['training']}: the nearest of {len(among):,} images",
+    )
+
+
+def _write_groups(path: Path, groups: list[Duplicates]) -> None:
+    if path.suffix == ".json":
+        write_json(path, [asdict(group) for group in groups])
+        return
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("group", "path", "similarity", "same_pixels_as"))
+        for number, group in enumerate(groups, 1):
+            for row in zip(group.paths, group.similarities, group.same_pixels_as, strict=True):
+                writer.writerow((number, row[0], f"{row[1]:.4f}", row[2] or ""))

@@ -1,0 +1,238 @@
+"""Files of vectors: the path of each image, its vector, and notes of where they came from.
+
+.safetensors  vectors float32 [N, D]; paths uint8, UTF-8, each with a zero byte behind it
+.npz          vectors float32 [N, D]; paths, text [N]; notes, JSON
+.parquet      a row an image: path (string), vector (a list of D float32); a row group a shard
+
+Paths are below the notes' root. They are written a part at a time: the vectors need never be in the
+memory together.
+"""
+
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mixco.data.datasets.sources import list_images
+from mixco.data.image_list import ImageList
+from mixco.runtime.errors import UserError
+from mixco.runtime.files import replacing
+
+KINDS = (".parquet", ".npz", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The vectors of a collection of images."""
+
+    source: ImageList
+    """The images."""
+    index: Tensor
+    """int64 [N]: which images of the source."""
+    vectors: Tensor
+    """float32 [N, D]; of a safetensors file mapped, not read."""
+    notes: dict[str, Any]
+    """Of whom and by whom: root, data, data_path, split, training, size, normalised, and others."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def paths(self) -> list[str]:
+        """Of each row: the whole path of its file, or its name in the file that holds all images."""
+        files = [self.source.files[i] for i in self.index.tolist()]
+        return files if self.notes["packed"] else [str(self.source.root / file) for file in files]
+
+
+def check_kind(path: Path, names: Iterable[str] = ()) -> None:
+    """Raises UserError unless vectors of images by these names can be written to such a file."""
+    if path.suffix not in KINDS:
+        raise UserError(f"--out {path}: a file that ends in {', '.join(KINDS)} was expected")
+    if path.suffix == ".parquet":
+        _pyarrow()
+        for name in names:
+            if not _is_unicode(name):
+                raise UserError(
+                    f"{name!r}: a name that is no UTF-8, which a Parquet file cannot hold; rename the "
+                    "file, or give --out with .npz or .safetensors"
+                )
+
+
+def write_vectors(
+    path: Path, names: Sequence[str], dim: int, parts: Iterable[Tensor], notes: dict[str, Any]
+) -> None:
+    """Write a file of vectors, atomically. parts: float32 [n, dim], together as many as the names."""
+    write = {".parquet": _write_parquet, ".npz": _write_npz, ".safetensors": _write_safetensors}
+    with replacing(path) as temporary:
+        write[path.suffix](temporary, names, dim, parts, json.dumps(notes))
+
+
+def is_vectors(path: Path) -> bool:
+    """Is it a file of vectors, by its ending, and not an encoder?"""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return path.suffix in KINDS[:2]
+    try:
+        with safe_open(path, "pt") as file:
+            return "mixco-vectors" in (file.metadata() or {})
+    except SafetensorError:
+        return False
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The notes of a file of vectors. Raises UserError where it is none."""
+    return _read(path, notes_only=True)[0]
+
+
+def read_vectors(path: Path) -> Vectors:
+    """A file of vectors, and the list of its images. Raises UserError where it is none."""
+    notes, names, vectors = _read(path)
+    index = torch.arange(len(names))
+    if notes["packed"]:  # images that are no files: of CIFAR, STL-10, the sample
+        data_path = notes["data_path"] and Path(notes["data_path"])
+        source = list_images(notes["data"], data_path, notes["split"])
+        places = {file: place for place, file in enumerate(source.files)}
+        if not places.keys() >= set(names):
+            raise UserError(f"{path}: made of other images of {notes['data']}; embed them again")
+        index = torch.tensor([places[name] for name in names])
+    else:
+        source = ImageList(path.name, Path(notes["root"]), names, None, ())
+    return Vectors(source, index, vectors, notes)
+
+
+def _read(path: Path, notes_only: bool = False) -> tuple[dict[str, Any], tuple[str, ...], Tensor]:
+    """Notes, paths and vectors; of the latter nothing if only notes are wanted."""
+    read = {".parquet": _read_parquet, ".npz": _read_npz, ".safetensors": _read_safetensors}
+    if path.suffix not in KINDS:
+        raise UserError(f"{path}: not a file of vectors, which ends in {', '.join(KINDS)}")
+    try:
+        text, names, vectors = read[path.suffix](path, notes_only)
+        return json.loads(text), names, vectors
+    except OSError as error:
+        # Arrow's messages are its own; they tell of damage too.
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (SafetensorError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: damaged, or not written by `mixco embed` ({error}); remove it, or give another"
+        ) from None
+
+
+def _write_safetensors(
+    path: Path, names: Sequence[str], dim: int, parts: Iterable[Tensor], notes: str
+) -> None:
+    text = b"".join(_encoded(name) + b"\0" for name in names)
+    end = 4 * len(names) * dim
+    header = json.dumps(
+        {
+            "__metadata__": {"mixco-vectors": notes},
+            "vectors": {"dtype": "F32", "shape": [len(names), dim], "data_offsets": [0, end]},
+            "paths": {"dtype": "U8", "shape": [len(text)], "data_offsets": [end, end + len(text)]},
+        }
+    ).encode()
+    header += b" " * (-len(header) % 64 + 56)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        _write_parts(file, parts)
+        file.write(text)
+
+
+def _read_safetensors(path: Path, notes_only: bool) -> tuple[str, tuple[str, ...], Tensor]:
+    with safe_open(path, "pt") as file:
+        notes = (file.metadata() or {})["mixco-vectors"]
+        if notes_only:
+            return notes, (), torch.empty(0)
+        text = file.get_tensor("paths").numpy().tobytes()
+        names = tuple(name.decode("utf-8", "surrogateescape") for name in text.split(b"\0")[:-1])
+        return notes, names, file.get_tensor("vectors")
+
+
+def _write_npz(
+    path: Path, names: Sequence[str], dim: int, parts: Iterable[Tensor], notes: str
+) -> None:
+    head = {"descr": "<f4", "fortran_order": False, "shape": (len(names), dim)}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("vectors.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, head)
+            _write_parts(file, parts)
+        for key, values in (("paths", np.array(names, np.str_)), ("notes", np.array(notes))):
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, values, allow_pickle=False)
+
+
+def _read_npz(path: Path, notes_only: bool) -> tuple[str, tuple[str, ...], Tensor]:
+    with np.load(path, allow_pickle=False) as file:
+        if notes_only:
+            return str(file["notes"]), (), torch.empty(0)
+        names = tuple(map(str, file["paths"].tolist()))
+        return str(file["notes"]), names, torch.from_numpy(file["vectors"])
+
+
+def _write_parquet(
+    path: Path, names: Sequence[str], dim: int, parts: Iterable[Tensor], notes: str
+) -> None:
+    pa, parquet = _pyarrow()
+    fields = [("path", pa.string()), ("vector", pa.list_(pa.float32(), dim))]
+    schema = pa.schema(fields, metadata={"mixco": notes})
+    done = 0
+    # Vectors neither repeat themselves nor compress.
+    with parquet.ParquetWriter(path, schema, use_dictionary=False, compression="none") as writer:
+        for part in parts:
+            values = pa.array(part.flatten().numpy())
+            columns = [
+                pa.array(names[done : done + len(part)], pa.string()),
+                pa.FixedSizeListArray.from_arrays(values, dim),
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            done += len(part)
+
+
+def _read_parquet(path: Path, notes_only: bool) -> tuple[str, tuple[str, ...], Tensor]:
+    _, parquet = _pyarrow()
+    with parquet.ParquetFile(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+        notes = metadata[b"mixco"].decode()
+        if notes_only:
+            return notes, (), torch.empty(0)
+        dim = file.schema_arrow.field("vector").type.list_size
+        names: list[str] = []
+        vectors = torch.empty(file.metadata.num_rows, dim)
+        for batch in file.iter_batches():
+            flat = batch.column("vector").flatten().to_numpy()
+            vectors[len(names) : len(names) + len(batch)] = torch.tensor(flat).view(-1, dim)
+            names += batch.column("path").to_pylist()
+        return notes, tuple(names), vectors
+
+
+def _write_parts(file: IO[bytes] | io.BufferedIOBase, parts: Iterable[Tensor]) -> None:
+    for part in parts:
+        file.write(part.contiguous().numpy().astype("<f4", copy=False).tobytes())
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(
+            "Parquet files need pyarrow: pip install 'mixco[embed]'; or give .npz or .safetensors"
+        ) from None
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,153 @@
+"""The vectors of a whole collection, into a file: in bounded memory, and gone on with when stopped.
+
+Beside the file lies a folder for as long as it is not finished, <file>.part/: of.json, what is embedded
+by what, and shard-000012.safetensors, the vectors of 2,048 images each.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mixco.data.image_list import ImageList
+from mixco.data.loading import FEATURE_BATCH
+from mixco.embeddings.embedding import embedded
+from mixco.embeddings.vectors import check_kind, read_notes, write_vectors
+from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.runtime.errors import UserError
+from mixco.runtime.files import replacing
+from mixco.runtime.run_folder import read_json, write_json
+
+SHARD = 4 * FEATURE_BATCH
+
+
+def embed_to_file(
+    path: Path,
+    encoder: LoadedEncoder,
+    source: ImageList,
+    notes: dict[str, Any],
+    *,
+    normalise: bool,
+    workers: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_progress: Callable[[int, int], None] | None = None,
+    shard: int = SHARD,
+) -> int | None:
+    """Write the vectors of all images of a list that can be read; the others into <path>.unreadable.txt.
+
+    Returns how many it wrote, None when the file was finished already.
+
+    notes: kept in the file (see vectors.py), and what tells one such work from another: a file with
+        the same notes is finished already, shards with the same are gone on with.
+    shard: images between two savings; a multiple of 512 makes whole batches.
+
+    Raises UserError when the file or its shards are of other images or of another encoder, when another
+    process is at it, when nothing can be read, and when the disk cannot be written.
+    """
+    check_kind(path, source.files)
+    if path.exists():
+        if read_notes(path) == notes:
+            return None
+        raise UserError(
+            f"{path}: holds vectors of other images, or of another encoder; give another --out, or "
+            "remove it"
+        )
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        with FileLock(part / ".lock", timeout=0):
+            _claim(part, notes)
+            count = len(source.files)
+            files = [part / f"shard-{i:06d}.safetensors" for i in range(-(-count // shard))]
+            todo = [i for i, file in enumerate(files) if not file.exists()]
+            index = [torch.arange(i * shard, min((i + 1) * shard, count)) for i in todo]
+            done = count - sum(map(len, index))
+            seen: list[tuple[Tensor, Tensor]] = []
+            unreadable: list[tuple[str, str]] = []
+            batches = (
+                embedded(
+                    encoder,
+                    source,
+                    torch.cat(index),
+                    normalise=normalise,
+                    workers=workers,
+                    device=device,
+                    dtype=dtype,
+                    on_unreadable=lambda file, reason: unreadable.append((file, reason)),
+                    batch_size=min(FEATURE_BATCH, shard),
+                )
+                if todo
+                else ()
+            )
+            for wanted, readable, vectors in batches:
+                seen.append((readable, vectors))
+                last = int(wanted[-1]) + 1
+                if last % shard == 0 or last == count:
+                    _save(files[(last - 1) // shard], seen, unreadable)
+                    seen.clear()
+                    unreadable.clear()
+                done += len(wanted)
+                if on_progress:
+                    on_progress(done, count)
+            written = _assemble(path, source, files, notes)
+        shutil.rmtree(part)
+        return written
+    except Timeout:
+        raise UserError(f"{path}: another process is writing it; wait for it, or end it") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); what was embedded stays in "
+            f"{part.name}, and the same command goes on from there"
+        ) from None
+
+
+def _claim(part: Path, notes: dict[str, Any]) -> None:
+    identity = part / "of.json"
+    if not identity.exists():
+        write_json(identity, notes)
+    elif read_json(identity) != json.loads(json.dumps(notes)):
+        raise UserError(
+            f"{part}: begun with other images, or with another encoder or other options; give the "
+            "same to go on, or remove the folder to begin anew"
+        )
+
+
+def _save(path: Path, seen: list[tuple[Tensor, Tensor]], unreadable: list[tuple[str, str]]) -> None:
+    tensors = {
+        "index": torch.cat([index for index, _ in seen]),
+        "vectors": torch.cat([v for _, v in seen if len(v)] or [torch.empty(0, 0)]),
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"unreadable": json.dumps(unreadable)})
+
+
+def _assemble(path: Path, source: ImageList, files: list[Path], notes: dict[str, Any]) -> int:
+    names: list[str] = []
+    unreadable: list[tuple[str, str]] = []
+    dim = 0
+    for file in files:
+        with safe_open(file, "pt") as shard:
+            names += [source.files[i] for i in shard.get_tensor("index").tolist()]
+            unreadable += json.loads(shard.metadata()["unreadable"])
+            dim = max(dim, shard.get_slice("vectors").get_shape()[1])
+    if unreadable:
+        lines = "".join(f"{file}\t{reason}\n" for file, reason in unreadable)
+        path.with_name(f"{path.name}.unreadable.txt").write_text(lines, "utf-8", "surrogateescape")
+    if not names:
+        raise UserError(f"{source.root}: none of its {len(source.files)} images can be read")
+    write_vectors(path, names, dim, map(_vectors, files), notes)
+    return len(names)
+
+
+def _vectors(file: Path) -> Tensor:
+    with safe_open(file, "pt") as shard:
+        vectors: Tensor = shard.get_tensor("vectors")
+        return vectors

@@ -1,0 +1,249 @@
+"""The one schema of saved encoders: written by pretraining, read by every evaluation.
+
+An encoder is its weights and a description that suffices to build it and to feed it. It is saved
+alone as encoder.safetensors (the description in the file's metadata), and inside checkpoints.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mixco.encoders import other_projects as foreign
+from mixco.encoders.safe_load import safe_load
+from mixco.models.encoder import (
+    Stem,
+    build_backbone,
+    classifier_layers,
+    feature_dim,
+    first_convolution,
+    usual_size,
+)
+from mixco.runtime.errors import UserError
+from mixco.runtime.files import replacing
+from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
+
+LARGEST = 4096  # pixels of an encoder's input; a larger side in a file is damage
+
+
+@dataclass(frozen=True)
+class EncoderDescription:
+    """How to build the backbone, and what it expects to see."""
+
+    arch: str
+    stem: str
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Of the pixels' share of their type's maximum; one number for each channel that it sees."""
+    training: str
+    """How it was trained, in words: "simclr+mixco, 40 epochs, seed 0" or "random weights, seed 0"."""
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """A backbone whose every weight came from the file."""
+
+    backbone: nn.Module = field(repr=False)
+    description: EncoderDescription
+    path: Path
+    matched: int
+    """Number of the backbone's tensors, all of which came from the file."""
+    report: tuple[str, ...] = ()
+    """Of another project's file: what was left out of it, and what was assumed; lines of text."""
+
+
+def save_encoder(path: Path, backbone: nn.Module, description: EncoderDescription) -> None:
+    """Write encoder.safetensors atomically; keys are timm's."""
+    tensors = {
+        key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"mixco": json.dumps(dataclasses.asdict(description))})
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically: temporary name, synced to the disk, renamed."""
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_encoder(
+    path: Path | str, *, arch: str | None = None, stem: Stem | None = None, size: int | None = None
+) -> LoadedEncoder:
+    """Build the backbone that a file holds and load its weights, all of them.
+
+    path: an encoder.safetensors, a checkpoint of a run (checkpoints/*.pt), a run folder, or another
+        project's checkpoint (see encoders/other_projects.py); never more than weights are read from it.
+    arch, stem: of another project's encoder; needed where its weights do not tell.
+    size: side in pixels of the images that it will see, if not what the file says.
+
+    Raises UserError when the file is missing, damaged or of an unknown layout, and when any weight of
+    the backbone is missing, left over or of another shape. There is no way to get random weights
+    from here.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "encoder.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; expected a run's encoder or checkpoint")
+    if size is not None and not 1 <= size <= LARGEST:
+        raise UserError(f"--size {size}: 1 to {LARGEST} pixels")
+    content, description = _read(path)
+    if description is None:
+        return _load_foreign(path, content, arch, stem, size)
+    if arch is not None or stem is not None:
+        raise UserError(
+            f"{path}: it says itself that it is {description.arch} with stem {description.stem}; "
+            "leave out --arch and --stem"
+        )
+    backbone = build_backbone(
+        description.arch,
+        description.size,
+        description.stem,  # type: ignore[arg-type]
+        channels=description.channels,
+    )
+    _fill(backbone, content, description, path)
+    if size is not None and size != description.size:
+        feature_dim(backbone, size)  # refuses what it cannot take
+        description = dataclasses.replace(description, size=size)
+    return LoadedEncoder(backbone.eval(), description, path, len(content))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over the names and bytes of all weights and buffers, running statistics among them."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key}/{value.dtype}/{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _load_foreign(
+    path: Path, content: Any, arch: str | None, stem: Stem | None, size: int | None
+) -> LoadedEncoder:
+    weights, beside = foreign.find_weights(content, str(path))
+    found = foreign.recognise(weights, str(path))
+    name = arch or foreign.resnet_name(found.backbone)
+    if name is None:
+        raise UserError(f"{path}: {foreign.unknown_arch(found)}; give --arch, timm's name of it")
+    assumed = ""
+    if stem is None:
+        is_resnet = foreign.is_resnet(found.backbone)
+        stem, assumed = foreign.resnet_stem(found, str(path)) if is_resnet else ("standard", "")
+    size = size or (usual_size(name) if stem == "standard" else 32)
+    backbone = build_backbone(name, size, stem)
+    first = found.backbone.get(f"{first_convolution(backbone)}.weight")
+    if first is not None and first.ndim == 4 and first.shape[1] != 3:
+        raise UserError(
+            f"{path}: its first convolution sees {first.shape[1]} channels; of other projects' encoders "
+            "only those of RGB are taken, since a file does not tell what other images are normalised "
+            "with"
+        )
+    found = foreign.without_classifier(found, classifier_layers(backbone), backbone.state_dict())
+    description = EncoderDescription(
+        arch=name,
+        stem=stem,
+        size=size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        training=f"trained elsewhere, keys of {found.kind}",
+    )
+    _fill(backbone, found.backbone, description, path)
+    norm = f"images of {size} px, normalised with ImageNet's mean and standard deviation"
+    report = (
+        *foreign.report(found, beside),
+        f"assumed: {norm}" + (f"; {assumed}" if assumed else ""),
+    )
+    return LoadedEncoder(backbone.eval(), description, path, len(found.backbone), report)
+
+
+def _fill(
+    backbone: nn.Module,
+    weights: Mapping[str, Tensor],
+    description: EncoderDescription,
+    path: Path,
+) -> None:
+    """Load the weights. Raises UserError unless they are exactly those of the backbone."""
+    expected = backbone.state_dict()
+    wrong = [
+        *(f"{key} is missing" for key in expected.keys() - weights.keys()),
+        *(f"{key} is left over" for key in weights.keys() - expected.keys()),
+        *(
+            f"{key} is {list(weights[key].shape)} instead of {list(expected[key].shape)}"
+            for key in expected.keys() & weights.keys()
+            if expected[key].shape != weights[key].shape
+        ),
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        position = any(text.startswith("pos_embed is [") for text in wrong)
+        raise UserError(
+            f"{path}: the weights do not fit {description.arch} with stem {description.stem}: "
+            f"{'; '.join(sorted(wrong)[:3])}{more}"
+            + (f"; another --size than {description.size}?" if position else "")
+        )
+    try:
+        backbone.load_state_dict(dict(weights))
+    except Exception as error:  # of numbers that are none, for instance quantised ones
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"{path}: the weights cannot be loaded into {description.arch} ({reason}); save them as "
+            "plain float32"
+        ) from None
+
+
+def _read(path: Path) -> tuple[Any, EncoderDescription | None]:
+    """Our own backbone's weights and description; or whatever another file holds, and None."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            description = _describe(json.loads(metadata["mixco"])) if "mixco" in metadata else None
+            return content, description
+        content = safe_load(path)
+        if not (isinstance(content, dict) and {"method", "encoder"} <= content.keys()):
+            return content, None
+        prefix = "encoder.backbone."
+        weights = {
+            key.removeprefix(prefix): value
+            for key, value in content["method"].items()
+            if key.startswith(prefix) and isinstance(value, Tensor)
+        }
+        return weights, _describe(content["encoder"])
+    except UserError:
+        raise
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from None
+    except Exception as error:  # torch.load raises many kinds on damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+
+
+def _describe(values: dict[str, Any]) -> EncoderDescription:
+    """Raises ValueError, TypeError or KeyError for what describes no encoder."""
+    said = EncoderDescription(
+        **{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])}
+    )
+    texts = all(isinstance(text, str) for text in (said.arch, said.stem, said.training))
+    if not (texts and said.stem in get_args(Stem) and type(said.size) is int):
+        raise ValueError("its description is damaged")
+    if not (1 <= said.size <= LARGEST and len(said.mean) == len(said.std) >= 1):
+        raise ValueError("its description is damaged")
+    if not all(math.isfinite(value) for value in said.mean + said.std) or min(said.std) <= 0:
+        raise ValueError("its description is damaged")
+    return said

@@ -1,0 +1,74 @@
+"""Files of torch.save, read so that nothing in them is run, whoever made them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from mixco.runtime.errors import UserError
+
+# What trainers put beside the weights: settings, numbers, paths, modules. None of it is needed, so
+# none of it is built: a placeholder stands for each. Whatever is not named here is refused.
+PACKAGES = (
+    *("torch.nn.", "torchvision.", "timm.", "lightly.", "lightly_train."),
+    *("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf."),
+)
+TYPES = (
+    *("argparse.Namespace", "functools.partial", "typing.Any", "collections.defaultdict"),
+    *("datetime.datetime", "datetime.timedelta"),
+    *("numpy.dtype", "numpy.ndarray"),
+    *("numpy.core.multiarray.scalar", "numpy.core.multiarray._reconstruct"),
+    *("numpy._core.multiarray.scalar", "numpy._core.multiarray._reconstruct"),
+    *("pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath"),
+    *("pathlib._local.Path", "pathlib._local.PosixPath", "pathlib._local.WindowsPath"),
+)
+
+
+class Placeholder:
+    """Stands for an object that is not built: it takes whatever it is given, and does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def _empty_dict(*_: Any) -> dict[Any, Any]:
+    """Stands for a defaultdict, whose items follow it in the file."""
+    return {}
+
+
+def safe_load(path: Path) -> Any:
+    """The content of a torch.save file: tensors, numbers, texts, and lists and dicts of them.
+
+    Loaded with weights_only=True. For an object of the types above there is a placeholder. Raises
+    UserError for an object of any other type, and torch's errors for a damaged file.
+    """
+    try:
+        found = get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # the format before torch 1.6, which cannot be asked beforehand
+        found = []
+    refused = sorted(n for n in found if n not in TYPES and not n.startswith(PACKAGES))
+    if refused:
+        raise _refusal(path, ", ".join(refused[:3]))
+    stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+        (_empty_dict if name == "collections.defaultdict" else Placeholder, name)
+        for name in {*found, *TYPES}
+    ]
+    with safe_globals(stand_ins):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            name = str(error).partition("GLOBAL ")[2].split()[:1]
+            if name:
+                raise _refusal(path, name[0]) from None
+            raise
+
+
+def _refusal(path: Path, names: str) -> UserError:
+    return UserError(
+        f"{path}: it holds more than weights ({names}), and loading that could run code of whoever "
+        "made the file. If you trust it, save its weights alone where it was made, for instance by "
+        f"torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pt')"
+    )

@@ -1,0 +1,137 @@
+"""A linear probe: softmax regression on frozen features, its settings chosen on held-out images.
+
+The whole sweep of learning rates and weight decays is one batched problem: S probes see the same
+batches of features, and one matrix product serves them all.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixco.embeddings.knn import topk_accuracy
+from mixco.runtime.errors import UserError
+
+LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A fitted probe, and how its settings were chosen."""
+
+    weight: Tensor
+    """[D, C]"""
+    bias: Tensor
+    """[C]"""
+    mean: Tensor
+    std: Tensor
+    """[D], of the features it was fitted on"""
+    learning_rate: float
+    weight_decay: float
+    selection: tuple[tuple[float, float, float], ...]
+    """(learning rate, weight decay, top-1 in percent on the held-out part)"""
+
+    def scores(self, features: Tensor) -> Tensor:
+        """float32 [M, D] -> logits [M, C]"""
+        return (features - self.mean) / self.std @ self.weight + self.bias
+
+
+def fit_linear_probe(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    seed: int = 0,
+    epochs: int = 100,
+    batch_size: int = 256,
+    holdout: float = 0.2,
+    learning_rates: tuple[float, ...] = LEARNING_RATES,
+    weight_decays: tuple[float, ...] = WEIGHT_DECAYS,
+) -> LinearProbe:
+    """Choose the learning rate and weight decay on a held-out part, then fit again on everything.
+
+    features: float32 [N, D]; labels: int64 [N] in [0, classes). holdout: share of each class.
+    Of settings with equal held-out accuracy, the stronger decay and then the lower rate is taken.
+
+    Raises UserError when a class has fewer than two images.
+    """
+    counts = labels.bincount(minlength=classes)
+    if counts.min() < 2:
+        raise UserError(
+            f"the linear probe needs two labelled images of each class, class "
+            f"{int(counts.argmin())} has {int(counts.min())}; add some or remove the class"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    held_out = _stratified(labels, holdout, generator)
+    grid = [(lr, decay) for lr in learning_rates for decay in weight_decays]
+    weight, bias, mean, std = _fit(
+        features[~held_out], labels[~held_out], classes, grid, epochs, batch_size, seed
+    )
+    held = (features[held_out] - mean) / std
+    accuracies = [
+        topk_accuracy(torch.nan_to_num(held @ w + b, nan=-math.inf), labels[held_out], 1)
+        for w, b in zip(weight, bias, strict=True)
+    ]
+    selection = tuple((*pair, round(a, 2)) for pair, a in zip(grid, accuracies, strict=True))
+    chosen = max(selection, key=lambda row: (row[2], row[1], -row[0]))[:2]
+    weight, bias, mean, std = _fit(features, labels, classes, [chosen], epochs, batch_size, seed)
+    return LinearProbe(weight[0], bias[0], mean, std, *chosen, selection)
+
+
+def _stratified(labels: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """bool [N]: of each class at least one image and about `share`, never all."""
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    for label in torch.unique(labels):
+        members = (labels == label).nonzero().squeeze(1)
+        count = min(len(members) - 1, max(1, round(share * len(members))))
+        mask[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return mask
+
+
+def _fit(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    grid: list[tuple[float, float]],
+    epochs: int,
+    batch_size: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """S probes at once by SGD with Nesterov momentum 0.9 and a cosine schedule.
+
+    Returns weights [S, D, C], biases [S, C] and the mean and std [D] that standardise the features.
+    A probe whose rate is too high may diverge to NaN without touching the others.
+    """
+    mean = features.mean(0)
+    std = features.std(0).clamp(min=1e-6)
+    x = (features - mean) / std
+    settings, dim = len(grid), x.shape[1]
+    rates, decays = (torch.tensor(v).view(-1, 1, 1) for v in zip(*grid, strict=True))
+    weight, bias = x.new_zeros(settings, dim, classes), x.new_zeros(settings, 1, classes)
+    weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
+    generator = torch.Generator().manual_seed(seed)
+    batch_size = min(batch_size, len(x))
+    batches = len(x) // batch_size
+    # The gradient of softmax regression is short enough to be written out, and then all S probes
+    # share two matrix products a step.
+    for step in range(epochs * batches):
+        if step % batches == 0:
+            order = torch.randperm(len(x), generator=generator)
+        index = order[step % batches * batch_size :][:batch_size]
+        inputs = x[index]  # [B, D]
+        flat = weight.permute(1, 0, 2).reshape(dim, settings * classes)
+        logits = (inputs @ flat).view(-1, settings, classes) + bias.squeeze(1)
+        error = logits.softmax(2) - F.one_hot(labels[index], classes)[:, None]  # [B, S, C]
+        error = error / len(index)
+        gradient = (inputs.T @ error.flatten(1)).view(dim, settings, classes).permute(1, 0, 2)
+        rate = rates * (0.5 * (1 + math.cos(math.pi * step / (epochs * batches))))
+        for value, speed, slope in (
+            (weight, weight_speed, gradient + decays * weight),
+            (bias, bias_speed, error.sum(0)[:, None]),
+        ):
+            speed.mul_(0.9).add_(slope)
+            value.sub_(rate * (slope + 0.9 * speed))
+    return weight, bias.squeeze(1), mean, std

@@ -1,0 +1,191 @@
+"""The run folder and what is written into it.
+
+config.json          the resolved config
+versions.json        of Python, the libraries and mixco, and the hardware
+metrics.jsonl        one record an epoch
+tensorboard/         the same for TensorBoard
+loggers.json         {"wandb": {"id": ..., "epochs": ...}, ...}, of services that are told; when asked
+checkpoints/         step-00000780.pt, the last two, and those that are kept for good
+encoder.safetensors  the backbone, in timm's (for ResNets also torchvision's) keys
+unreadable.txt       the images that were left out, and why; only when there are any
+results.json         {"pretrain": {...}, "knn": {...}, "linear": {...}, ...}; see docs/results.md
+confusions-*.csv     of knn and linear: how many test images of a class were taken for which
+*.safetensors        classifiers that were trained on it: classifier, supervised, finetune
+*.png                pictures
+exports/             what `mixco export` made
+
+The results of many runs may be collected in one file: {name: {"config": {...}, "pretrain": {...}, ...}}.
+"""
+
+import csv
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mixco.runtime.errors import UserError
+from mixco.runtime.files import naming, replacing
+
+LIBRARIES = ("mixco", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+CONFUSIONS = ("class", "taken for", "images")
+LONGEST_WAIT = 60  # seconds for a file of results; writing one takes milliseconds
+
+
+def new_run_folder(path: Path) -> Path:
+    """Make the run folder. Raises UserError when it is not new or empty: runs are never overwritten."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise UserError(
+                f"--out {path}: the folder is not empty; give a new one, or remove it first"
+            )
+        (path / "checkpoints").mkdir()
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be made ({error.strerror})") from None
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError when the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); is this a run folder?"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}; restore it or run again") from None
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a dict. Raises UserError for any other."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a file of results; give another one")
+    return content
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """A run's config.json: its sections, "data" and "run" among them, all of them dicts.
+
+    Raises UserError when it is missing, damaged, or no run's.
+    """
+    path = run / "config.json"
+    config = read_json(path)
+    sections = ("data", "method", "run")
+    if not isinstance(config, dict) or not all(isinstance(config.get(s), dict) for s in sections):
+        raise UserError(f"{path} is of no run; restore it, or give another folder")
+    return config
+
+
+@contextmanager
+def changing_json(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields what a JSON file holds, {} where there is none, and writes it back as it is left.
+
+    One process at a time: others wait, so that none loses what another has written. Readers need not
+    wait, for the file is replaced as a whole. The lock is the system's, on a file beside it; it ends
+    with the process that holds it.
+
+    Raises UserError when the file is damaged or cannot be written, or when another process holds it
+    for longer than a minute. On any error the old file stays.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, timeout=LONGEST_WAIT):
+            content = read_results(path) if path.exists() else {}
+            yield content
+            write_json(path, content)
+    except Timeout:
+        raise UserError(
+            f"{path}: another process has held {lock.name} for over {LONGEST_WAIT} s; end it, or "
+            "give another file"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def add_result(run: Path, kind: str, values: dict[str, Any]) -> None:
+    """Set results.json's entry of one kind ("pretrain", "knn", "linear"); keep the others."""
+    with changing_json(run / "results.json") as results:
+        results[kind] = values
+
+
+def write_confusions(run: Path, kind: str, counts: dict[tuple[str, str], int]) -> None:
+    """confusions-<kind>.csv; counts: (class, what it was taken for) -> test images."""
+    rows = [CONFUSIONS, *((*pair, number) for pair, number in counts.items())]
+    with (
+        replacing(run / f"confusions-{kind}.csv") as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        csv.writer(file).writerows(rows)
+
+
+def read_confusions(path: Path) -> dict[tuple[str, str], int]:
+    """Raises UserError when the file is missing or damaged."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            head, *rows = csv.reader(file)
+        if tuple(head) != CONFUSIONS:
+            raise ValueError(f"it begins with {head}")
+        return {(truth, guess): int(number) for truth, guess, number in rows}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is damaged: {error}; remove it, or evaluate again") from None
+
+
+def run_results(run: Path) -> dict[str, Any]:
+    """{"config": config.json, and the entries of results.json}, as a collection has them.
+
+    Raises UserError when there are no results. An evaluation with --out has no config.
+    """
+    config = run / "config.json"
+    settings = {"config": read_results(config)} if config.exists() else {}
+    return {**settings, **read_results(run / "results.json")}
+
+
+def collect(run: Path, collection: Path, name: str) -> None:
+    """Set a collection's entry of one run to the run's results as they are; keep those of the others.
+
+    The run is read while the collection is held: of two processes, the later one knows the more.
+    """
+    with changing_json(collection) as results:
+        results[name] = run_results(run)
+
+
+def append_metrics(run: Path, record: dict[str, Any]) -> None:
+    path = run / "metrics.jsonl"
+    with naming(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def write_metrics(run: Path, records: list[dict[str, Any]]) -> None:
+    """Replace all records, atomically."""
+    with replacing(run / "metrics.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def versions(hardware: str) -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+        "platform": platform.platform(),
+        "hardware": hardware,
+    }

@@ -1,0 +1,286 @@
+"""Going on with a run that was stopped, at whatever moment that was.
+
+A checkpoint holds all that a run is made of: weights, momentum copy, queue, optimiser, the sums of an
+epoch that is not over. Random numbers need no place in it, for each step draws its own from the seed
+and the step's number (runtime/seeding.py).
+"""
+
+import re
+import signal
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from mixco.encoders.checkpoint import save_checkpoint
+from mixco.runtime.errors import UserError, of_the_machine, out_of_memory
+from mixco.runtime.run_folder import new_run_folder, read_config, write_json
+
+LOCK = ".run.lock"
+TEMPORARY = re.compile(r"\.\d+-")  # of files.replacing
+# What a checkpoint holds at least.
+STATE = {
+    **dict.fromkeys(("method", "optimizer", "sums", "data"), dict),
+    "step": int,
+    "records": list,
+    "time": tuple,
+}
+ROLLING = 2  # so many checkpoints are kept beside those that stay
+
+# What of a config may change between two parts of a run: where things lie, how they are read and
+# how often is looked, all of which leave what is learned as it is; and the device, which rounds
+# differently but means the same.
+MAY_CHANGE = (
+    *("recipe", "data.data_path", "data.download", "data.cache", "data.workers"),
+    *("run.out", "run.device", "run.knn_every", "run.linear_lr", "run.report", "run.log_to"),
+    *("run.timeout_minutes", "optimisation.micro_batches"),
+    *("run.checkpoint_minutes", "run.checkpoint_steps", "run.keep_every"),
+)
+SILENTLY = ("recipe", "run.out", "run.report", "data.download")
+
+
+def open_run(
+    folder: Path, config: dict[str, Any], say: Callable[[str], None]
+) -> AbstractContextManager[object]:
+    """Make the run folder, or open one that holds a run by the same config, and lock it.
+
+    config: resolved, as config.json has it. What changed and may change is said.
+
+    Returns the held lock, for a `with` that ends it; so does the end of the process. As long as it is
+    held, other processes are refused.
+    Raises UserError when the folder holds something else or another run, or is in use.
+    """
+    begun = begun_config(folder)
+    if begun is None:
+        if not _barely_begun(folder):
+            new_run_folder(folder)
+        lock = _lock(folder)
+        write_json(folder / "config.json", config)
+        return lock
+    changed = list(differences(begun, config))
+    fatal = [text for key, text in changed if key not in MAY_CHANGE]
+    if fatal:
+        raise UserError(
+            f"--out {folder} holds a run with other settings: {'; '.join(fatal)}. Give the settings "
+            "that it began with to go on with it, or another --out"
+        )
+    lock = _lock(folder)
+    for key, text in changed:
+        if key not in SILENTLY:
+            say(f"changed since the run began: {text}")
+    return lock
+
+
+def begun_config(folder: Path) -> dict[str, Any] | None:
+    """What a run in the folder began with; None where there is none. Raises UserError for no run's."""
+    if not (folder / "config.json").exists():
+        return None
+    config = read_config(folder)
+    config["data"] = {"channels": 3, "bits": 8} | config["data"]  # of before there were others
+    return config
+
+
+def as_begun(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What is not given (None, or loading "auto") is as it was when the run began.
+
+    The images, the device and how full memory and disk are may have changed, and with them the choice.
+    """
+    return _filled(config, begun_config(folder) or {}, "")
+
+
+def _filled(config: dict[str, Any], begun: dict[str, Any], prefix: str) -> dict[str, Any]:
+    result = dict(config)
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            section = begun.get(key)
+            result[key] = _filled(value, section if isinstance(section, dict) else {}, f"{name}.")
+        elif (value is None or (name, value) == ("data.loading", "auto")) and (
+            name not in MAY_CHANGE
+        ):
+            result[key] = begun.get(key, value)
+    return result
+
+
+def _barely_begun(folder: Path) -> bool:
+    """Does it hold what a process leaves that was killed before there was a config.json?"""
+    inside = folder / "checkpoints"
+    return inside.is_dir() and not any(inside.iterdir()) and not any(_of_others(folder))
+
+
+def _of_others(folder: Path) -> Iterator[Path]:
+    ours = {"checkpoints", LOCK}
+    return (p for p in folder.iterdir() if p.name not in ours and not TEMPORARY.match(p.name))
+
+
+def _lock(folder: Path) -> AbstractContextManager[object]:
+    try:
+        held = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"--out {folder}: another process is training there; wait for it, stop it, or give "
+            "another --out"
+        ) from None
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
+    for place in (folder, folder / "checkpoints"):
+        for path in place.iterdir():
+            if TEMPORARY.match(path.name):  # half written, by a process that was killed
+                path.unlink()
+    return held
+
+
+def differences(
+    before: dict[str, Any], now: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Of two configs the keys that differ, as "method.queue", and the change in words."""
+    for key in sorted(before.keys() | now.keys()):
+        old, new, name = before.get(key), now.get(key), f"{prefix}{key}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(old, new, f"{name}.")
+        elif old != new:
+            option = name.rpartition(".")[2].replace("_", "-")
+            yield name, f"--{option} was {old}, is {new}"
+
+
+def save_step(folder: Path, step: int, state: dict[str, Any], *, keep: bool) -> None:
+    """Save the state after `step` steps; of those that need not be kept the last two stay.
+
+    Raises UserError when it cannot be written; the checkpoints before it are then still there.
+    """
+    path = folder / "checkpoints" / f"step-{step:08d}{'-kept' if keep else ''}.pt"
+    try:
+        save_checkpoint(path, state)
+    except (OSError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        if not path.parent.is_dir():
+            raise UserError(
+                f"{path.parent}: the folder is gone, so step {step} cannot be saved; put it back where "
+                "it was and start the same command again, and it goes on from what is in there"
+            ) from None
+        # torch's writer raises the latter on a full disk, and only counts the bytes in its text.
+        reason = getattr(error, "strerror", None) or "not all of it: the disk is full"
+        raise UserError(
+            f"{path}: cannot be written ({reason}); the checkpoints before it are whole. Make room "
+            "and start the same command again, and it goes on from them"
+        ) from None
+    rolling = [p for p in checkpoints(folder) if not p.stem.endswith("-kept")]
+    for old in rolling[:-ROLLING]:
+        old.unlink(missing_ok=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those of a run folder, the oldest first."""
+    return sorted((folder / "checkpoints").glob("step-*.pt"), key=lambda p: p.stem.split("-")[1])
+
+
+def newest_state(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """What the newest whole checkpoint holds, on the CPU; None where a run has none yet.
+
+    A damaged one is told and the one before it is taken. Raises UserError when all are damaged.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()  # reads everything against its checksums
+            if damaged is None:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                if _is_of_a_run(state):
+                    return dict(state)
+                damaged = "it holds something else"
+        except Exception as error:  # a damaged file is met by many kinds
+            if of_the_machine(error):  # the file may be whole
+                raise
+            damaged = str(error).splitlines()[0] if str(error) else type(error).__name__
+        aside = path.replace(path.with_suffix(".damaged"))
+        say(f"warning: {aside} is damaged ({damaged}) and left aside; the one before it is taken")
+    if found:
+        raise UserError(
+            f"{folder}: all {len(found)} checkpoints are damaged; restore one of them, or begin anew "
+            "with another --out"
+        )
+    return None
+
+
+def _is_of_a_run(state: Any) -> bool:
+    return (
+        isinstance(state, dict)
+        and all(isinstance(state.get(key), kind) for key, kind in STATE.items())
+        and state["data"].keys() == {"name", "images"}
+        and len(state["time"]) == 3
+    )
+
+
+def restore(method: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state's weights and optimiser. Raises UserError when they are of another network."""
+    try:
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if of_the_machine(error):
+            raise
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"the checkpoint after step {state['step']} does not fit this run's network ({reason}); "
+            "remove it from checkpoints/, and the one before it is taken, or give another --out"
+        ) from None
+
+
+class Due:
+    """Is it time for a checkpoint? After so many minutes or steps; zero is never."""
+
+    def __init__(self, minutes: float, steps: int) -> None:
+        self.minutes, self.steps = minutes, steps
+        self.last = time.monotonic()
+
+    def __call__(self, step: int) -> bool:
+        by_time = self.minutes > 0 and time.monotonic() - self.last >= 60 * self.minutes
+        return by_time or self.by_steps(step)
+
+    def by_steps(self, step: int) -> bool:
+        return self.steps > 0 and step % self.steps == 0
+
+    def saved(self) -> None:
+        self.last = time.monotonic()
+
+
+@contextmanager
+def signals_noticed() -> Iterator[Callable[[], int]]:
+    """Inside, a first SIGINT or SIGTERM is only noted; a second one acts at once, as usual.
+
+    Yields a function that says which signal has come, 0 for none. Only in the main thread, the one
+    that signals reach; elsewhere it is always 0.
+    """
+    came = 0
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: came
+        return
+    before: dict[int, Any] = {}
+
+    def note(number: int, _: Any) -> None:
+        nonlocal came
+        came = number
+        put_back()
+
+    def put_back() -> None:
+        while before:
+            number, handler = before.popitem()
+            signal.signal(number, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A shell lets what it starts in the background ignore Ctrl-C; that stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, note)
+    try:
+        yield lambda: came
+    finally:
+        put_back()

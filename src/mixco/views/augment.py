@@ -1,0 +1,339 @@
+"""Two views of each image, made on the device: parameters per sample, arithmetic per batch.
+
+Sampling the parameters (`sample_view`) and applying them (`apply_view`) are two functions, so that a
+test can apply the same parameters image by image with torchvision and compare. Sampling happens on
+the CPU, where its few numbers cost nothing; so the host knows every group's size and applying never
+waits for the device.
+
+Images have any number of channels. Crop, flip, blur, brightness and contrast are for all of them;
+greyscale, saturation and hue only where there are three, which are taken for red, green and blue.
+The draws are the same.
+
+Either may be cut at the crop, for pictures that are cropped elsewhere, before they come to the device
+(streaming.py): `draw_view` draws all, `place_crops` then finds the crops when the extents are known,
+and `finish_view` does what comes after the crop.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from mixco.runtime.device import send
+from mixco.views.colour import greyscale, jitter
+from mixco.views.resampling import crop_resize, gaussian_blur
+
+Channels = tuple[float, ...]  # a number for each
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+
+CROP_TRIES = 10
+# Pixels of the views that are made together on a CPU: so many that they stay in its cache, and no fewer,
+# for each of some hundred small operations costs microseconds whatever its size.
+CHUNK = 2**18
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to a view. Lengths in pixels, probabilities and shares in [0, 1]."""
+
+    size: int
+    """Side of the view, 32 to 224."""
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Range of the crop's share of the area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the crop's width over height, log-uniform."""
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    """Strength of brightness, contrast, saturation (factors from 1 - s to 1 + s), hue (turns)."""
+    jitter_probability: float = 0.8
+    grey: float = 0.2
+    grey_first: bool = False
+    """Greyscale before the jitter, as MoCo v1 has it."""
+    blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """In pixels of a 224 crop; scaled by size / 224."""
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
+
+    @property
+    def blur_kernel(self) -> int:
+        """A tenth of the image, odd, at least 3 (Chen et al. 2020, appendix A)."""
+        return max(3, self.size // 10 // 2 * 2 + 1)
+
+
+def moco_v1(size: int, *, mean: Channels, std: Channels) -> Augmentation:
+    """He et al. 2020: crop, greyscale, strong jitter always, flip; no blur."""
+    return Augmentation(
+        size,
+        jitter=(0.4, 0.4, 0.4, 0.4),
+        jitter_probability=1.0,
+        grey_first=True,
+        blur=0.0,
+        mean=mean,
+        std=std,
+    )
+
+
+def moco_v2(size: int, *, mean: Channels, std: Channels) -> Augmentation:
+    """Chen et al. 2020 (2003.04297): crop, jitter, greyscale, blur, flip."""
+    return Augmentation(size, mean=mean, std=std)
+
+
+def simclr(size: int, *, mean: Channels, std: Channels) -> Augmentation:
+    """Chen et al. 2020 (2002.05709), with MixCo's crop scale of 0.2 in the place of 0.08."""
+    return Augmentation(size, jitter=(0.8, 0.8, 0.8, 0.2), mean=mean, std=std)
+
+
+AUGMENTATIONS = {
+    "moco-v1": moco_v1,
+    "moco-v2": moco_v2,
+    "simclr": simclr,
+}
+
+
+def crop_and_flip(size: int, *, mean: Channels, std: Channels) -> Augmentation:
+    """Of linear evaluation and fine-tuning (He et al. 2020): a crop of 8 to 100 % of the area, flip."""
+    return Augmentation(
+        size, scale=(0.08, 1.0), jitter_probability=0.0, grey=0.0, blur=0.0, mean=mean, std=std
+    )
+
+
+def weaken_jitter(augmentation: Augmentation, strength: float) -> Augmentation:
+    """The same with brightness, contrast, saturation and hue of `strength` times theirs."""
+    brightness, contrast, saturation, hue = (strength * s for s in augmentation.jitter)
+    return replace(augmentation, jitter=(brightness, contrast, saturation, hue))
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """What happens to each of B images; all tensors [B] or [B, n], on the CPU."""
+
+    box: Tensor
+    """int64 [B, 4]: top, left, height, width of the crop, in pixels of the canvas; [B, 0] before
+    the crops are placed."""
+    flip: Tensor
+    """bool"""
+    jitter: Tensor
+    """bool"""
+    factors: Tensor
+    """float32 [B, 4]: brightness, contrast, saturation, and hue in turns of [-0.5, 0.5]."""
+    order: Tensor
+    """int64 [B, 4]: which of the four comes at each stage."""
+    grey: Tensor
+    """bool"""
+    sigma: Tensor
+    """float32: of the blur in pixels of the view; 0 for none."""
+
+    def __getitem__(self, index: slice | Tensor) -> "ViewParameters":
+        return ViewParameters(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+def sample_view(
+    extents: Tensor, augmentation: Augmentation, generator: torch.Generator
+) -> ViewParameters:
+    """Draw the parameters of one view of each image.
+
+    extents: int64 [B, 2] on the CPU, height and width of the picture on each canvas.
+    """
+    crops, parameters = draw_view(len(extents), augmentation, generator)
+    return replace(parameters, box=place_crops(crops, extents, augmentation))
+
+
+def draw_view(
+    batch: int, augmentation: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, ViewParameters]:
+    """The draws of `sample_view` for pictures whose extents are not known yet.
+
+    Returns what `place_crops` wants, float64 [4, B, 10] in [0, 1), and the parameters without boxes.
+    """
+    a = augmentation
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
+
+    strength = torch.tensor(a.jitter)
+    low, high = (1 - strength).clamp(min=0), 1 + strength
+    low[3], high[3] = -strength[3], strength[3]  # of hue
+    sigma = uniform(*a.blur_sigma) * a.size / 224
+    crops = torch.rand(4, batch, CROP_TRIES, generator=generator, dtype=torch.float64)
+    return crops, ViewParameters(
+        box=torch.empty(batch, 0, dtype=torch.int64),
+        flip=uniform(0, 1) < a.flip,
+        jitter=uniform(0, 1) < a.jitter_probability,
+        factors=low + (high - low) * uniform(0, 1, 4),
+        order=uniform(0, 1, 4).argsort(1),
+        grey=uniform(0, 1) < a.grey,
+        sigma=torch.where(uniform(0, 1) < a.blur, sigma, 0),
+    )
+
+
+def place_crops(crops: Tensor, extents: Tensor, augmentation: Augmentation) -> Tensor:
+    """RandomResizedCrop's law: ten tries of area and log-ratio, else the largest central crop.
+
+    crops: float64 [4, B, 10] of `draw_view`; extents: int64 [B, 2], height and width.
+
+    Returns int64 [B, 4]: top, left, height, width.
+    """
+    scale, ratio = augmentation.scale, augmentation.ratio
+    height, width = extents.double().unbind(1)
+    area, log_ratio, top, left = crops
+    area = (height * width)[:, None] * (scale[0] + (scale[1] - scale[0]) * area)
+    bounds = torch.tensor(ratio, dtype=torch.float64).log()
+    aspect = (bounds[0] + (bounds[1] - bounds[0]) * log_ratio).exp()
+    w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (w > 0) & (h > 0) & (w <= width[:, None]) & (h <= height[:, None])
+    first = fits.int().argmax(1, keepdim=True)  # zero where none fits, which is replaced below
+    h, w, top, left = (v.gather(1, first).squeeze(1) for v in (h, w, top, left))
+
+    fallback_w = torch.minimum(width, (height * ratio[1]).round())
+    fallback_h = torch.minimum(height, (width / ratio[0]).round())
+    fitted = fits.any(1)
+    h, w = torch.where(fitted, h, fallback_h), torch.where(fitted, w, fallback_w)
+    top = torch.where(fitted, (top * (height - h + 1)).floor(), ((height - h) / 2).floor())
+    left = torch.where(fitted, (left * (width - w + 1)).floor(), ((width - w) / 2).floor())
+    return torch.stack([top, left, h, w], dim=1).long()
+
+
+def two_views(
+    images: Tensor,
+    extents: Tensor,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Two independent views of images [B, C, H, W]; see `apply_view`."""
+    first = sample_view(extents, augmentation, generator)
+    second = sample_view(extents, augmentation, generator)
+    return (
+        apply_view(images, first, augmentation, dtype),
+        apply_view(images, second, augmentation, dtype),
+    )
+
+
+def apply_view(
+    images: Tensor,
+    parameters: ViewParameters,
+    augmentation: Augmentation,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Apply the parameters: crop and antialiased resize, flip, colours, blur, normalisation.
+
+    images: uint8 or uint16 [B, C, H, W] on any device; parameters: of the same B, on the CPU.
+
+    Returns [B, C, size, size] of `dtype`, channels_last, normalised. Arithmetic is in float32. On
+    the CPU small chunks are done one after the other: they stay in the processor's cache.
+    """
+
+    def view(part: slice) -> Tensor:
+        p = parameters[part]
+        return _colour(crop_resize(images[part], p.box, p.flip, augmentation.size), p, augmentation)
+
+    return _in_chunks(view, images, augmentation.size, dtype)
+
+
+def finish_view(
+    crops: Tensor,
+    parameters: ViewParameters,
+    augmentation: Augmentation,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """`apply_view` after its crop: flip, colours, blur, normalisation.
+
+    crops: uint8 or uint16 [B, C, size, size] on any device, cropped and resized but not flipped.
+    """
+
+    def view(part: slice) -> Tensor:
+        p, x = parameters[part], unit(crops[part])
+        flip = send(p.flip, x.device)[:, None, None, None]
+        return _colour(torch.where(flip, x.flip(3), x), p, augmentation)
+
+    return _in_chunks(view, crops, augmentation.size, dtype)
+
+
+def _in_chunks(
+    view: Callable[[slice], Tensor], images: Tensor, size: int, dtype: torch.dtype
+) -> Tensor:
+    batch, channels = images.shape[:2]
+    views = torch.empty(
+        (batch, channels, size, size),
+        dtype=dtype,
+        device=images.device,
+        memory_format=torch.channels_last,
+    )
+    chunk = batch if images.device.type != "cpu" else max(1, CHUNK // size**2)
+    for start in range(0, batch, chunk):
+        part = slice(start, start + chunk)
+        views[part] = view(part).to(dtype)
+    return views
+
+
+def _colour(x: Tensor, p: ViewParameters, a: Augmentation) -> Tensor:
+    """All that comes after crop and flip; x: [B, C, size, size] in [0, 1], changed in place."""
+    if a.grey_first:
+        x = greyscale(x, p.grey)
+    x = jitter(x, p.jitter, p.order, p.factors)
+    if not a.grey_first:
+        x = greyscale(x, p.grey)
+    x = gaussian_blur(x, p.sigma, a.blur_kernel)
+    return _normalise(x, a.mean, a.std)
+
+
+def evaluation_view(
+    images: Tensor,
+    extents: Tensor,
+    size: int,
+    mean: Channels,
+    std: Channels,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The central square, resized: what evaluation sees. [B, C, size, size], channels_last.
+
+    images: uint8 or uint16 [B, C, H, W]; extents: int64 [B, 2] on the CPU. Above 112 pixels the square
+    is 7/8 of the shorter side (224 of 256, as published for ImageNet), below it is all of it: small
+    images are framed tightly already.
+    """
+    box = central_squares(extents, size)
+    x = crop_resize(images, box, torch.zeros(len(images), dtype=torch.bool), size)
+    return _normalise(x, mean, std).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def central_squares(extents: Tensor, size: int) -> Tensor:
+    """The boxes of `evaluation_view`: int64 [B, 4], top, left, height, width."""
+    side = (extents.amin(1) * (1.0 if size <= 112 else 0.875)).round().long()
+    corner = ((extents - side[:, None]) / 2).round().long()
+    return torch.cat([corner, side[:, None], side[:, None]], dim=1)
+
+
+def finish_evaluation_view(
+    crops: Tensor, mean: Channels, std: Channels, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """`evaluation_view` after its crop; crops: uint8 or uint16 [B, C, size, size]."""
+    x = _normalise(unit(crops), mean, std)
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def unit(images: Tensor) -> Tensor:
+    """uint8 or uint16 -> float32 in [0, 1], the share of the type's maximum."""
+    return images.to(torch.float32) / torch.iinfo(images.dtype).max
+
+
+def brightened(images: Tensor, mean: Channels, std: Channels) -> Tensor:
+    """What people are shown of images [B, C, H, W]: uint8 as they are, else float in [0, 1].
+
+    images: uint8, uint16, or float in shares of uint16's maximum. Of 16 bits seldom all of the range
+    is used, so what is three deviations above its channel's mean is shown as white.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    x = images if images.is_floating_point() else unit(images)
+    white = (torch.tensor(mean) + 3 * torch.tensor(std)).clamp(max=1)
+    return (x / white.view(-1, 1, 1)).clamp(0, 1)
+
+
+def _normalise(x: Tensor, mean: Channels, std: Channels) -> Tensor:
+    scale = 1 / torch.tensor(std)
+    shift = -torch.tensor(mean) * scale
+    scale, shift = send(torch.stack([scale, shift]), x.device)[..., None, None]
+    return torch.addcmul(shift, x, scale)

@@ -1,0 +1,65 @@
+"""Two augmented views of a batch, for somebody else's training loop."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mixco.runtime.seeding import generator_for
+from mixco.views import augment as views
+from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Channels
+
+
+class TwoViews(nn.Module):
+    """A batch of images -> two augmented views of each, made on the images' device.
+
+    size: side of the views in pixels. augmentation: how they are made. jitter: strength of its colour
+        jitter, 0 to 1.25. mean, std: for normalisation, of pixels in [0, 1].
+    seed: of all draws, which leave torch's own generators alone. The number of batches so far is in the
+        module's state: a loop that is gone on with draws what it would have drawn. Of several
+        processes each needs a seed, or a rank, of its own.
+
+    It has no parameters, and is the same in training and evaluation mode.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        augmentation: Literal["simclr", "moco-v1", "moco-v2"] = "simclr",
+        *,
+        jitter: float = 1.0,
+        mean: Channels = IMAGENET_MEAN,
+        std: Channels = IMAGENET_STD,
+        seed: int = 0,
+        rank: int = 0,
+    ) -> None:
+        super().__init__()
+        made = views.AUGMENTATIONS[augmentation](size, mean=mean, std=std)
+        self.augmentation = views.weaken_jitter(made, jitter)
+        self.seed, self.rank = seed, rank
+        self.batches = 0
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images: [B, 3, H, W] on any device, uint8, or floating in [0, 1].
+
+        Returns two of float32 [B, 3, size, size], channels_last, normalised.
+
+        Raises ValueError for images of another shape or type.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be [B, 3, H, W], got {list(images.shape)}")
+        if images.is_floating_point():
+            images = 255 * images.float()
+        elif images.dtype != torch.uint8:
+            raise ValueError(f"images must be uint8 or floating in [0, 1], got {images.dtype}")
+        generator = generator_for(self.seed, "two views", self.rank, self.batches)
+        self.batches += 1
+        extents = torch.tensor([images.shape[2:]]).expand(len(images), 2)
+        return views.two_views(images, extents, self.augmentation, generator, torch.float32)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"batches": self.batches}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.batches = state["batches"]

@@ -1,0 +1,42 @@
+import pytest
+import torch
+from sample_images import sample_images
+
+from mixco.embeddings.features import extract_features
+from mixco.models.encoder import build_backbone
+from mixco.runtime.errors import UserError
+from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, evaluation_view
+
+CPU = torch.device("cpu")
+EXTENTS = torch.full((20, 2), 64)
+SEEN = evaluation_view(sample_images(20), EXTENTS, 32, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_features_are_the_backbones_in_order_whatever_the_batch() -> None:
+    backbone = build_backbone("resnet18", 32).train()
+    features = [
+        extract_features(backbone, SEEN.split(size), device=CPU, dtype=torch.float32)
+        for size in (7, 20)
+    ]
+    assert backbone.training, "put back as it was"
+    with torch.no_grad():
+        expected = backbone.eval()(SEEN)
+    for found in features:
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_running_statistics_are_left_alone() -> None:
+    backbone = build_backbone("resnet18", 32).train()
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    extract_features(backbone, [SEEN], device=CPU, dtype=torch.float32)
+    after = backbone.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_features_that_are_not_finite_are_an_error() -> None:
+    backbone = build_backbone("resnet18", 32)
+    with torch.no_grad():
+        backbone.conv1.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="features of 20 images are not finite"):
+        extract_features(backbone, [SEEN], device=CPU, dtype=torch.float32)
