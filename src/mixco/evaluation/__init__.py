@@ -1,0 +1,1 @@
+"""The evaluations by name. Nothing heavy is imported here: the command line reads this table."""
