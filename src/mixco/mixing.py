@@ -1,8 +1,8 @@
-"""Mixing images, and saying how much of each source a mixture holds.
+"""Mixing images, and saying how much of each source a mixed image holds.
 
-This is the first half of the paper (Kim et al. 2020, MixCo, arXiv 2010.06300, section 2); the other
-half, what a loss makes of the shares, is in losses.py. A mixer is a choice of three things: how to
-pair the images of a batch, how to draw the shares, and how to combine a pair.
+This is the first half of the paper (Kim et al. 2020, MixCo, arXiv 2010.06300, section 2). The other
+half, the loss of a mixed image, is in losses.py. A mixer is two functions: `draw` says which images are
+mixed and how much of each, and `combine` mixes them.
 """
 
 from collections.abc import Callable
@@ -12,61 +12,89 @@ import torch
 from torch import Tensor
 
 
-class Mixed(NamedTuple):
-    """Mixed images and their semi-positive targets.
+class Pairs(NamedTuple):
+    """Which images of a batch are mixed, and how much of each. On the CPU, equal on all processes."""
 
-    images: [M, C, H, W], of the dtype and device of the sources.
-    targets: [M, B], the share in [0, 1] of each of the B sources in each mixture; rows sum to one.
-    """
+    first: Tensor
+    """int64 [M]: rows of the batch."""
+    second: Tensor
+    """int64 [M]: rows of the batch."""
+    lam: Tensor
+    """float32 [M] in [0, 1]: lambda, the part of `first`; `second` has the rest."""
+    box: Tensor | None = None
+    """float32 [M, 4] in [0, 1]: top, left, height, width of a pasted region; None without one."""
+
+    def rows(self, index: Tensor) -> "Pairs":
+        """Some of the pairs; index: int64 [m]."""
+        box = None if self.box is None else self.box[index]
+        return Pairs(self.first[index], self.second[index], self.lam[index], box)
+
+
+class Mixed(NamedTuple):
+    """Mixed images and their semi-positive targets."""
 
     images: Tensor
+    """[M, C, H, W], of the dtype and device of the sources."""
     targets: Tensor
+    """float32 [M, B]: the part in [0, 1] of each of the B sources; rows sum to one."""
 
 
-Mixer = Callable[[Tensor, Tensor], Mixed]
-"""How to pair and how to combine: images [B, C, H, W] and a share for each pair [B // 2] -> Mixed."""
+class Mixer(NamedTuple):
+    """How to pair the images of a batch, and how to combine a pair.
 
-
-def draw_shares(pairs: int, generator: torch.Generator) -> Tensor:
-    """Draw lambda ~ U(0, 1), that is Beta(1, 1), one for each pair: float32 [pairs], on the CPU."""
-    return torch.rand(pairs, generator=generator)
-
-
-def mix_halves(images: Tensor, shares: Tensor) -> Mixed:
-    """Mix image i of the first half of the batch with image i + B/2 of the second half.
-
-    images: [B, C, H, W] of a floating dtype; B >= 2. When B is odd the last image stays unmixed and
-        is only a candidate.
-    shares: [B // 2], lambda of each pair in [0, 1]: the share of image i; i + B/2 has the rest.
-
-    Returns Mixed with M = B // 2; targets have the dtype of the shares, not that of the images
-    (bfloat16 would round lambda).
-    Raises ValueError when there is no pair or the number of shares is not that of the pairs.
+    Called with a batch of images [B, C, H, W] and a generator on the CPU it returns `Mixed`.
     """
-    batch = images.shape[0]
+
+    draw: Callable[[int, torch.Generator], Pairs]
+    """Batch size B -> pairs."""
+    combine: Callable[[Tensor, Tensor, Pairs], tuple[Tensor, Tensor]]
+    """Images of `first` and of `second` [M, C, H, W] -> the mixed images, and float32 [M], the part of
+    `first` that each really holds (a pasted region has whole pixels)."""
+    per_image: float = 0.5
+    """Mixed images for each image of a batch, M / B: what mixing costs."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Mixed:
+        pairs = self.draw(len(images), generator)
+        first, second = (images[send_rows(rows, images)] for rows in pairs[:2])
+        mixed, lam = self.combine(first, second, pairs)
+        return Mixed(mixed, soft_targets(pairs, lam, len(images)))
+
+
+def send_rows(rows: Tensor, like: Tensor) -> Tensor:
+    """To the device of another tensor, without waiting for it (Apple's devices cannot)."""
+    return rows.to(like.device, non_blocking=like.device.type != "mps")
+
+
+def soft_targets(pairs: Pairs, lam: Tensor, batch: int) -> Tensor:
+    """The target of each mixed image: lambda for its first source, the rest for its second.
+
+    lam: float32 [M], as `combine` returns it. Returns float32 [M, batch]. An image that is mixed with
+    itself has a target of one.
+    """
+    first, second = (send_rows(rows, lam)[:, None] for rows in pairs[:2])
+    targets = lam.new_zeros(len(lam), batch)
+    return targets.scatter_add_(1, first, lam[:, None]).scatter_add_(1, second, 1 - lam[:, None])
+
+
+def halves_uniform(batch: int, generator: torch.Generator) -> Pairs:
+    """MixCo's pairs: image i with image i + B // 2, lambda ~ U(0, 1), that is Beta(1, 1), for each pair.
+
+    The last image of an odd batch is not mixed. Raises ValueError for a batch of less than two images.
+    """
     half = batch // 2
     if half == 0:
         raise ValueError(f"mixing needs at least two images, got a batch of {batch}")
-    if shares.shape != (half,):
-        raise ValueError(f"a batch of {batch} has {half} pairs, got shares of {list(shares.shape)}")
-    shares = shares.to(images.device, non_blocking=images.device.type != "mps")
-    # In the dtype that the shares were drawn in, as in the paper's code: rows then sum to one there.
-    rest = 1 - shares
-    first, second = (s.view(-1, 1, 1, 1).to(images.dtype) for s in (shares, rest))
-    blended = first * images[:half] + second * images[half : 2 * half]
-
-    targets = shares.new_zeros(half, batch)
-    targets[:, :half] = torch.diag(shares)
-    targets[:, half : 2 * half] = torch.diag(rest)
-    return Mixed(blended, targets)
+    first = torch.arange(half)
+    return Pairs(first, first + half, torch.rand(half, generator=generator))
 
 
-def mixco(images: Tensor, generator: torch.Generator) -> Mixed:
-    """MixCo in one call: halves paired, a lambda ~ U(0, 1) for each pair, a blend.
+def blend(first: Tensor, second: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """lambda x first + (1 - lambda) x second, pixel by pixel."""
+    # Keep lambda in float32, as the 2020 code does, so that each row of targets sums to one.
+    lam = send_rows(pairs.lam, first)
+    parts = [part.view(-1, 1, 1, 1).to(first.dtype) for part in (lam, 1 - lam)]
+    return parts[0] * first + parts[1] * second, lam
 
-    images: [B, C, H, W]; generator: on the CPU, so that all devices draw alike.
-    """
-    return mix_halves(images, draw_shares(images.shape[0] // 2, generator))
 
-
-MIXERS: dict[str, Mixer | None] = {"none": None, "mixco": mix_halves}
+mixco = Mixer(halves_uniform, blend)
+"""MixCo (Kim et al. 2020): the halves of the batch are blended, each pair with a lambda of its own."""

@@ -1,0 +1,100 @@
+"""The bases and the mixers by name: one line each.
+
+Nothing heavy is imported here, so that the command line can name them without loading torch.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from mixco.methods.options import (
+    Advice,
+    MoCoConfig,
+    advise_moco,
+    advise_simclr,
+    no_advice,
+    nothing_refused,
+    refuse_moco,
+)
+
+
+class Base(NamedTuple):
+    """A base method: what the mixing is added to."""
+
+    title: str
+    """As tables and model cards call it."""
+    arxiv: str
+    """Of the paper."""
+    build: str
+    """"module:function" that builds the method; see methods/moco.py for its arguments."""
+    augmentation: str
+    """The usual one, a name of views.augment.AUGMENTATIONS."""
+    bn_over: str
+    """Whose images give a batch norm its statistics: "process" for those of each process, "all"."""
+    passes: float
+    """Forward passes with a gradient, for each image of a batch."""
+    mixed_views: int
+    """Views that are mixed."""
+    sgd_lr: float
+    """The usual peak rate of SGD for a batch of 256."""
+    options: type | None = None
+    """A dataclass of settings that this base alone has."""
+    advise: Callable[[Any, int, int], Iterator[Advice]] = no_advice
+    """(resolved settings of the method, images, batch) -> what may spoil a run."""
+    refuse: Callable[[Any, int], str | None] = nothing_refused
+    """(settings of the method, batch) -> why they cannot be; None where they can."""
+
+
+class MixerEntry(NamedTuple):
+    """A mixer, by the place where it is."""
+
+    title: str
+    arxiv: str
+    mixer: str
+    """"module:name" of a `mixing.Mixer`."""
+
+
+METHODS: dict[str, Base] = {
+    "moco": Base(
+        "MoCo",
+        "1911.05722",
+        "mixco.methods.moco:build",
+        augmentation="moco-v2",
+        bn_over="process",
+        passes=1.0,
+        mixed_views=1,
+        sgd_lr=0.06,
+        options=MoCoConfig,
+        advise=advise_moco,
+        refuse=refuse_moco,
+    ),
+    "simclr": Base(
+        "SimCLR",
+        "2002.05709",
+        "mixco.methods.simclr:build",
+        augmentation="simclr",
+        bn_over="all",
+        passes=2.0,
+        mixed_views=2,
+        sgd_lr=0.3,
+        advise=advise_simclr,
+    ),
+}
+
+MIXERS: dict[str, MixerEntry] = {
+    "mixco": MixerEntry("MixCo", "2010.06300", "mixco.mixing:mixco"),
+}
+
+NO_MIXER = "none"
+
+
+def title(method: str, mix: str) -> str:
+    """ "MoCo + MixCo", as people read it; unknown names stay as they are."""
+    base = METHODS[method].title if method in METHODS else method
+    if mix == NO_MIXER:
+        return base
+    return f"{base} + {MIXERS[mix].title if mix in MIXERS else mix}"
+
+
+def run_name(method: str, mix: str) -> str:
+    """ "moco+mixco", as results and folders name it."""
+    return method if mix == NO_MIXER else f"{method}+{mix}"

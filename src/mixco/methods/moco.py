@@ -4,6 +4,8 @@ v1 and v2 differ in the head (linear, MLP), the augmentation and the schedule, n
 With a mixer it is MixCo on MoCo (Kim et al. 2020, section 2.2).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,9 @@ from mixco.losses import (
     soft_cross_entropy,
     soft_infonce,
 )
-from mixco.mixing import Mixer, draw_shares
+from mixco.methods.mixed import mixed_queries
+from mixco.methods.options import MoCoOptions
+from mixco.mixing import Mixer
 from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
 from mixco.models.key_queue import KeyQueue
 from mixco.models.momentum import momentum_copy, momentum_update
@@ -31,17 +35,42 @@ from mixco.runtime.distributed import (
 )
 
 
-class MoCo(nn.Module):
-    """Queries against their own key and a queue; mixtures against all keys and the queue.
+def build(
+    encoder: nn.Module,
+    mix: Mixer | None,
+    options: MoCoOptions,
+    *,
+    dim: int,
+    micro_batches: int,
+    generator: torch.Generator,
+) -> "MoCo":
+    """MoCo by its settings."""
+    return MoCo(
+        encoder,
+        dim=dim,
+        queue=options.queue,
+        momentum=options.momentum,
+        temperature=options.temperature,
+        mix=mix,
+        mix_temperature=options.mix_temperature,
+        mix_weight=options.mix_weight,
+        bn_splits=options.bn_splits,
+        generator=generator,
+        micro_batches=micro_batches,
+    )
 
-    encoder: images [B, 3, S, S] -> projections [B, C]. It becomes the query encoder, its batch
-        norms split into `bn_splits` virtual devices; 1 is for encoders without batch norm. So many
-        are all processes and micro_batches together; at least one each.
-    micro_batches: that a batch passes the encoder in, see models/gradient_caching.py.
-    queue: K, the number of keys kept. momentum: of the key encoder.
+
+class MoCo(nn.Module):
+    """Queries against their own key and a queue; mixed queries against all keys and the queue.
+
+    encoder: images [B, 3, S, S] -> projections [B, C]. It becomes the query encoder.
+    dim: C. queue: K, the number of keys kept. momentum: of the key encoder.
     temperature, mix_temperature: T and T_mix. mix_weight: weight of the mixed loss.
     mix: a mixer, or None for plain MoCo.
+    bn_splits: virtual devices of the batch norms, counted over all processes and micro-batches, at least
+        one in each; 1 is for encoders without batch norm.
     generator: draws the first keys of the queue.
+    micro_batches: in which a batch passes the encoder, see models/gradient_caching.py.
     """
 
     def __init__(
@@ -60,8 +89,8 @@ class MoCo(nn.Module):
         micro_batches: int = 1,
     ) -> None:
         super().__init__()
-        splits_of_a_pass = max(1, bn_splits // (world() * micro_batches))
-        self.encoder = split_batch_norms(adjust_momentum(encoder, micro_batches), splits_of_a_pass)
+        splits = max(1, bn_splits // (world() * micro_batches))  # of one forward pass
+        self.encoder = split_batch_norms(adjust_momentum(encoder, micro_batches), splits)
         self.key_encoder = momentum_copy(self.encoder)
         self.queue = KeyQueue(queue, dim, generator)
         self.momentum = momentum
@@ -70,69 +99,55 @@ class MoCo(nn.Module):
         self.mix_temperature = mix_temperature
         self.mix_weight = mix_weight
         self.micro_batches = micro_batches
-        self.parts = splits_of_a_pass * micro_batches  # parts of batch norm in this process
+        self.splits = splits * micro_batches  # of all images of this process
 
     def forward(
-        self,
-        view_q: Tensor,
-        view_k: Tensor,
-        generator: torch.Generator,
-        batch: int | None = None,
+        self, views: Sequence[Tensor], draws: torch.Generator, batch: int | None = None
     ) -> dict[str, Tensor]:
-        """Two views [b, 3, S, S] of the same images -> scalars: loss, clean, (mixed), accuracy.
+        """The losses of a batch: scalars loss, clean, accuracy, and mixed where there is a mixer.
 
-        accuracy: the share in percent of the clean queries whose own key is more similar than every key
-            of the queue.
+        views: two of [b, 3, S, S], of the same images: the queries' and the keys'.
+        draws: on the CPU, equal on all processes; for the pairs of the mixer and the order of the keys.
+        batch: B, the images of all processes, of which this one holds b (`distributed.split_batch`);
+            None with one process. The mean of the losses over the processes does not depend on how many
+            there are.
 
-        generator: on the CPU, equal on all processes; draws the shares of the mixtures and the
-            permutation of the keys.
-        batch: B, the images of all processes together, of which these b are this process's part
-            (`distributed.split_batch`); None with one process, whose B = b. The mean of the losses over
-            the processes does not depend on how many there are.
+        accuracy: percentage of clean queries whose positive is more similar than every negative.
         """
-        here = view_q.shape[0]
+        view_q, view_k = views
+        here = len(view_q)
         batch = batch or here
         parts = split_batch(batch, world())
-        rows = parts[rank()]  # [b]
-        mixed = None
-        if self.mix:
-            shares = draw_shares(batch // 2, generator)
-            mixed = self.mix(view_q, shares[rows[: here // 2]])
-        queries = self.encode_queries(
-            view_q if mixed is None else torch.cat([view_q, mixed.images])
-        )
-        keys = self.encode_keys(view_k, parts, generator)  # [B, C]
+        mixed = mixed_queries(self.mix, view_q, parts, draws) if self.mix else None
+        queries = self.encode_queries([view_q] if mixed is None else [view_q, mixed.images])
+        keys = self.encode_keys(view_k, parts, draws)  # [B, C]
         candidates = torch.cat([keys, self.queue.keys])  # [B + K, C]
 
-        rows = send(rows, keys.device)
-        own = torch.eye(batch, device=keys.device)[rows]  # [b, B]
-        others = F.pad(own == 0, (0, candidates.shape[0] - batch))  # [b, B + K]
+        own = torch.eye(batch, device=keys.device)[send(parts[rank()], keys.device)]  # [b, B]
+        others = F.pad(own == 0, (0, len(candidates) - batch))  # [b, B + K]
         logits = similarity_logits(queries[:here], candidates, self.temperature, exclude=others)
         clean = scale_local_mean(soft_cross_entropy(logits, own), here, batch)
         accuracy = scale_local_mean(contrastive_accuracy(logits, own), here, batch)
         losses = {"loss": clean, "clean": clean.detach()}
         if mixed is not None:
-            targets = mixed.targets.new_zeros(here // 2, batch)
-            targets = targets.index_copy(1, rows, mixed.targets)
-            mixed_loss = soft_infonce(queries[here:], candidates, targets, self.mix_temperature)
-            mixed_loss = scale_local_mean(mixed_loss, here // 2, batch // 2)
-            losses = {
-                "loss": clean + self.mix_weight * mixed_loss,
-                "clean": clean.detach(),
-                "mixed": mixed_loss.detach(),
-            }
+            loss = soft_infonce(queries[here:], candidates, mixed.targets, self.mix_temperature)
+            loss = scale_local_mean(loss, len(mixed.images), mixed.total)
+            losses |= {"loss": clean + self.mix_weight * loss, "mixed": loss.detach()}
         self.queue.push(keys)
         return {**losses, "accuracy": accuracy}
 
-    def encode_queries(self, images: Tensor) -> Tensor:
-        """[B (+ M), 3, S, S], clean images and then mixtures -> unit queries [B (+ M), C].
+    def encode_queries(self, images: Sequence[Tensor]) -> Tensor:
+        """Clean images [b, 3, S, S], and mixed ones [m, 3, S, S] -> unit queries [b + m, C].
 
-        All pass the encoder in one forward.
+        All of them go through the encoder in one forward pass.
         """
-        return self._encode(self.encoder, images)
+        count = sum(map(len, images))
+        queries = self._encode(self.encoder, _deal(images, self.splits))
+        order = _dealt(count, self.splits)
+        return queries.new_empty(queries.shape).index_copy(0, send(order, queries.device), queries)
 
     @torch.no_grad()
-    def encode_keys(self, view_k: Tensor, parts: Parts, generator: torch.Generator) -> Tensor:
+    def encode_keys(self, view_k: Tensor, parts: Parts, draws: torch.Generator) -> Tensor:
         """[b, 3, S, S] -> unit keys [B, C] of all, from the key encoder after its momentum update.
 
         The images are permuted before the encoder, across the processes, and the keys put back after
@@ -141,22 +156,33 @@ class MoCo(nn.Module):
         """
         momentum_update(self.key_encoder, self.encoder, self.momentum)
         sizes = [len(rows) for rows in parts]
-        shuffled = torch.split(torch.randperm(sum(sizes), generator=generator), sizes)
-        keys = self._encode(self.key_encoder, all_to_all_rows(view_k, parts, shuffled))
-        return gather(keys, shuffled)
+        shuffled = torch.split(torch.randperm(sum(sizes), generator=draws), sizes)
+        dealt = tuple(rows[_dealt(len(rows), self.splits)] for rows in shuffled)
+        keys = self._encode(self.key_encoder, all_to_all_rows(view_k, parts, dealt))
+        return gather(keys, dealt)
 
     def _encode(self, encoder: nn.Module, images: Tensor) -> Tensor:
-        """Deal the images to the virtual devices in turn, encode, put the outputs back in order.
-
-        Split batch norms take contiguous parts. Dealt in turn, each part gets its share of the
-        clean images and its share of the mixtures, as each real device would.
-        """
-        number = torch.arange(images.shape[0], device=images.device)
-        order = torch.argsort(number % self.parts, stable=True)
-        outputs = _unit(encode_in_micro_batches(encoder, images[order], self.micro_batches))
-        return torch.empty_like(outputs).index_copy(0, order, outputs)
+        """Projections of unit length, in at least float32."""
+        outputs = encode_in_micro_batches(encoder, images, self.micro_batches)
+        return F.normalize(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), dim=1)
 
 
-def _unit(outputs: Tensor) -> Tensor:
-    """Projections of any dtype to unit length, in at least float32."""
-    return F.normalize(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), dim=1)
+def _dealt(count: int, splits: int) -> Tensor:
+    """The order in which images are dealt to the virtual devices, one each in turn: int64 [count].
+
+    Split batch norms take contiguous parts. Dealt in turn, each part gets its share of the clean and
+    of the mixed images, as each real device would.
+    """
+    return torch.argsort(torch.arange(count) % splits, stable=True)
+
+
+def _deal(images: Sequence[Tensor], splits: int) -> Tensor:
+    """torch.cat(images) in the order of `_dealt`, with one copy of each image."""
+    starts = [sum(map(len, images[:i])) for i in range(len(images))]
+    return torch.cat(
+        [
+            some[(split - start) % splits :: splits]
+            for split in range(splits)
+            for some, start in zip(images, starts, strict=True)
+        ]
+    )

@@ -1,8 +1,10 @@
 """SimCLR (Chen et al. 2020, arXiv 2002.05709), plain or mixed.
 
-With a mixer it is MixCo on SimCLR (Kim et al. 2020): each view is mixed on its own, and
-its mixtures are held against the clean outputs of the other view.
+With a mixer it is MixCo on SimCLR (Kim et al. 2020): each view is mixed on its own, and its mixed images
+are compared with the clean outputs of the other view.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +16,40 @@ from mixco.losses import (
     soft_cross_entropy,
     soft_infonce,
 )
-from mixco.mixing import Mixer, draw_shares
+from mixco.methods.mixed import mixed_queries
+from mixco.methods.options import MethodOptions
+from mixco.mixing import Mixer
 from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
 from mixco.runtime.device import send
 from mixco.runtime.distributed import gather, rank, scale_local_mean, split_batch, world
 
 
+def build(
+    encoder: nn.Module,
+    mix: Mixer | None,
+    options: MethodOptions,
+    *,
+    micro_batches: int,
+    **_: object,
+) -> "SimCLR":
+    """SimCLR by its settings."""
+    return SimCLR(
+        encoder,
+        temperature=options.temperature,
+        mix=mix,
+        mix_temperature=options.mix_temperature,
+        mix_weight=options.mix_weight,
+        micro_batches=micro_batches,
+    )
+
+
 class SimCLR(nn.Module):
-    """NT-Xent over both views; mixtures of a view against the clean outputs of the other view.
+    """NT-Xent over both views; mixed images of a view against the clean outputs of the other view.
 
     encoder: images [B, 3, S, S] -> projections [B, C].
     temperature, mix_temperature: T and T_mix. mix_weight: weight of the mixed loss.
     mix: a mixer, or None for plain SimCLR.
-    micro_batches: that a batch passes the encoder in, see models/gradient_caching.py.
+    micro_batches: in which a batch passes the encoder, see models/gradient_caching.py.
     """
 
     def __init__(
@@ -48,63 +71,51 @@ class SimCLR(nn.Module):
         self.micro_batches = micro_batches
 
     def forward(
-        self,
-        view_i: Tensor,
-        view_j: Tensor,
-        generator: torch.Generator,
-        batch: int | None = None,
+        self, views: Sequence[Tensor], draws: torch.Generator, batch: int | None = None
     ) -> dict[str, Tensor]:
-        """Two views [b, 3, S, S] of the same images -> scalars: loss, clean, (mixed), accuracy.
+        """The losses of a batch: scalars loss, clean, accuracy, and mixed where there is a mixer.
 
-        accuracy: the share in percent of the clean outputs whose other view is more similar than the
-            views of all other images.
+        views: two of [b, 3, S, S], of the same images.
+        draws: on the CPU, equal on all processes; for the pairs of the mixer.
+        batch: B, the images of all processes, of which this one holds b (`distributed.split_batch`);
+            None with one process. The mean of the losses over the processes does not depend on how many
+            there are.
 
-        generator: on the CPU, equal on all processes; draws the shares of the mixtures.
-        batch: B, the images of all processes together, of which these b are this process's part
-            (`distributed.split_batch`); None with one process, whose B = b. The mean of the losses over
-            the processes does not depend on how many there are.
+        accuracy: percentage of outputs whose other view is more similar than the views of all other
+            images.
         """
-        here = view_i.shape[0]
+        view_i, view_j = views
+        here = len(view_i)
         batch = batch or here
         parts = split_batch(batch, world())
-        rows = parts[rank()]
-        images = [view_i, view_j]
-        if self.mix:
-            pairs = rows[: here // 2]
-            mixed_i = self.mix(view_i, draw_shares(batch // 2, generator)[pairs])
-            mixed_j = self.mix(view_j, draw_shares(batch // 2, generator)[pairs])
-            images += [mixed_i.images, mixed_j.images]
-        outputs = encode_in_micro_batches(self.encoder, torch.cat(images), self.micro_batches)
+        mixed = [mixed_queries(self.mix, view, parts, draws) for view in views] if self.mix else []
+        images = torch.cat([view_i, view_j, *(some.images for some in mixed)])
+        outputs = encode_in_micro_batches(self.encoder, images, self.micro_batches)
         dtype = torch.promote_types(outputs.dtype, torch.float32)
         outputs = F.normalize(outputs.to(dtype), dim=1)  # [2b (+ 2m), C]
 
-        queries = outputs[: 2 * here]
-        of_both = [torch.cat([some, some + batch]) for some in parts]
-        views = gather(queries, tuple(of_both))  # [2B, C], with gradient
-        itself = torch.eye(2 * batch, dtype=torch.bool, device=views.device)
-        itself = itself[send(of_both[rank()], views.device)]  # [2b, 2B]
+        both = tuple(torch.cat([rows, rows + batch]) for rows in parts)
+        z = gather(outputs[: 2 * here], both)  # [2B, C], with gradient
+        itself = torch.eye(2 * batch, dtype=torch.bool, device=z.device)
+        itself = itself[send(both[rank()], z.device)]  # [2b, 2B]
         other_view = itself.roll(batch, dims=1).to(dtype)
-        logits = similarity_logits(queries, views, self.temperature, exclude=itself)
+        logits = similarity_logits(outputs[: 2 * here], z, self.temperature, exclude=itself)
         clean = scale_local_mean(soft_cross_entropy(logits, other_view), here, batch)
         accuracy = scale_local_mean(contrastive_accuracy(logits, other_view), here, batch)
-        if not self.mix:
+        if not mixed:
             return {"loss": clean, "clean": clean.detach(), "accuracy": accuracy}
 
-        of_i, of_j = outputs[2 * here :].chunk(2)
-        z_i, z_j = views.chunk(2)
-        rows = send(rows, views.device)
-
-        def of_all(targets: Tensor) -> Tensor:  # [m, b] -> [m, B]
-            return targets.new_zeros(len(targets), batch).index_copy(1, rows, targets)
-
-        mixed = 0.5 * (
-            soft_infonce(of_i, z_j, of_all(mixed_i.targets), self.mix_temperature)
-            + soft_infonce(of_j, z_i, of_all(mixed_j.targets), self.mix_temperature)
+        z_i, z_j = z.chunk(2)
+        mixed_i, mixed_j = mixed
+        outputs_i, outputs_j = outputs[2 * here :].tensor_split(2)
+        mixed_loss = 0.5 * (
+            soft_infonce(outputs_i, z_j, mixed_i.targets, self.mix_temperature)
+            + soft_infonce(outputs_j, z_i, mixed_j.targets, self.mix_temperature)
         )
-        mixed = scale_local_mean(mixed, here // 2, batch // 2)
+        mixed_loss = scale_local_mean(mixed_loss, len(mixed_i.images), mixed_i.total)
         return {
-            "loss": clean + self.mix_weight * mixed,
+            "loss": clean + self.mix_weight * mixed_loss,
             "clean": clean.detach(),
-            "mixed": mixed.detach(),
+            "mixed": mixed_loss.detach(),
             "accuracy": accuracy,
         }

@@ -1,35 +1,44 @@
-"""Settings from recipes, files and keywords: read, filled in, refused where they cannot be."""
+"""Settings from recipes, files and keywords: read, checked, and everything unset chosen."""
 
 import dataclasses
 import difflib
-import math
 import os
 import shlex
 import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
+from mixco.methods import METHODS
 from mixco.runtime.errors import UserError
-from mixco.settings import defaults
-from mixco.settings.config import (
-    FinetuneConfig,
-    KNNConfig,
-    LinearConfig,
-    PretrainConfig,
-)
+from mixco.runtime.setting import Setting, declared, option, refuse_out_of_range
+from mixco.settings.config import LinearConfig, PretrainConfig, Settings
 
 T = TypeVar("T")
 
-MOST = 2**31 - 1  # of what is counted in the device's memory; that will say where less is too much
+Tell = Callable[[str, Any, str], None]
 
 
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """ "; did you mean X?" for the nearest known word, else the list of them."""
+class Facts(NamedTuple):
+    """What the rules of unset settings ask besides other settings. None means unknown."""
+
+    images: int
+    """How many are trained on."""
+    processes: int = 1
+    device_kind: str = "cpu"
+    """cpu, cuda or mps."""
+    memory: int | None = None
+    """Bytes of the device."""
+    image_bytes: float | None = None
+    """Bytes that a training step holds for each image of its batch."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "did you mean X?" for the nearest known word, else the list of them."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"known are: {', '.join(names)}"
@@ -69,24 +78,38 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
     Raises UserError for an unknown key, with the nearest known one, and for a value of a wrong type.
     """
     hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    old_names = {
+        s.old_name: name for name, f in fields.items() if (s := _setting(f)) and s.old_name
+    }
     arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            raise UserError(f"{where}: unknown key {key}; {nearest(key, known)}")
-        arguments[key] = _convert(hints[key], value, f"{where}: {key}")
+    for given, value in values.items():
+        key = old_names.get(given, given)
+        if key not in fields:
+            raise UserError(f"{where}: unknown key {key}; {nearest(key, fields)}")
+        arguments[key] = _convert(hints[key], value, f"{where}: {key}", _setting(fields[key]))
     return cls(**arguments)
 
 
-def flat_fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
-    """The settings of a config and of its parts, by the names that the command line has for them."""
-    found: dict[str, dataclasses.Field[Any]] = {}
+def _setting(field: "dataclasses.Field[Any]") -> Setting | None:
+    """What a field declares; None for a part of a config."""
+    return field.metadata.get("setting")
+
+
+def flat_fields(cls: type) -> dict[str, "dataclasses.Field[Any]"]:
+    """The settings of a config and of its parts, by their names on the command line."""
+    return {name.rpartition(".")[2]: field for name, field in dotted_fields(cls)}
+
+
+def dotted_fields(cls: type, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
+    """The settings of a config and of its parts, by names such as "optimisation.lr"."""
     hints = typing.get_type_hints(cls)
     for one in dataclasses.fields(cls):
-        part = hints[one.name]
-        is_part = isinstance(part, type) and dataclasses.is_dataclass(part)
-        found |= flat_fields(part) if is_part else {one.name: one}
-    return found
+        kind = hints[one.name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            yield from dotted_fields(kind, f"{prefix}{one.name}.")
+        else:
+            yield f"{prefix}{one.name}", one
 
 
 def with_settings(config: T, settings: dict[str, Any], where: str) -> T:
@@ -95,6 +118,8 @@ def with_settings(config: T, settings: dict[str, Any], where: str) -> T:
     Raises UserError for an unknown name, with the nearest known one, and for a value of a wrong type.
     """
     known = flat_fields(type(config))
+    old_names = {s.old_name: name for name, f in known.items() if (s := _setting(f)) and s.old_name}
+    settings = {old_names.get(name, name): value for name, value in settings.items()}
     for name in settings:
         if name not in known:
             raise UserError(f"{where}: unknown keyword {name}; {nearest(name, known)}")
@@ -106,16 +131,22 @@ def with_settings(config: T, settings: dict[str, Any], where: str) -> T:
             if dataclasses.is_dataclass(kind):
                 changes[name] = changed(getattr(part, name))
             elif name in settings:
-                changes[name] = _convert(kind, settings[name], f"{where}: {name}")
+                value, found = settings[name], _setting(known[name])
+                changes[name] = _convert(kind, value, f"{where}: {name}", found)
         return dataclasses.replace(part, **changes)
 
     return typing.cast(T, changed(config))
 
 
-def _convert(kind: Any, value: Any, where: str) -> Any:
+KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+
+
+def _convert(kind: Any, value: Any, where: str, setting: Setting | None = None) -> Any:
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
+    if setting is not None and setting.choices is not None:
+        origin, options = Literal, setting.choices()
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return from_dict(typing.cast(type, kind), value, where)
     if origin is Literal and value in options:
@@ -134,7 +165,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return value
     if origin is Literal:
         raise UserError(f"{where} = {value!r}; {nearest(str(value), map(str, options))}")
-    raise UserError(f"{where} = {value!r} is not a {getattr(kind, '__name__', kind)}")
+    wanted = "a list" if origin is tuple else KINDS.get(kind, "a section")
+    raise UserError(f"{where} must be {wanted}, got {value!r}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -156,60 +188,34 @@ def command_of(config: dict[str, Any]) -> str:
     for part, usual in to_dict(PretrainConfig()).items():
         for key, default in usual.items() if isinstance(usual, dict) else ():
             value = config.get(part, {}).get(key, default)
-            option = key.replace("_", "-")
             if value == default or value is None:
                 continue
             if isinstance(value, bool):
-                words.append(f"--{option}" if value else f"--no-{option}")
+                words.append(option(key) if value else option(f"no_{key}"))
             else:
                 values = value if isinstance(value, list) else [value]
-                words += [f"--{option}", *map(str, values)]
+                words += [option(key), *map(str, values)]
     return shlex.join(words)
 
 
-def check_classifier(config: LinearConfig | FinetuneConfig) -> None:
-    """Raises UserError for settings that make no sense, or that the fast protocol does not have."""
-    training = config.classifier
-    checks = [
-        (config.epochs >= 1, f"--epochs {config.epochs}: at least 1"),
-        (training.batch_size >= 1, f"--batch-size {training.batch_size}: at least 1"),
-        (
-            training.lr is None or 0 < training.lr < math.inf,
-            f"--lr {training.lr}: above 0, and finite",
-        ),
-        (
-            0 <= (training.weight_decay or 0) < math.inf,
-            f"--weight-decay {training.weight_decay}: at least 0, and finite",
-        ),
-    ]
-    if isinstance(config, FinetuneConfig):
-        rate = config.head_lr
-        checks += [(rate is None or 0 < rate < math.inf, f"--head-lr {rate}: above 0, and finite")]
-    else:
-        shares = config.milestones
-        plain = LinearConfig(config.evaluation, epochs=config.epochs)
-        checks += [
-            (
-                all(0 < share < 1 for share in shares),
-                f"--milestones {' '.join(map(str, shares))}: shares of the run, above 0 and below 1",
-            ),
-            (
-                config.protocol == "paper" or config == plain,
-                "the fast probe chooses its settings itself; --optimizer, --lr, --batch-size, "
-                "--weight-decay, --milestones, --supervised and --evaluate need --protocol paper",
-            ),
-        ]
-    for right, message in checks:
-        if not right:
-            raise UserError(message)
+def check_ranges(config: Any) -> None:
+    """Raises UserError for a setting outside of its declared range."""
+    for field in dataclasses.fields(config):
+        value, found = getattr(config, field.name), _setting(field)
+        if found is None:
+            check_ranges(value)
+        elif value is not None:
+            refuse_out_of_range(field.name, value, found)
 
 
-def check_knn(config: KNNConfig) -> None:
-    """Raises UserError for settings that make no sense."""
-    if config.k < 1:
-        raise UserError(f"--k {config.k}: at least 1")
-    if not 0 < config.temperature < math.inf:
-        raise UserError(f"--temperature {config.temperature}: above 0, and finite")
+def check_protocol(config: LinearConfig) -> None:
+    """Raises UserError for options of linear evaluation that the fast protocol does not have."""
+    plain = LinearConfig(config.evaluation, epochs=config.epochs)
+    if config.protocol == "fast" and config != plain:
+        raise UserError(
+            "the fast probe chooses its settings itself; --optimizer, --lr, --batch-size, "
+            "--weight-decay, --milestones, --supervised and --evaluate need --protocol paper"
+        )
 
 
 def run_folder_of(config: PretrainConfig) -> Path:
@@ -217,167 +223,92 @@ def run_folder_of(config: PretrainConfig) -> Path:
     return run.out or Path("runs") / f"{name}-{method.method}-{method.mix}-s{run.seed}"
 
 
-def resolve(
-    config: PretrainConfig,
-    images: int,
-    processes: int = 1,
-    *,
-    device: str = "cpu",
-    memory: int | None = None,
-    image_bytes: float | None = None,
-    tell: Callable[[str, Any, str], None] = lambda *_: None,
-) -> PretrainConfig:
-    """Fill in every None, by the rules of settings/defaults.py; refuse what cannot be.
+def resolve(config: PretrainConfig, facts: Facts, tell: Tell = lambda *_: None) -> Settings:
+    """Check the settings and choose those that are unset, by the rules in their declarations.
 
-    images: how many are trained on. processes: that the run is to have. device: cpu, cuda or mps.
-    memory, image_bytes: see `defaults.batch_size`.
-    tell(option, value, reason) is called for each that is chosen. What depends on the images themselves,
-    their size and their normalisation, is filled in beforehand (training/setup.py).
+    config: its size, mean, std, channels, bits and loading must be set: they depend on the images
+        themselves (training/setup.py).
+    tell(name, value, reason) is called for each setting that is chosen.
 
-    Raises UserError for combinations that make no sense.
+    Raises UserError for settings that cannot be.
     """
-    method, optimisation, run = config.method, config.optimisation, config.run
+    base = METHODS[config.method.method]
+    check_ranges(config)
+    values = to_values(config)
+    own = [] if base.options is None else dataclasses.fields(base.options)
+    shared = [*dataclasses.fields(config.optimisation), *dataclasses.fields(config.method)]
+    of_others = {
+        field.name
+        for other in METHODS.values()
+        for field in (dataclasses.fields(other.options) if other.options else ())
+    }
+    fields = [*(field for field in shared if field.name not in of_others), *own]
+    rules = {f.name: rule for f in fields if (rule := declared(f).rule) and values[f.name] is None}
+    known: dict[str, Any] = {**facts._asdict(), **values, "sgd_lr": base.sgd_lr}
 
-    def chosen(option: str, given: Any, rule: Callable[..., tuple[Any, str]], *facts: Any) -> Any:
-        if given is not None:
-            return given
-        value, why = rule(*facts)
-        tell(option, value, why)
-        return value
+    def choose(name: str) -> None:
+        """Choose one setting, and before it those that its rule asks for."""
+        if name == "steps":
+            choose("batch_size")
+            choose("epochs")
+            known["steps"] = facts.images // known["batch_size"] * known["epochs"]
+        if name in rules:
+            rule = rules.pop(name)
+            for fact in rule.facts:
+                choose(fact)
+            known[name], why = rule.choose(*(known[fact] for fact in rule.facts))
+            tell(name, known[name], why)
 
-    batch = chosen(
-        *("batch_size", optimisation.batch_size, defaults.batch_size),
-        *(images, image_bytes, memory),
-    )
-    _check(config, images, batch, processes)
-    moco = method.method == "moco"
-    epochs = chosen("epochs", optimisation.epochs, defaults.epochs, images, batch, device)
-    optimisation = dataclasses.replace(
-        optimisation,
-        batch_size=batch,
-        epochs=epochs,
-        lr=chosen(
-            *("lr", optimisation.lr, defaults.lr),
-            *(optimisation.optimizer, method.method, batch),
-        ),
-        weight_decay=chosen(
-            *("weight_decay", optimisation.weight_decay, defaults.weight_decay),
-            optimisation.optimizer,
-        ),
-    )
-    temperature = chosen("temperature", method.temperature, defaults.temperature)
-    mixed = ("mix_temperature", method.mix_temperature, defaults.mix_temperature)
-    of_moco = ("queue", "momentum", "bn_splits") if moco else ()
-    facts = {"queue": images, "momentum": images // batch * epochs, "bn_splits": batch}
-    method = dataclasses.replace(
-        method,
-        augmentation=("moco-v2" if moco else "simclr")
-        if method.augmentation == "auto"
-        else method.augmentation,
-        bn_over=("process" if moco else "all") if method.bn_over == "auto" else method.bn_over,
-        temperature=temperature,
-        mix_temperature=chosen(*mixed, temperature, method.mix),
-        **{
-            name: chosen(name, getattr(method, name), getattr(defaults, name), facts[name])
-            for name in of_moco
-        },
-    )
-    run = dataclasses.replace(run, out=run_folder_of(config))
-    return dataclasses.replace(config, method=method, optimisation=optimisation, run=run)
+    choose("batch_size")
+    _refuse(config, facts, known["batch_size"])
+    for name in list(rules):
+        choose(name)
+    for name in ("augmentation", "bn_over"):
+        if known[name] == "auto":
+            known[name] = getattr(base, name)
+    known["out"] = run_folder_of(config)
+    return _settings(config, known)
 
 
-def _check(config: PretrainConfig, images: int, batch: int, processes: int) -> None:
-    """Raises UserError for what cannot be."""
-    data, method, optimisation, run = config.data, config.method, config.optimisation, config.run
+def to_values(config: PretrainConfig) -> dict[str, Any]:
+    """All settings by their flat names."""
+    parts = (config.data, config.model, config.method, config.optimisation, config.run)
+    return {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
 
-    def one_each(values: tuple[float, ...] | None) -> bool:
-        return values is None or len(values) == (data.channels or 3)
 
-    checks = [
-        (data.size is None or 32 <= data.size <= 224, f"--size {data.size}: 32 to 224 pixels"),
-        (batch >= 2, f"--batch-size {batch}: at least 2"),
-        (
-            batch <= images,
+def _settings(config: PretrainConfig, known: dict[str, Any]) -> Settings:
+    """The settings by their flat names, in their parts. Raises ValueError where one is still unset."""
+    parts: dict[str, Any] = {"recipe": config.recipe}
+    for name, kind in typing.get_type_hints(Settings).items():
+        if dataclasses.is_dataclass(kind):
+            fields = {f.name: known[f.name] for f in dataclasses.fields(kind)}
+            hints = typing.get_type_hints(kind)
+            unset = [n for n, v in fields.items() if v is None and _needed(hints[n])]
+            if unset:
+                raise ValueError(f"{', '.join(unset)} must be set before the rest is resolved")
+            parts[name] = typing.cast(Callable[..., Any], kind)(**fields)
+    return Settings(**parts)
+
+
+def _needed(hint: Any) -> bool:
+    return types.NoneType not in typing.get_args(hint)
+
+
+def _refuse(config: PretrainConfig, facts: Facts, batch: int) -> None:
+    """Raises UserError for settings that cannot be together, or not with these images."""
+    data, optimisation, images = config.data, config.optimisation, facts.images
+    if batch > images:
+        raise UserError(
             f"--batch-size {batch}: there are only {images} images to train on; "
-            f"give --batch-size {max(2, images // 8)} or more images",
-        ),
-        (
-            optimisation.epochs is None or 1 <= optimisation.epochs <= MOST,
-            f"--epochs {optimisation.epochs}: at least 1, at most {MOST:,}",
-        ),
-        (-MOST <= run.seed <= MOST, f"--seed {run.seed}: at most {MOST:,}, also below zero"),
-        (
-            optimisation.lr is None or 0 < optimisation.lr < math.inf,
-            f"--lr {optimisation.lr}: above 0, and finite",
-        ),
-        (
-            0 <= (optimisation.weight_decay or 0) < math.inf,
-            f"--weight-decay {optimisation.weight_decay}: at least 0, and finite",
-        ),
-        (
-            optimisation.micro_batches >= 1,
-            f"--micro-batches {optimisation.micro_batches}: at least 1",
-        ),
-        (
-            batch >= 2 * processes * optimisation.micro_batches,
-            f"--batch-size {batch}: at least two images for each of {processes} processes and of "
-            f"{optimisation.micro_batches} micro-batches",
-        ),
-        (
-            method.method != "moco" or method.bn_over != "all" or method.bn_splits == 1,
-            "--bn-over all: MoCo leaks through statistics that all images share; leave it out "
-            "(--bn-splits 1 beside it accepts the leak)",
-        ),
-        (
-            0 < run.timeout_minutes <= MOST,
-            f"--timeout-minutes {run.timeout_minutes:g}: above 0, at most {MOST:,}",
-        ),
-        (0 <= optimisation.warmup < 1, f"--warmup {optimisation.warmup}: from 0 up to below 1"),
-        (
-            all(0 < share < 1 for share in optimisation.milestones),
-            f"--milestones {' '.join(map(str, optimisation.milestones))}: shares of the run, above 0 "
-            "and below 1",
-        ),
-        *(
-            (value is None or 0 < value < math.inf, f"--{name} {value}: above 0, and finite")
-            for name, value in (
-                ("temperature", method.temperature),
-                ("mix-temperature", method.mix_temperature),
-            )
-        ),
-        (
-            0 <= method.mix_weight < math.inf,
-            f"--mix-weight {method.mix_weight}: 0 or more, and finite",
-        ),
-        (1 <= config.model.dim <= MOST, f"--dim {config.model.dim}: 1 to {MOST:,}"),
-        (
-            one_each(data.mean) and one_each(data.std),
-            f"--mean and --std: {data.channels or 3} values each, one a channel",
-        ),
-        (all(value > 0 for value in data.std or ()), f"--std {data.std}: above 0"),
-        (0 <= method.jitter <= 1.25, f"--jitter {method.jitter}: 0 to 1.25"),
-        (
-            method.queue is None or 1 <= method.queue <= MOST,
-            f"--queue {method.queue}: at least 1, at most {MOST:,}",
-        ),
-        (
-            method.bn_splits is None or 1 <= method.bn_splits <= batch // 2,
-            f"--bn-splits {method.bn_splits}: 1 to {batch // 2}, two images a part at least",
-        ),
-        (
-            method.momentum is None or 0 <= method.momentum < 1,
-            f"--momentum {method.momentum}: from 0 up to below 1",
-        ),
-        (0 < run.holdout < 1, f"--holdout {run.holdout}: above 0 and below 1"),
-        (
-            run.linear_lr is None or 0 < run.linear_lr < math.inf,
-            f"--linear-lr {run.linear_lr}: above 0, and finite",
-        ),
-        *(
-            (getattr(run, name) >= 0, f"--{name.replace('_', '-')} {getattr(run, name)}: 0 or more")
-            for name in ("checkpoint_minutes", "checkpoint_steps", "keep_every", "knn_every")
-        ),
-    ]
-    for right, message in checks:
-        if not right:
-            raise UserError(message)
+            f"give --batch-size {max(2, images // 8)} or more images"
+        )
+    if batch < 2 * facts.processes * optimisation.micro_batches:
+        raise UserError(
+            f"--batch-size {batch}: each of {facts.processes} processes and of "
+            f"{optimisation.micro_batches} micro-batches needs at least two images"
+        )
+    channels = data.channels or 3
+    if any(values is not None and len(values) != channels for values in (data.mean, data.std)):
+        raise UserError(f"--mean and --std need {channels} values each, one for each channel")
+    if reason := METHODS[config.method.method].refuse(config.method, batch):
+        raise UserError(reason)

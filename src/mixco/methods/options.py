@@ -1,0 +1,162 @@
+"""The settings of methods: their ranges, default rules and warnings. Plain values, no torch.
+
+`MoCoConfig` is what a user asks for, with None for what is chosen; `MoCoOptions` what the method gets.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from mixco.runtime.setting import Rule, setting
+
+MOST = 2**31 - 1  # no device's memory holds more; it is the practical limit
+MOST_KEYS = 65_536
+FULL_PART = 16
+"""Images that a batch norm needs for steady statistics."""
+MOST_OF_QUEUE = 0.5
+"""Share of the images that a queue may be as long as."""
+FEW_NEGATIVES = 64
+
+
+class Advice(NamedTuple):
+    """What may spoil a run, and the remedy."""
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}"
+
+
+class MethodOptions(Protocol):
+    """The resolved settings that every base has."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def mix_temperature(self) -> float: ...
+    @property
+    def mix_weight(self) -> float: ...
+
+
+class MoCoOptions(MethodOptions, Protocol):
+    """MoCo's resolved settings."""
+
+    @property
+    def queue(self) -> int: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def bn_splits(self) -> int: ...
+
+
+def largest_power_of_two(limit: float) -> int:
+    """The largest power of two that is not above `limit`; 0 where that is below 1."""
+    return 1 << (int(limit).bit_length() - 1) if limit >= 1 else 0
+
+
+def queue(images: int) -> tuple[int, str]:
+    """MoCo's K: the largest power of two within a quarter of the images, at most 65536.
+
+    In a longer queue an image meets its own old keys as negatives.
+    """
+    value = min(MOST_KEYS, max(1, largest_power_of_two(images / 4)))
+    if value == MOST_KEYS:
+        return value, "MoCo's, for ImageNet"
+    return value, f"within a quarter of {images:,} images, so none meets its own old keys"
+
+
+def momentum(steps: int) -> tuple[float, str]:
+    """Momentum of MoCo's key encoder: 0.99 looks back 100 steps, 0.999 a thousand."""
+    if steps <= 50_000:
+        return 0.99, f"{steps:,} steps are few; 0.999 would follow too slowly"
+    return 0.999, f"MoCo's, for long runs; these are {steps:,} steps"
+
+
+def bn_splits(batch_size: int) -> tuple[int, str]:
+    """MoCo's virtual devices.
+
+    Small parts have noisy statistics, but a single part would leak (models/split_batchnorm.py).
+    """
+    fitting = (splits for splits in (4, 8) if batch_size // splits >= FULL_PART)
+    value = max(fitting, default=min(2, batch_size // 2))
+    return value, f"parts of {batch_size // value} images for batch norm"
+
+
+@dataclass(frozen=True)
+class MoCoConfig:
+    """MoCo's own settings."""
+
+    queue: int | None = setting(
+        None,
+        "MoCo's K: how many keys of earlier batches are negatives.",
+        at_least=1,
+        at_most=MOST,
+        rule=Rule(queue, ("images",)),
+        chosen="the number of images: a quarter of them, at most 65536",
+    )
+    momentum: float | None = setting(
+        None,
+        "Momentum of MoCo's key encoder.",
+        at_least=0,
+        below=1,
+        rule=Rule(momentum, ("steps",)),
+        chosen="the steps: 0.99, or 0.999 above 50,000",
+    )
+    bn_splits: int | None = setting(
+        None,
+        "MoCo's virtual devices for batch norm, over all processes. One accepts a leak.",
+        at_least=1,
+        rule=Rule(bn_splits, ("batch_size",)),
+        chosen="the batch size: 2 to 8, with 16 images each",
+    )
+
+
+def refuse_moco(options: Any, batch: int) -> str | None:
+    """Why MoCo cannot have these settings; None where it can. options: resolved or not."""
+    if options.bn_splits is not None and options.bn_splits > max(1, batch // 2):
+        return (
+            f"--bn-splits must be between 1 and {batch // 2}, two images of the batch for each, got "
+            f"{options.bn_splits}"
+        )
+    if options.bn_over == "all" and options.bn_splits != 1:
+        return (
+            "--bn-over all: MoCo leaks through statistics that all images share; leave it out "
+            "(--bn-splits 1 beside it accepts the leak)"
+        )
+    return None
+
+
+def advise_moco(options: MoCoOptions, images: int, batch: int) -> Iterator[Advice]:
+    """What may spoil a run of MoCo."""
+    if options.queue > images * MOST_OF_QUEUE:
+        yield Advice(
+            f"the queue of {options.queue:,} keys is more than half of the {images:,} images: an "
+            "image meets its own old keys as negatives",
+            f"--queue {max(1, images // 4)} is safer",
+        )
+    splits = options.bn_splits
+    if splits > 1 and batch // splits < FULL_PART:
+        yield Advice(
+            f"batch norm sees {batch // splits} images at a time, whose statistics are noisy",
+            f"give --batch-size {2 * FULL_PART} or more"
+            if splits == 2
+            else f"give --bn-splits {max(2, batch // FULL_PART)}",
+        )
+
+
+def advise_simclr(_: MethodOptions, images: int, batch: int) -> Iterator[Advice]:
+    """What may spoil a run of SimCLR."""
+    if batch < FEW_NEGATIVES <= images:
+        yield Advice(
+            f"SimCLR's only negatives are the {batch} images of a batch",
+            f"give --batch-size {FEW_NEGATIVES} or more, or --method moco, which has a queue",
+        )
+
+
+def no_advice(_options: Any, _images: int, _batch: int) -> Iterator[Advice]:
+    yield from ()
+
+
+def nothing_refused(_options: Any, _batch: int) -> str | None:
+    return None
