@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixco.data.loading import Images, canvases
+from mixco.data.images import Images
 from mixco.embeddings.knn import knn_scores, neighbours
 from mixco.evaluation.linear_probe import fit_linear_probe
 from mixco.evaluation.task import Task, accuracies, labels_of, load_task
@@ -55,7 +55,7 @@ def compute_features(config: EvaluationConfig) -> Features:
     """
     task = load_task(config)
     backbone = task.encoder.backbone
-    with process_group(task.device, MINUTES):
+    with process_group(task.compute.device, MINUTES):
         train, test = task.outputs(backbone, task.train), task.outputs(backbone, task.test)
     return Features(task, *train, *test)
 
@@ -133,8 +133,8 @@ def show_neighbours(path: Path, f: Features, count: int = 8, k: int = 8) -> None
     encoder = f.task.encoder.description
 
     def pictures(images: Images, index: Tensor) -> Tensor:
-        found, _ = canvases(images, index, 2 * f.task.size)
-        return brightened(found, encoder.mean, encoder.std)
+        found, _ = images.canvases(index, 2 * f.task.input.size)
+        return brightened(found, f.task.input)
 
     first = [
         int((test_labels == c).nonzero()[0]) for c in range(min(count, len(f.task.test.classes)))

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from mixco.data.datasets.download import download
 from mixco.data.datasets.sources import list_images
 from mixco.data.datasets.subsets import subset_name, with_labels
-from mixco.data.loading import Images, open_images
-from mixco.data.packing import PackedImages, refuse_lost_classes
+from mixco.data.images import Images, refuse_lost_classes
+from mixco.data.loading import open_images
 from mixco.embeddings.features import features_of
 from mixco.embeddings.knn import topk_accuracy
 from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
 from mixco.runtime.device import (
+    Compute,
     keep_freed_memory,
     memory_bytes,
     pick_device,
@@ -32,6 +33,7 @@ from mixco.runtime.files import one_at_a_time, shown
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.run_folder import add_result, read_config, write_confusions
 from mixco.settings.config import EvaluationConfig
+from mixco.views.augment import Input
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,7 @@ class Task:
     test: Images
     labels: str | None
     """Which subset of the train split this is; None for all of it."""
-    size: int
-    device: torch.device
-    dtype: torch.dtype
+    compute: Compute
     folder: Path | None
     """Of results.json; None when nothing is kept."""
     recipe_lr: float | None
@@ -53,6 +53,10 @@ class Task:
     suffix: str
     """Of the keys in results.json: "" for the run's own data and all labels, else for example
     "-10percent", "@photos", "-10percent@photos"."""
+
+    @property
+    def input(self) -> Input:
+        return self.encoder.description.input
 
     def describe(self) -> dict[str, Any]:
         """What every result says of itself."""
@@ -62,7 +66,7 @@ class Task:
             "weights_matched": self.encoder.matched,
             "data": self.test.source.name,
             "labels": self.labels or "all",
-            "size": self.size,
+            "size": self.input.size,
             "train_images": self.train.readable,
             "test_images": self.test.readable,
         }
@@ -76,17 +80,13 @@ class Task:
 
         Returns also the indices [n] of those that can be read, all but for some streamed ones.
         """
-        description = self.encoder.description
         with counting(f"features of {images.source.name}") as on_progress:
             outputs, seen = features_of(
                 network,
                 images,
                 torch.arange(len(images)) if index is None else index,
-                size=self.size,
-                mean=description.mean,
-                std=description.std,
-                device=self.device,
-                dtype=self.dtype,
+                self.input,
+                compute=self.compute,
                 on_unreadable=tell_unreadable,
                 on_progress=on_progress,
             )
@@ -171,7 +171,7 @@ def load_task(config: EvaluationConfig) -> Task:
                 channels=encoder.description.channels,
                 on_progress=on_progress,
             )
-        for file, reason in images.unreadable if isinstance(images, PackedImages) else ():
+        for file, reason in images.unreadable_files:
             tell_unreadable(shown(file), reason)
         return images
 
@@ -197,9 +197,7 @@ def load_task(config: EvaluationConfig) -> Task:
         train=train,
         test=test,
         labels=config.labels,
-        size=size,
-        device=device,
-        dtype=pick_dtype(device, config.precision),
+        compute=Compute(device, pick_dtype(device, config.precision)),
         folder=folder,
         recipe_lr=recipe_lr,
         suffix=suffix,

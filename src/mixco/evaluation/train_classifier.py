@@ -20,9 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mixco.data.loading import Images, Plan, epoch_batches, view_batches
+from mixco.data.images import Images, Plan
+from mixco.data.loading import epoch_batches
 from mixco.encoders.checkpoint import fingerprint
 from mixco.models.encoder import drops_at_random
+from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing
 from mixco.runtime.progress import Stopwatch, say, training, waited
@@ -80,8 +82,7 @@ def train_classifier(
     batch_size: int,
     epochs: int,
     seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
     name: str,
 ) -> list[Epoch]:
     """Train in place; the records of all epochs, of which the last is the result.
@@ -91,11 +92,12 @@ def train_classifier(
     optimizer: "sgd" (momentum 0.9) or "adam". lr: peak rate of the backbone; head_lr: of the layer.
     schedule, milestones: see training/schedules.py. batch_size: cut down to the number of images;
         images that fill no batch are left out of an epoch, others in each.
-    dtype: of autocast; float32 for none. name: for the progress bar.
+    name: for the progress bar.
 
     Raises UserError when the loss is not finite, RuntimeError when a frozen backbone has changed.
     """
     assert images.labels is not None
+    device = compute.device
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train(not frozen)
     model.backbone.requires_grad_(not frozen)
@@ -113,14 +115,12 @@ def train_classifier(
     batch_size = min(batch_size, len(members))
     steps_per_epoch = len(members) // batch_size
     steps = epochs * steps_per_epoch
-    views = view_batches(
-        images,
+    views = images.view_batches(
         plan(members, batch_size, epochs, seed),
         augmentation,
         members=members,
         batch_size=batch_size,
-        device=device,
-        dtype=dtype,
+        compute=compute,
         on_unreadable=lambda file, reason: say(f"warning: {file} cannot be read ({reason})"),
         count=1,
     )
@@ -143,7 +143,7 @@ def train_classifier(
                     )
                 dropout = generator_for(seed, "classifier dropout", step=step)
                 with (
-                    torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+                    compute.autocast(),
                     global_draws(dropout, device) if drops else nullcontext(),
                 ):
                     loss = F.cross_entropy(model(view), labels)

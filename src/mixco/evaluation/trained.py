@@ -106,7 +106,7 @@ def _train_and_test(
             encoder.channels,
         )
     model = Classifier(
-        backbone, feature_dim(backbone, task.size), len(task.train.classes), evaluation.seed
+        backbone, feature_dim(backbone, task.input.size), len(task.train.classes), evaluation.seed
     )
     stem = "classifier" if frozen else kind
     path = task.folder / f"{stem}{task.suffix}.safetensors"
@@ -117,12 +117,12 @@ def _train_and_test(
     def test() -> tuple[float, float]:
         outputs, index = frozen_features or task.outputs(model, task.test)
         if frozen:
-            outputs = model.classify(outputs.to(task.device)).cpu()
+            outputs = model.classify(outputs.to(task.compute.device)).cpu()
         return accuracies(outputs, labels_of(task.test)[index])
 
     if config.evaluate:
         load_classifier(path, model, task.test.classes)
-        model.to(task.device)
+        model.to(task.compute.device)
         top1, top5 = test()
         return {"top1": round(top1, 2), "top5": round(top5, 2), **task.describe()}
 
@@ -134,8 +134,8 @@ def _train_and_test(
         rate = task.head_rate(training.optimizer) * (1.0 if frozen else 0.1)
         rate_from = "the features' mean squared length"
     say(
-        f"{kind}: {encoder.arch} at {task.size} px, {len(task.train):,} labelled images, "
-        f"{config.epochs} epochs, rate {rate:g}, {describe(task.device)}"
+        f"{kind}: {encoder.arch} at {task.input.size} px, {len(task.train):,} labelled images, "
+        f"{config.epochs} epochs, rate {rate:g}, {describe(task.compute.device)}"
     )
     began = time.perf_counter()
     records = train_classifier(
@@ -143,7 +143,7 @@ def _train_and_test(
         task.train,
         test,
         frozen=frozen,
-        augmentation=crop_and_flip(task.size, mean=encoder.mean, std=encoder.std),
+        augmentation=crop_and_flip(task.input),
         optimizer=training.optimizer,
         lr=lr or 0.0,
         head_lr=rate,
@@ -153,8 +153,7 @@ def _train_and_test(
         batch_size=training.batch_size,
         epochs=config.epochs,
         seed=evaluation.seed,
-        device=task.device,
-        dtype=task.dtype,
+        compute=task.compute,
         name=kind,
     )
     save_classifier(path, model, task.train.classes, whole=not frozen)
