@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mixco.losses import soft_infonce
     from mixco.methods.moco import MoCo
     from mixco.methods.simclr import SimCLR
-    from mixco.mixing import Mixed, mix_halves, mixco
+    from mixco.mixing import Mixed, Mixer, Pairs, mixco
     from mixco.runtime.errors import UserError
     from mixco.settings.config import (
         ClassifierConfig,
@@ -75,7 +75,7 @@ _HOMES = {
     "mixco.losses": ("soft_infonce",),
     "mixco.methods.moco": ("MoCo",),
     "mixco.methods.simclr": ("SimCLR",),
-    "mixco.mixing": ("Mixed", "mix_halves", "mixco"),
+    "mixco.mixing": ("Mixed", "Mixer", "Pairs", "mixco"),
     "mixco.settings.resolve": ("load_recipe",),
     "mixco.views.two_views": ("TwoViews",),
 }
@@ -94,10 +94,12 @@ __all__ = [
     "LoadedEncoder",
     "MethodConfig",
     "Mixed",
+    "Mixer",
     "MoCo",
     "ModelConfig",
     "Neighbours",
     "OptimisationConfig",
+    "Pairs",
     "PretrainConfig",
     "Run",
     "RunConfig",
@@ -111,7 +113,6 @@ __all__ = [
     "finetune",
     "load_encoder",
     "load_recipe",
-    "mix_halves",
     "mixco",
     "neighbours",
     "pretrain",

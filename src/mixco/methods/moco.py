@@ -136,6 +136,9 @@ class MoCo(nn.Module):
         self.queue.push(keys)
         return {**losses, "accuracy": accuracy}
 
+    def after_step(self, progress: float) -> None:
+        """Nothing changes with the steps."""
+
     def encode_queries(self, images: Sequence[Tensor]) -> Tensor:
         """Clean images [b, 3, S, S], and mixed ones [m, 3, S, S] -> unit queries [b + m, C].
 

@@ -119,3 +119,6 @@ class SimCLR(nn.Module):
             "mixed": mixed_loss.detach(),
             "accuracy": accuracy,
         }
+
+    def after_step(self, progress: float) -> None:
+        """Nothing changes with the steps."""

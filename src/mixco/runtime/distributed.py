@@ -113,16 +113,8 @@ def ddp(method: nn.Module) -> nn.Module:
 
 
 def split_batch(batch: int, processes: int) -> Parts:
-    """Deal the rows of a batch to the processes, as equally as can be.
-
-    Row i stays with row i + batch // 2, its partner in MixCo: each part is some rows of the first half
-    and then their partners. The last row of an odd batch goes to the last process.
-    """
-    half = batch // 2
-    pairs = torch.arange(half).tensor_split(processes)
-    parts = [torch.cat([some, some + half]) for some in pairs]
-    parts[-1] = torch.cat([parts[-1], torch.arange(2 * half, batch)])
-    return tuple(parts)
+    """Deal the rows of a batch to the processes, in order and as equally as can be."""
+    return torch.arange(batch).tensor_split(processes)
 
 
 def gather(x: Tensor, parts: Parts) -> Tensor:
@@ -183,7 +175,7 @@ def all_to_all_rows(x: Tensor, have: Parts, want: Parts) -> Tensor:
         owner[rows] = process
         place[rows] = torch.arange(len(rows))
     outgoing = [place[rows[owner[rows] == here]] for rows in want]
-    leaving = x[send(torch.cat(outgoing), x.device)]
+    leaving = _take(x, torch.cat(outgoing))
     if world() == 1:
         return leaving
     # What arrives lies in the order of who sent it.
@@ -193,6 +185,14 @@ def all_to_all_rows(x: Tensor, have: Parts, want: Parts) -> Tensor:
         arrived, leaving.contiguous(), [len(p) for p in arriving], [len(p) for p in outgoing]
     )
     return torch.empty_like(arrived).index_copy_(0, send(torch.cat(arriving), x.device), arrived)
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows]; rows: int64 on the CPU. Rows in a row are not copied."""
+    count, first = len(rows), int(rows[0]) if len(rows) else 0
+    if torch.equal(rows, torch.arange(first, first + count)):
+        return x[first : first + count]
+    return x[send(rows, x.device)]
 
 
 def gather_all(x: Tensor) -> Tensor:

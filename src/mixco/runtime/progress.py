@@ -62,7 +62,7 @@ class Stopwatch:
         return self.images / self.seconds
 
     @property
-    def waiting_share(self) -> float:
+    def data_wait(self) -> float:
         return self.waited / self.seconds
 
 
@@ -135,7 +135,7 @@ def training(
         nonlocal told
         progress.update(task, advance=1, description=f"{description}  {text}")
         checks = [record["knn"] for record in records if "knn" in record]
-        speed = {"images_per_second": watch.rate, "waiting_share": watch.waiting_share}
+        speed = {"images_per_second": watch.rate, "data_wait": watch.data_wait}
         shown_now = {**numbers, **speed, **({"knn": checks[-1]} if checks else {})}
         if redraws():
             numbers_below.plain = f"  {in_words(shown_now)}"
@@ -160,7 +160,7 @@ NUMBERS = {
     "accuracy": "acc {:5.1f}%",
     "lr": "lr {:.1e}",
     "images_per_second": "{:,.0f} images/s",
-    "waiting_share": "waiting {:.0%}",
+    "data_wait": "waiting {:.0%}",
     "knn": "kNN {:.1f}%",
 }
 

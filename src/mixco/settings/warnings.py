@@ -6,7 +6,6 @@ stand beside the base, in methods/options.py.
 
 from collections.abc import Iterator, Sequence
 
-
 from mixco.methods import METHODS, NO_MIXER
 from mixco.methods.options import Advice
 from mixco.settings.config import Settings

@@ -1,8 +1,8 @@
-"""Going on with a run that was stopped, at whatever moment that was.
+"""Checkpoints, and resuming a run that was stopped, at whatever moment that was.
 
-A checkpoint holds all that a run is made of: weights, momentum copy, queue, optimiser, the sums of an
-epoch that is not over. Random numbers need no place in it, for each step draws its own from the seed
-and the step's number (runtime/seeding.py).
+A checkpoint holds weights, momentum copy, queue, optimiser, and the sums of an epoch that is not over.
+Random numbers need no place in it: each step draws its own from the seed and the step's number
+(runtime/seeding.py).
 """
 
 import re
@@ -21,7 +21,10 @@ from torch import nn
 
 from mixco.encoders.checkpoint import save_checkpoint
 from mixco.runtime.errors import UserError, of_the_machine, out_of_memory
-from mixco.runtime.run_folder import new_run_folder, read_config, write_json
+from mixco.runtime.run_folder import new_run_folder, read_config, read_results, write_json
+from mixco.runtime.setting import declared
+from mixco.settings.config import PretrainConfig
+from mixco.settings.resolve import dotted_fields
 
 LOCK = ".run.lock"
 TEMPORARY = re.compile(r"\.\d+-")  # of files.replacing
@@ -34,27 +37,22 @@ STATE = {
 }
 ROLLING = 2  # so many checkpoints are kept beside those that stay
 
-# What of a config may change between two parts of a run: where things lie, how they are read and
-# how often is looked, all of which leave what is learned as it is; and the device, which rounds
-# differently but means the same.
-MAY_CHANGE = (
-    *("recipe", "data.data_path", "data.download", "data.cache", "data.workers"),
-    *("run.out", "run.device", "run.knn_every", "run.linear_lr", "run.report", "run.log_to"),
-    *("run.timeout_minutes", "optimisation.micro_batches"),
-    *("run.checkpoint_minutes", "run.checkpoint_steps", "run.keep_every"),
-)
-SILENTLY = ("recipe", "run.out", "run.report", "data.download")
+
+def affects() -> dict[str, str]:
+    """What each setting affects, by its dotted name such as "method.queue" (see `Setting.affects`)."""
+    return {name: declared(field).affects for name, field in dotted_fields(PretrainConfig)}
 
 
 def open_run(
     folder: Path, config: dict[str, Any], say: Callable[[str], None]
 ) -> AbstractContextManager[object]:
-    """Make the run folder, or open one that holds a run by the same config, and lock it.
+    """Make the run folder, or open one that holds a run with the same settings, and lock it.
 
-    config: resolved, as config.json has it. What changed and may change is said.
+    config: the resolved settings, as config.json has them. Settings that have changed and may change are
+        said.
 
-    Returns the held lock, for a `with` that ends it; so does the end of the process. As long as it is
-    held, other processes are refused.
+    Returns the held lock, for a `with` that ends it; so does the end of the process. While it is held,
+    other processes are refused.
     Raises UserError when the folder holds something else or another run, or is in use.
     """
     begun = begun_config(folder)
@@ -64,53 +62,78 @@ def open_run(
         lock = _lock(folder)
         write_json(folder / "config.json", config)
         return lock
+    if written_by_0_1(begun) and not is_finished(folder):
+        raise UserError(
+            f"--out {folder} holds a run of mixco 0.1, which this version cannot resume; finish it with "
+            "mixco 0.1, or give another --out"
+        )
     changed = list(differences(begun, config))
-    fatal = [text for key, text in changed if key not in MAY_CHANGE]
+    kinds = affects()
+    fatal = [text for key, text in changed if kinds.get(key, "learning") == "learning"]
     if fatal:
         raise UserError(
             f"--out {folder} holds a run with other settings: {'; '.join(fatal)}. Give the settings "
-            "that it began with to go on with it, or another --out"
+            "that it began with to resume it, or another --out"
         )
     lock = _lock(folder)
     for key, text in changed:
-        if key not in SILENTLY:
+        if kinds[key] != "nothing":
             say(f"changed since the run began: {text}")
     return lock
 
 
 def begun_config(folder: Path) -> dict[str, Any] | None:
-    """What a run in the folder began with; None where there is none. Raises UserError for no run's."""
+    """The settings that a run in the folder began with; None where there is no run.
+
+    Raises UserError for a config.json that is damaged or of something else.
+    """
     if not (folder / "config.json").exists():
         return None
     config = read_config(folder)
-    config["data"] = {"channels": 3, "bits": 8} | config["data"]  # of before there were others
+    config["data"] = {"channels": 3, "bits": 8} | config["data"]  # older runs had no others
     return config
 
 
+def written_by_0_1(config: dict[str, Any]) -> bool:
+    """Is it a config.json of version 0.1? That said pieces where this one says micro_batches."""
+    return "micro_batches" not in config.get("optimisation", {})
+
+
+def is_finished(folder: Path) -> bool:
+    """Does the folder hold a run that came to its end?"""
+    results = folder / "results.json"
+    return (folder / "encoder.safetensors").exists() and (
+        results.exists() and "pretrain" in read_results(results)
+    )
+
+
 def as_begun(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """What is not given (None, or loading "auto") is as it was when the run began.
+    """The config, its unset settings (None, or loading "auto") as they were when the run began.
 
-    The images, the device and how full memory and disk are may have changed, and with them the choice.
+    The images, the device, memory and disk may have changed since, and with them the choice.
     """
-    return _filled(config, begun_config(folder) or {}, "")
+    return _filled(config, begun_config(folder) or {}, "", affects())
 
 
-def _filled(config: dict[str, Any], begun: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _filled(
+    config: dict[str, Any], begun: dict[str, Any], prefix: str, kinds: dict[str, str]
+) -> dict[str, Any]:
     result = dict(config)
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
             section = begun.get(key)
-            result[key] = _filled(value, section if isinstance(section, dict) else {}, f"{name}.")
+            section = section if isinstance(section, dict) else {}
+            result[key] = _filled(value, section, f"{name}.", kinds)
         elif (value is None or (name, value) == ("data.loading", "auto")) and (
-            name not in MAY_CHANGE
+            kinds[name] == "learning"
         ):
             result[key] = begun.get(key, value)
     return result
 
 
 def _barely_begun(folder: Path) -> bool:
-    """Does it hold what a process leaves that was killed before there was a config.json?"""
+    """Does it hold only what a process leaves that was killed before it wrote config.json?"""
     inside = folder / "checkpoints"
     return inside.is_dir() and not any(inside.iterdir()) and not any(_of_others(folder))
 
@@ -140,7 +163,7 @@ def _lock(folder: Path) -> AbstractContextManager[object]:
 def differences(
     before: dict[str, Any], now: dict[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, str]]:
-    """Of two configs the keys that differ, as "method.queue", and the change in words."""
+    """The settings in which two configs differ: the dotted name, and the change in words."""
     for key in sorted(before.keys() | now.keys()):
         old, new, name = before.get(key), now.get(key), f"{prefix}{key}"
         if isinstance(old, dict) and isinstance(new, dict):
@@ -151,7 +174,7 @@ def differences(
 
 
 def save_step(folder: Path, step: int, state: dict[str, Any], *, keep: bool) -> None:
-    """Save the state after `step` steps; of those that need not be kept the last two stay.
+    """Save the state after `step` steps. The last two stay, and those to be kept.
 
     Raises UserError when it cannot be written; the checkpoints before it are then still there.
     """
@@ -164,13 +187,13 @@ def save_step(folder: Path, step: int, state: dict[str, Any], *, keep: bool) -> 
         if not path.parent.is_dir():
             raise UserError(
                 f"{path.parent}: the folder is gone, so step {step} cannot be saved; put it back where "
-                "it was and start the same command again, and it goes on from what is in there"
+                "it was and start the same command again, which resumes from what is in it"
             ) from None
         # torch's writer raises the latter on a full disk, and only counts the bytes in its text.
         reason = getattr(error, "strerror", None) or "not all of it: the disk is full"
         raise UserError(
             f"{path}: cannot be written ({reason}); the checkpoints before it are whole. Make room "
-            "and start the same command again, and it goes on from them"
+            "and start the same command again, which resumes from them"
         ) from None
     rolling = [p for p in checkpoints(folder) if not p.stem.endswith("-kept")]
     for old in rolling[:-ROLLING]:
@@ -178,14 +201,14 @@ def save_step(folder: Path, step: int, state: dict[str, Any], *, keep: bool) -> 
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Those of a run folder, the oldest first."""
+    """The checkpoints of a run folder, the oldest first."""
     return sorted((folder / "checkpoints").glob("step-*.pt"), key=lambda p: p.stem.split("-")[1])
 
 
 def newest_state(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """What the newest whole checkpoint holds, on the CPU; None where a run has none yet.
+    """The content of the newest whole checkpoint, on the CPU; None where a run has none yet.
 
-    A damaged one is told and the one before it is taken. Raises UserError when all are damaged.
+    A damaged one is reported, and the one before it is taken. Raises UserError when all are damaged.
     """
     found = checkpoints(folder)
     for path in reversed(found):
@@ -202,7 +225,7 @@ def newest_state(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
                 raise
             damaged = str(error).splitlines()[0] if str(error) else type(error).__name__
         aside = path.replace(path.with_suffix(".damaged"))
-        say(f"warning: {aside} is damaged ({damaged}) and left aside; the one before it is taken")
+        say(f"warning: {aside} is damaged ({damaged}) and put aside; the one before it is taken")
     if found:
         raise UserError(
             f"{folder}: all {len(found)} checkpoints are damaged; restore one of them, or begin anew "
@@ -236,7 +259,7 @@ def restore(method: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str
 
 
 class Due:
-    """Is it time for a checkpoint? After so many minutes or steps; zero is never."""
+    """Is it time for a checkpoint? After so many minutes or steps; zero means never."""
 
     def __init__(self, minutes: float, steps: int) -> None:
         self.minutes, self.steps = minutes, steps
@@ -257,8 +280,8 @@ class Due:
 def signals_noticed() -> Iterator[Callable[[], int]]:
     """Inside, a first SIGINT or SIGTERM is only noted; a second one acts at once, as usual.
 
-    Yields a function that says which signal has come, 0 for none. Only in the main thread, the one
-    that signals reach; elsewhere it is always 0.
+    Yields a function that returns the signal that has come, 0 for none. Signals reach only the main
+    thread; elsewhere the function always returns 0.
     """
     came = 0
     if threading.current_thread() is not threading.main_thread():

@@ -1,36 +1,202 @@
-"""Fill in unset options from the images and the device, by the rules in settings/defaults.py."""
+"""A run before it begins: its images, its settings with everything chosen, its device, its method."""
 
 import dataclasses
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mixco.data.datasets.sources import NAMED
+from mixco import methods
+from mixco.data.datasets.download import download
+from mixco.data.datasets.sources import NAMED, list_images
 from mixco.data.image_list import ImageList, picture_size
-from mixco.data.images import Images
+from mixco.data.images import Images, Views
+from mixco.data.loading import epoch_batches, open_images
 from mixco.data.normalisation import measure
 from mixco.data.pixel_format import LOOKED_AT, spread
-from mixco.models.encoder import build_backbone, choose_stem, output_elements, takes_stems
-from mixco.runtime.device import device_memory
+from mixco.encoders.checkpoint import EncoderDescription
+from mixco.methods import METHODS, MIXERS, NO_MIXER
+from mixco.mixing import Mixer
+from mixco.models.encoder import (
+    Encoder,
+    build_backbone,
+    build_head,
+    choose_stem,
+    feature_dim,
+    output_elements,
+    takes_stems,
+)
+from mixco.models.sync_batchnorm import synchronise_batch_norms
+from mixco.runtime.device import (
+    Compute,
+    device_memory,
+    keep_freed_memory,
+    memory_bytes,
+    pick_device,
+    pick_dtype,
+    processors,
+)
+from mixco.runtime.distributed import (
+    broadcast_object,
+    launch_env,
+    process_group,
+    rank,
+    split_batch,
+    world,
+)
+from mixco.runtime.files import one_at_a_time
+from mixco.runtime.imports import load
+from mixco.runtime.progress import counting, downloading, say
+from mixco.runtime.seeding import generator_for
 from mixco.settings import defaults
-from mixco.settings import warnings as cautions
-from mixco.settings.config import PretrainConfig
-from mixco.settings.resolve import from_dict, resolve, run_folder_of, to_dict
-from mixco.settings.warnings import Caution
+from mixco.settings.config import DataConfig, PretrainConfig, Settings
+from mixco.settings.resolve import Facts, check_ranges, from_dict, resolve, run_folder_of, to_dict
 from mixco.training.checkpoints import as_begun
-from mixco.views.augment import Channels
+from mixco.views.augment import AUGMENTATIONS, Augmentation, Channels, Input, weaken_jitter
+
+# The loss is read this often, to see whether it is finite: on a GPU each look waits for the device.
+STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 20, "mps": 20}
 
 
 class Choice(NamedTuple):
+    """A setting that was chosen, and why."""
+
     option: str
     value: str
     why: str
 
 
+@dataclass(frozen=True)
+class Setup:
+    """All that a run needs before its first step."""
+
+    settings: Settings
+    images: Images
+    bank: Tensor
+    """int64: the images that the kNN check searches in."""
+    held_out: Tensor
+    """int64: the images that the kNN check asks about; none without labels."""
+    members: Tensor
+    """int64, sorted: the images that are trained on."""
+    compute: Compute
+    choices: tuple[Choice, ...]
+    workers: int
+    """Processes that decode streamed images."""
+
+    @property
+    def loading(self) -> str:
+        """How the images are loaded, in words."""
+        packed = self.images.loading == "packed"
+        return "packed" if packed else f"streamed, {self.workers} workers"
+
+    @property
+    def name(self) -> str:
+        """ "simclr+mixco" """
+        return methods.run_name(self.settings.method.method, self.settings.method.mix)
+
+    @property
+    def input(self) -> Input:
+        data = self.settings.data
+        return Input(data.size, data.mean, data.std)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        method = self.settings.method
+        return weaken_jitter(AUGMENTATIONS[method.augmentation](self.input), method.jitter)
+
+    @property
+    def encoder(self) -> EncoderDescription:
+        """What is saved with the encoder."""
+        settings, source = self.settings, self.images.source
+        epochs, seed = settings.optimisation.epochs, settings.run.seed
+        return EncoderDescription(
+            arch=settings.model.arch,
+            stem=settings.model.stem,
+            size=settings.data.size,
+            mean=settings.data.mean,
+            std=settings.data.std,
+            training=f"{self.name} on {source.name}, {epochs} epochs, seed {seed}",
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.members) // self.settings.optimisation.batch_size
+
+    @property
+    def steps(self) -> int:
+        """All steps of the run."""
+        return self.steps_per_epoch * self.settings.optimisation.epochs
+
+    def looks(self, step: int) -> bool:
+        """Is the loss read at this step? Always at the last one of an epoch."""
+        ends = (step + 1) % self.steps_per_epoch == 0
+        return ends or step % STEPS_BETWEEN_LOOKS[self.compute.device.type] == 0
+
+    def views(
+        self, on_unreadable: Callable[[str, str], None], start: int = 0
+    ) -> Generator[Views, None, None]:
+        """The views of each step's batch, from step `start` on, this process's part of them."""
+        batch = self.settings.optimisation.batch_size
+        return self.images.view_batches(
+            plan(self, start),
+            self.augmentation,
+            members=self.members,
+            batch_size=batch,
+            compute=self.compute,
+            on_unreadable=on_unreadable,
+            rows=split_batch(batch, world())[rank()] if world() > 1 else None,
+        )
+
+
+def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
+    """Find the device, open the images, choose what is unset, join the other processes.
+
+    stack: given back when it is left. Raises UserError for what the user can mend.
+    """
+    check_ranges(config)
+    here = launch_env()
+    compute = pick_compute(config, here.local_rank)
+    data = config.data
+    cache, workers = data.cache.expanduser(), data.workers
+    if workers is None:
+        workers = max(1, processors() // here.local_processes)
+    with one_at_a_time(cache / ".several.lock") if here.processes > 1 else nullcontext():
+        if data.download:
+            with downloading(data.data) as on_progress:
+                download(data.data, data.data_path, tell=say, on_progress=on_progress)
+        source = list_images(data.data, data.data_path, "pretrain", cache)
+        config, choices = choose_size(as_it_began(config), source, compute.device)
+        with counting(f"packing {source.name}") as on_progress:
+            images = open_images(
+                source,
+                size=size_of(config),
+                cache=cache,
+                loading=config.data.loading,
+                workers=workers,
+                memory=memory_bytes(),
+                channels=config.data.channels,
+                bits=config.data.bits,
+                on_progress=on_progress,
+            )
+    stack.enter_context(process_group(compute.device, config.run.timeout_minutes))
+    setup = set_up(config, images, compute, choices, workers=workers, processes=here.processes)
+    # Machines with another memory would choose another batch.
+    return dataclasses.replace(setup, settings=broadcast_object(setup.settings))
+
+
+def pick_compute(config: PretrainConfig, local_rank: int = 0) -> Compute:
+    """The device and the number format of a run."""
+    device = pick_device(config.run.device, local_rank)
+    keep_freed_memory(device)
+    return Compute(device, pick_dtype(device, config.run.precision))
+
+
 def as_it_began(config: PretrainConfig) -> PretrainConfig:
-    """With what is not given as a run in the same folder began, if there is one."""
+    """The config, its unset settings as they were when a run in the same folder began, if one did."""
     begun = as_begun(run_folder_of(config), to_dict(config))
     return from_dict(PretrainConfig, begun, "config.json")
 
@@ -38,96 +204,151 @@ def as_it_began(config: PretrainConfig) -> PretrainConfig:
 def choose_size(
     config: PretrainConfig, source: ImageList, device: torch.device
 ) -> tuple[PretrainConfig, list[Choice]]:
-    """The config with a size, by the headers of some files spread over the list."""
+    """The config with a size, chosen by the headers of some files from all over the list."""
     if config.data.size is not None:
         return config, []
-    some = spread(len(source.files), LOOKED_AT)
-    sides = [side for i in some if min(side := picture_size(source, i)) > 0]
+    sampled = spread(len(source.files), LOOKED_AT)
+    sides = [side for i in sampled if min(side := picture_size(source, i)) > 0]
     height, width = (int(median(values)) for values in zip(*sides or [(64, 64)], strict=True))
     size, why = defaults.size(height, width, device.type)
-    chosen = dataclasses.replace(config, data=dataclasses.replace(config.data, size=size))
-    return chosen, [Choice("size", str(size), why)]
+    return _with_data(config, size=size), [Choice("size", str(size), why)]
 
 
-def choose_rest(
+def size_of(config: PretrainConfig) -> int:
+    """The size of a config that has one; one that is too small or large is refused."""
+    check_ranges(config.data)
+    if config.data.size is None:
+        raise ValueError("the size must be chosen first")
+    return config.data.size
+
+
+def set_up(
     config: PretrainConfig,
     images: Images,
-    members: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
+    choices: list[Choice],
+    *,
+    workers: int,
     processes: int = 1,
-) -> tuple[PretrainConfig, list[Choice]]:
-    """The resolved config of one with a size.
+) -> Setup:
+    """Choose the rest of the settings for some images.
 
-    members: how many images are trained on; processes: that the run is to have, one a device.
+    config: with a size. choices: those so far. processes: of the run, one on each device.
 
-    Raises UserError for what cannot be, as `resolve` does.
+    Raises UserError as `resolve` does.
     """
-    data, choices = config.data, list[Choice]()
-    size = data.size
-    assert size is not None
-    own = images.source
-    if data.mean is None or data.std is None:
-        folder = data.data not in NAMED
-        mean, std = measure(images) if folder else (own.mean, own.std)
-        if folder:
+    bank, held_out = split_holdout(images, config.run.holdout, config.run.seed)
+    members = bank if config.run.exclude_holdout else torch.arange(len(images))
+    choices = list(choices)
+    size, device, source = size_of(config), compute.device, images.source
+    pixel = source.pixel
+    config = _with_data(config, loading=images.loading, channels=pixel.channels, bits=pixel.bits)
+    if config.data.mean is None or config.data.std is None:
+        named = config.data.data in NAMED
+        mean, std = (source.mean, source.std) if named else measure(images)
+        if not named:
             shown = f"{_numbers(mean)} ± {_numbers(std)}"
             choices.append(Choice("mean and --std", shown, "measured on these images"))
-        data = dataclasses.replace(data, mean=data.mean or mean, std=data.std or std)
-        config = dataclasses.replace(config, data=data)
-    model, needs = config.model, None
+        config = _with_data(config, mean=config.data.mean or mean, std=config.data.std or std)
+    model, image_bytes = config.model, None
     if model.stem == "auto" or config.optimisation.batch_size is None:
-        backbone = build_backbone(model.arch, size, model.stem, channels=own.pixel.channels)
-        needs = step_bytes(backbone, config, dtype.itemsize)
+        backbone = build_backbone(model.arch, size, model.stem, channels=pixel.channels)
+        image_bytes = step_bytes(backbone, config, compute.dtype.itemsize)
         if model.stem == "auto" and takes_stems(backbone):
             stem = choose_stem(size)
             why = "its own" if stem == "standard" else "its own would leave too little of them"
             choices.append(Choice("stem", stem, f"for a ResNet and {size} px; {why}"))
 
-    def tell(option: str, value: object, why: str) -> None:
+    def tell(name: str, value: object, why: str) -> None:
         if why != defaults.UNUSED:
-            choices.append(Choice(option.replace("_", "-"), str(value), why))
+            choices.append(Choice(name.replace("_", "-"), str(value), why))
 
-    resolved = resolve(
-        config,
-        members,
-        processes,
-        device=device.type,
-        memory=device_memory(device) * (processes if device.type == "cuda" else 1),
-        image_bytes=needs,
-        tell=tell,
+    devices = processes if device.type == "cuda" else 1
+    facts = Facts(
+        len(members), processes, device.type, device_memory(device) * devices, image_bytes
     )
-    return resolved, choices
+    settings = resolve(config, facts, tell)
+    return Setup(settings, images, bank, held_out, members, compute, tuple(choices), workers)
 
 
-def step_bytes(backbone: nn.Module, config: PretrainConfig, itemsize: int) -> float:
-    """What a training step holds at its peak for each image of its batch, about."""
-    assert config.data.size is not None
-    passes = defaults.PASSES[config.method.method, config.method.mix]
-    outputs = output_elements(backbone, config.data.size) * itemsize
-    return defaults.HELD * passes * outputs / config.optimisation.micro_batches
+def split_holdout(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training images, int64: (bank, held out) for the kNN check, class by class.
+
+    Without labels nothing is held out. The draw depends on the seed alone, so runs with the same seed
+    hold out the same images.
+    """
+    everything = torch.arange(len(images))
+    if images.labels is None:
+        return everything, everything[:0]
+    generator = generator_for(seed, "holdout")
+    mask = torch.zeros(len(everything), dtype=torch.bool)
+    for label in torch.unique(images.labels):
+        members = everything[images.labels == label]
+        chosen = torch.randperm(len(members), generator=generator)[: int(len(members) * share)]
+        mask[members[chosen]] = True
+    return everything[~mask], everything[mask]
 
 
-def cautions_of(config: PretrainConfig, members: int, dtype: torch.dtype) -> list[Caution]:
-    """What may spoil a run of a resolved config, as far as the settings tell."""
-    method, optimisation = config.method, config.optimisation
-    assert optimisation.batch_size and optimisation.epochs
-    assert method.temperature and method.mix_temperature
-    return list(
-        cautions.of_settings(
-            images=members,
-            method=method.method,
-            mix=method.mix,
-            batch=optimisation.batch_size,
-            epochs=optimisation.epochs,
-            queue=method.queue,
-            bn_splits=method.bn_splits,
-            temperature=method.temperature,
-            mix_temperature=method.mix_temperature,
-            bfloat16=dtype == torch.bfloat16,
-        )
-    )
+def _with_data(config: PretrainConfig, **changes: object) -> PretrainConfig:
+    data: DataConfig = dataclasses.replace(config.data, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(config, data=data)
 
 
 def _numbers(values: Channels) -> str:
     return " ".join(f"{value:.3f}" for value in values)
+
+
+def step_bytes(backbone: nn.Module, config: PretrainConfig | Settings, itemsize: int) -> float:
+    """Bytes that a training step holds at its peak for each image of its batch, about."""
+    base, mixer = METHODS[config.method.method], mixer_of(config.method.mix)
+    passes = base.passes + (base.mixed_views * mixer.per_image if mixer else 0.0)
+    if config.data.size is None:
+        raise ValueError("the size must be chosen first")
+    outputs = output_elements(backbone, config.data.size) * itemsize
+    return defaults.HELD * passes * outputs / config.optimisation.micro_batches
+
+
+def mixer_of(mix: str) -> Mixer | None:
+    """The mixer by its name; None for none."""
+    if mix == NO_MIXER:
+        return None
+    mixer: Mixer = load(MIXERS[mix].mixer)
+    return mixer
+
+
+def build_method(settings: Settings) -> nn.Module:
+    """The method (methods/protocol.py), with weights drawn from the seed of the run."""
+    data, model, method, seed = settings.data, settings.model, settings.method, settings.run.seed
+    backbone = build_backbone(model.arch, data.size, model.stem, seed, data.channels)
+    head = build_head(feature_dim(backbone, data.size), model.dim, model.head, seed)
+    built: nn.Module = load(METHODS[method.method].build)(
+        Encoder(backbone, head),
+        mixer_of(method.mix),
+        method,
+        dim=model.dim,
+        micro_batches=settings.optimisation.micro_batches,
+        generator=generator_for(seed, "queue"),
+    )
+    return built
+
+
+def build(setup: Setup) -> nn.Module:
+    """The method of a run on its device, its batch norms synchronised where the settings say so."""
+    device = setup.compute.device
+    method = build_method(setup.settings)
+    method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if setup.settings.method.bn_over == "all":
+        method = synchronise_batch_norms(method, device)
+    return method
+
+
+def plan(setup: Setup, start: int = 0) -> Iterator[tuple[Tensor, torch.Generator]]:
+    """Each step's images, int64 [B], and the generator of its views, from step `start` on."""
+    optimisation, seed = setup.settings.optimisation, setup.settings.run.seed
+    steps_per_epoch = setup.steps_per_epoch
+    for epoch in range(start // steps_per_epoch + 1, optimisation.epochs + 1):
+        draws = generator_for(seed, "epoch", step=epoch)
+        shuffled = epoch_batches(setup.members, optimisation.batch_size, draws)
+        for step, index in enumerate(shuffled, (epoch - 1) * steps_per_epoch):
+            if step >= start:
+                yield index, generator_for(seed, "views", step=step)
