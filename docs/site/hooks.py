@@ -1,8 +1,8 @@
 """Build the site from the repository's own Markdown, so that nothing is written twice.
 
-Files at the root of the repository become pages of the site. Links between Markdown files are written for
-GitHub and are rewritten to the site's pages. A link to a file outside the site becomes text, or a link to
-the repository if mkdocs.yml has a `repo_url`.
+Files at the root of the repository become pages of the site. Links between Markdown files are written
+for GitHub and are rewritten to the site's pages. A link to a file outside the site becomes text, or a
+link to the repository if mkdocs.yml has a `repo_url`.
 """
 
 import posixpath
@@ -67,7 +67,9 @@ def _with_links(text: str, source: str, path: str, config: MkDocsConfig) -> str:
             return link["text"] if link["text"] == wanted else f"{link['text']} (`{wanted}`)"
         here = posixpath.relpath(inside, posixpath.dirname(path) or ".")
         text = link["text"]
-        if text.endswith(".md"):  # a file name is good link text in the repository, but not in the site
+        if text.endswith(
+            ".md"
+        ):  # a file name is good link text in the repository, but not in the site
             text = _title(posixpath.join(posixpath.dirname(config.config_file_path), wanted))
         return f"{link['image']}[{text}]({here}{hash_}{anchor})"
 
