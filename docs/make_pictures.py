@@ -1,7 +1,7 @@
-"""Draws the pictures of how-it-works.md with the product's own views, mixer, method and loss.
+"""Draw the pictures of how-it-works.md with mixco's own views, mixer, method and loss.
 
-python docs/make_pictures.py            # trains MoCo + MixCo on the sample first, minutes
-python docs/make_pictures.py --run RUN  # with the method of a run: MoCo + MixCo on the sample
+python docs/make_pictures.py            # first trains MoCo + MixCo on the sample, for minutes
+python docs/make_pictures.py --run RUN  # uses a run of MoCo + MixCo on the sample
 """
 
 import argparse
@@ -41,9 +41,9 @@ PARTS = ListedColormap(["#0072B2", "#E69F00", "#009E73", "#CC79A7"])  # Okabe an
 
 
 def photographs(count: int, size: int, of: int = 8) -> tuple[Tensor, Tensor]:
-    """uint8 [count, 3, S, S] of the sample, spread over its classes, and their extents.
+    """Photographs of the sample, spread over its classes: uint8 [count, 3, S, S], and their extents.
 
-    Of each `of` that are looked at it is the one with the most contrast.
+    Each is the one with the most contrast among `of` neighbours.
     """
     source = list_images("sample", None, "train", None)
     with tempfile.TemporaryDirectory() as cache:
@@ -58,7 +58,7 @@ def photographs(count: int, size: int, of: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def visible(view: Tensor, augmentation: views.Augmentation = AUGMENTATION) -> Tensor:
-    """A normalised view, [..., 3, S, S], as numbers in [0, 1]."""
+    """Undo the normalisation of views [..., 3, S, S]: numbers in [0, 1]."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in augmentation.input[1:])
     return (view * std + mean).clamp(0, 1)
 
@@ -97,7 +97,7 @@ def draw_views() -> None:
 
 
 def draw_mixing() -> None:
-    """Pairs, their mixtures by different shares, and the shares as the targets that they are."""
+    """Pairs, their mixed images for several lambdas, and lambda as the target."""
     shares = torch.tensor([0.5, 0.8, 0.3, 0.65])
     images, _ = photographs(8, SIZE)
     mixed = mix_halves(images.float() / 255, shares)
@@ -121,7 +121,7 @@ def draw_mixing() -> None:
 
 
 def draw_targets(method: MoCo, config: PretrainConfig) -> None:
-    """What mixtures shall resemble, and what they do resemble in a trained encoder."""
+    """Targets of mixed images, and their similarities in a trained encoder."""
     batch, queue = 16, 16
     augmentation = views.weaken_jitter(
         views.moco_v2(views.Input(config.data.size)),
@@ -144,7 +144,7 @@ def draw_targets(method: MoCo, config: PretrainConfig) -> None:
     )
     for row, (title, values, most) in enumerate(
         (
-            ("target: the shares; zero for the queue", targets, 1.0),
+            ("target: lambda and 1 - lambda; zero for the queue", targets, 1.0),
             ("cosine similarity, after a short training", likeness, float(likeness.max())),
         )
     ):
@@ -154,7 +154,7 @@ def draw_targets(method: MoCo, config: PretrainConfig) -> None:
         left.imshow(column(visible(mixed.images, augmentation)), interpolation="nearest")
         left.set(xticks=[], yticks=[])
         left.spines[:].set_visible(False)
-        left.set_ylabel("mixtures", color=INK)
+        left.set_ylabel("mixed images", color=INK)
         axes = figure.add_subplot(grid[2 * row + 1, 1])
         shown = axes.imshow(values.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=most)
         axes.axvline(batch - 0.5, color="white", linewidth=3)
@@ -165,7 +165,7 @@ def draw_targets(method: MoCo, config: PretrainConfig) -> None:
 
 
 def strip(axes: Axes, images: Tensor, queue: int) -> None:
-    """The pictures behind the keys of the batch, side by side; the queue holds none."""
+    """The images of the batch's keys, side by side. The queue keeps no images."""
     side = images.shape[-1]
     row = torch.cat(list(images), dim=2)
     blank = torch.ones(3, side, side * queue)
@@ -188,7 +188,7 @@ def column(images: Tensor) -> Tensor:
 
 
 def draw_parts() -> None:
-    """Who shares statistics with whom: as queries, and as keys without and with permutation."""
+    """Which images share statistics: as queries, and as keys without and with permutation."""
     batch, parts = 32, 4
     dealt = torch.arange(batch) % parts
     order = torch.randperm(batch, generator=generator_for(3, "pictures"))
@@ -226,7 +226,7 @@ def short_run(out: Path) -> Path:
 
 
 def trained_method(run: Path) -> tuple[MoCo, PretrainConfig]:
-    """The method of a run as its last checkpoint has it."""
+    """The method of a run, from its last checkpoint."""
     config = from_dict(PretrainConfig, read_json(run / "config.json"), str(run))
     method = build_method(config)
     assert isinstance(method, MoCo), f"{run} is no run of MoCo"

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Pretraining on several nodes under SLURM: sbatch docs/slurm.sh [options of mixco pretrain]
-# One launcher a node (srun), one process a GPU (torchrun). At the end of its time the run is saved and queued
-# again, and goes on from there; so it does when it is sent again by hand with the same options. The
-# environment that has mixco must be active when it is sent, and the run folder lie where the first node
-# finds it again.
+# One launcher a node (srun), one process a GPU (torchrun). When its time is up, the run is saved and queued
+# again, and resumes. Submitting it again by hand with the same options resumes it too. Activate the
+# environment with mixco before you submit, and keep the run folder where the first node finds it again.
 #SBATCH --job-name=mixco
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -16,16 +15,16 @@
 #SBATCH --output=%x-%j.out
 set -euo pipefail
 
-# Of each node; without GPUs one process.
+# Processes on each node; without GPUs, one.
 processes=${SLURM_GPUS_ON_NODE:-1}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((SLURM_CPUS_ON_NODE / processes))}
 
-# A store of its own for each start of the group, else a restart may find the addresses of the dead.
+# Each start of the group gets its own store. Otherwise a restart may find addresses of dead processes.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
-# SLURM's warning comes to this shell (B:), two minutes before the end: every process then finishes its step,
-# the first one saves, and the job is queued again.
+# SLURM warns this shell (B:) two minutes before the end. Then every process finishes its step, the first one
+# saves, and the job is queued again.
 stopped=no
 trap 'stopped=yes; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 
@@ -37,7 +36,7 @@ step=$!
 code=0
 wait "$step" || code=$?
 if [ "$stopped" = yes ]; then
-  wait "$step" || true # the first wait was cut short by the signal
+  wait "$step" || true # the signal ended the first wait early
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

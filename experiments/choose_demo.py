@@ -2,9 +2,9 @@
 
     python experiments/choose_demo.py experiments/choose_demo.txt [--seeds 0 1] [--out FILE.jsonl]
 
-Each line of the file is options for `mixco pretrain`, "#" begins a comment. A quarter of the sample's
-1,600 training images is left out of pretraining (--exclude-holdout) and asked about by kNN at the
-end; a line of the output is one run. Settings that are there already are not run again.
+Each line of the file holds options for `mixco pretrain`; "#" begins a comment. Pretraining leaves out a
+quarter of the sample's 1,600 training images (--exclude-holdout), and kNN is measured on them at the
+end. Each line of the output is one run. Settings already in the output are not run again.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 def run(options: str, seed: int) -> dict[str, object]:
-    """Pretrain in a process of its own, as a user would; its held-out kNN and its seconds."""
+    """Pretrain in a separate process, as a user would. Return the held-out kNN and the seconds."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [

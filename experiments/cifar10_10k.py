@@ -3,9 +3,9 @@
     mixco download cifar10 --data-path DATA
     python experiments/cifar10_10k.py --data-path DATA [--epochs 10] [--seeds 0 1 2] [--out DIR]
 
-The first 1,000 training images of each class are pretrained on without labels; kNN and the linear
-probe then know the labels of the same 10,000 and are tested on the whole test split. Stopped and
-started again, it goes on with the runs that are missing. It prints the table of experiments/RESULTS.md.
+Pretraining uses the first 1,000 training images of each class, without labels. kNN and the linear
+probe then use the labels of the same 10,000, and are tested on the whole test split. Started again, the
+script continues with the missing runs. It prints the table of experiments/RESULTS.md.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from PIL import Image
 
 from mixco.data.datasets.sources import list_images
 
-# Of each folder: the split that it is taken of, and which images of each class, in the split's order.
+# For each folder: its split, and which images of each class, in the order of the split.
 Parts = dict[str, tuple[str, range]]
 PARTS: Parts = {"train": ("train", range(1000)), "test": ("test", range(1000))}
 METHODS = [(method, mix) for method in ("moco", "simclr") for mix in ("none", "mixco")]
 
 
 def lay_out(data_path: Path, folder: Path, parts: Parts) -> Path:
-    """Folders of the parts, with a folder of PNG files for each class."""
+    """Write a folder for each part, with a folder of PNG files for each class."""
     if folder.exists():
         return folder
     unfinished = folder.with_name(f"{folder.name}-unfinished")
@@ -54,7 +54,7 @@ def mixco(*arguments: object) -> None:
 
 
 def run(photos: Path, out: Path, method: str, mix: str, seed: int, epochs: int) -> dict[str, dict]:
-    """Pretrain and evaluate, unless it is done; what the run's results.json says."""
+    """Pretrain and evaluate, unless it is done. Return the run's results.json."""
     results = out / "results.json"
     done = json.loads(results.read_text("utf-8")) if results.exists() else {}
     if not {"pretrain", "knn", "linear"} <= done.keys():

@@ -1,22 +1,22 @@
-"""Can MixCo cost less? Fewer pairs, or smaller mixtures, asked on held-out training images.
+"""Can MixCo cost less? Fewer pairs, or smaller mixed images, tested on held-out training images.
 
     mixco download cifar10 --data-path DATA
     python experiments/mixco_savings.py --data-path DATA [--method simclr] [--epochs 9] [--seeds 0 1 2]
 
-As experiments/cifar10_10k.py, but the test split is not touched: the first 1,000 training images of each
-class are pretrained on without labels, then kNN and the linear probe know their labels, and are asked
-about the next 1,000 training images of each class. Variants:
+Like experiments/cifar10_10k.py, but without the test split. Pretraining uses the first 1,000 training
+images of each class, without labels. kNN and the linear probe then use their labels, and are tested on
+the next 1,000 training images of each class. Variants:
 
     none            the base method
-    mixco           MixCo as it is
-    half-pairs      only the first half of the pairs is mixed, so half as many mixtures
-    small-mixtures  the mixtures pass the encoder at three quarters of the side, by themselves
+    mixco           MixCo unchanged
+    half-pairs      mixes only the first half of the pairs, so half as many mixed images
+    small-mixtures  mixed images pass the encoder on their own, at three quarters of the side
 
-Not at half the side: the last stage would get 1 x 1 pixels, and of a 3x3 convolution with stride 2 over
-those, torch 2.14 with oneDNN in bfloat16 leaves the gradients of the weights that see nothing unwritten.
+Half the side is not possible: the last stage would get 1 x 1 pixels. For a 3x3 convolution with stride 2
+over those, torch 2.14 with oneDNN in bfloat16 does not write the gradients of weights that see no pixel.
 
-Stopped and started again, it goes on with the runs that are missing. It prints a table, mean and
-spread over the seeds.
+Started again, the script continues with the missing runs. It prints a table with mean and spread over
+the seeds.
 """
 
 import argparse
@@ -43,14 +43,14 @@ PARTS: Parts = {"train": ("train", range(1000)), "test": ("train", range(1000, 2
 
 
 def mix_half_of_the_pairs(images: Tensor, shares: Tensor) -> Mixed:
-    """As mix_halves, but the second half of the pairs is left out; at least one stays."""
+    """Mix only the first half of the pairs, at least one."""
     mixed = mix_halves(images, shares)
     kept = (len(shares) + 1) // 2
     return Mixed(mixed.images[:kept], mixed.targets[:kept])
 
 
 def small_mixtures_by_themselves(encoder: nn.Module, images: Tensor, _: int) -> Tensor:
-    """Replaces encode_in_micro_batches: the last third of the images are the mixed ones."""
+    """Encode the mixed images, which are the last third, at a smaller size and on their own."""
     clean, mixtures = images.split([len(images) - len(images) // 3, len(images) // 3])
     small = F.interpolate(mixtures.float(), scale_factor=3 / 4, mode="bilinear", antialias=True).to(
         mixtures
@@ -77,7 +77,7 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
 
 
 def pretrain(variant: str, photos: Path, out: Path, method: str, seed: int, epochs: int) -> None:
-    """In a process of its own: some variants replace parts of the package."""
+    """Pretrain in a separate process, because some variants replace parts of the package."""
     mix, replace = VARIANTS[variant]
     replace()
     mixco.pretrain(
@@ -86,7 +86,7 @@ def pretrain(variant: str, photos: Path, out: Path, method: str, seed: int, epoc
 
 
 def run(variant: str, photos: Path, out: Path, *rest: object) -> dict[str, float]:
-    """Pretrain and evaluate, unless it is done; the figures of the run."""
+    """Pretrain and evaluate, unless it is done. Return the figures of the run."""
     results = out / "results.json"
     done = json.loads(results.read_text("utf-8")) if results.exists() else {}
     if not {"pretrain", "knn", "linear"} <= done.keys():

@@ -1,10 +1,10 @@
-"""Do the fast probe and the published protocol say the same of an encoder?
+"""Do the fast probe and the published protocol agree on an encoder?
 
 python experiments/probe_agreement.py [--run RUN] [--epochs 20] [--seeds 3] [--out runs/agreement]
 
 Evaluates one encoder on the sample (1,600 training and 400 test images) by both protocols with
-several seeds, prints both with their difference and writes them to OUT/agreement.json. Without --run,
-an encoder is pretrained by the demo's recipe first. With 400 test images one image is 0.25 points.
+several seeds, prints both results with their difference, and writes them to OUT/agreement.json. Without
+--run, it first pretrains an encoder by the demo's recipe. One of 400 test images is 0.25 points.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def pretrained(options: argparse.Namespace) -> Path:
-    """A run by the demo's recipe, below --out."""
+    """Pretrain by the demo's recipe, below --out."""
     recipe = load_recipe("demo")
     return pretrain(
         dataclasses.replace(

@@ -1,4 +1,4 @@
-"""docs/deviations.md: whatever a row says that it is held by is there."""
+"""docs/deviations.md: each row names tests that exist."""
 
 import re
 from pathlib import Path

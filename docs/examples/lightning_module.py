@@ -30,7 +30,7 @@ class Photos(Dataset[Tensor]):
 
 
 class MixCo(lightning.LightningModule):
-    """Two views, mixtures of the first, and both losses."""
+    """Two views, mixed images of the first view, and both losses."""
 
     def __init__(self, arch: str = "resnet10t", temperature: float = 0.2, seed: int = 0) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class MixCo(lightning.LightningModule):
         self.temperature, self.seed = temperature, seed
 
     def configure_model(self) -> None:
-        # Each process draws its own; how many batches they were for is saved with the module.
+        # Each process has its own draws. The module's state_dict lets them continue.
         self.two_views = mixco.TwoViews(size=32, seed=self.seed, rank=self.global_rank)
         self.draws = torch.Generator().manual_seed(self.seed + self.global_rank)
 
@@ -47,12 +47,11 @@ class MixCo(lightning.LightningModule):
         first, second = self.two_views(images)
         mixed = mixco.mixco(first, self.draws)
         outputs = self.head(self.backbone(torch.cat([first, second, mixed.images])))
-        batch, pairs = len(first), len(mixed.images)
-        z_first, z_second, z_mixed = F.normalize(outputs, dim=1).split([batch, batch, pairs])
-        itself = torch.eye(batch, device=self.device)
+        batch, mixed_count = len(first), len(mixed.images)
+        z_first, z_second, z_mixed = F.normalize(outputs, dim=1).split([batch, batch, mixed_count])
+        itself = torch.eye(batch, device=self.device)  # the positive of a first view is its second
         clean = soft_infonce(z_first, z_second, itself, self.temperature)
-        mixture = soft_infonce(z_mixed, z_second, mixed.targets, self.temperature)
-        return clean + mixture
+        return clean + soft_infonce(z_mixed, z_second, mixed.targets, self.temperature)
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], *_: object) -> None:
         print(f"step {self.global_step}  loss {outputs['loss']:.3f}")

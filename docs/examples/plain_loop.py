@@ -1,6 +1,6 @@
-"""MixCo's loss in a loop of your own, with your network and loader: python plain_loop.py photos/
+"""MixCo's loss in your own loop, with your network and loader: python plain_loop.py photos/
 
-Three things are taken from mixco: TwoViews, mixing.mixco and losses.soft_infonce.
+It uses three parts of mixco: TwoViews, mixco.mixco and losses.soft_infonce.
 """
 
 import sys
@@ -46,7 +46,7 @@ network = nn.Sequential(
 optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
 loader = DataLoader(Photos(sys.argv[1]), BATCH, shuffle=True, drop_last=True)
 two_views = mixco.TwoViews(size=32)
-draws = torch.Generator().manual_seed(0)  # of the shares of the mixtures; on the CPU
+draws = torch.Generator().manual_seed(0)  # for lambda; on the CPU
 
 for epoch in range(1, EPOCHS + 1):
     total = 0.0
@@ -54,14 +54,14 @@ for epoch in range(1, EPOCHS + 1):
         first, second = two_views(images.to(device))  # [B, 3, 32, 32] each
         mixed = mixco.mixco(first, draws)  # images [B/2, 3, 32, 32], targets [B/2, B]
         outputs = F.normalize(network(torch.cat([first, second, mixed.images])), dim=1)
-        z_first, z_second, z_mixed = outputs.split([BATCH, BATCH, BATCH // 2])
+        z_first, z_second, z_mixed = outputs.split([BATCH, BATCH, len(mixed.images)])
 
-        itself = torch.eye(BATCH, device=device)  # each first view belongs to its second
+        itself = torch.eye(BATCH, device=device)  # the positive of a first view is its second
         clean = soft_infonce(z_first, z_second, itself, TEMPERATURE)
-        mixture = soft_infonce(z_mixed, z_second, mixed.targets, TEMPERATURE)
+        loss = clean + soft_infonce(z_mixed, z_second, mixed.targets, TEMPERATURE)
 
         optimizer.zero_grad()
-        (clean + mixture).backward()
+        loss.backward()
         optimizer.step()
-        total += (clean + mixture).item()
+        total += loss.item()
     print(f"epoch {epoch}  loss {total / len(loader):.3f}")

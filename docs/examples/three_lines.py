@@ -1,4 +1,4 @@
-"""Pretrain on a folder of photographs, then vectors of them: python three_lines.py photos/ runs/a"""
+"""Pretrain on a folder of photographs, then embed them: python three_lines.py photos/ runs/a"""
 
 import sys
 
@@ -6,7 +6,7 @@ import mixco
 
 photos, out = sys.argv[1:]
 
-if __name__ == "__main__":  # large images are decoded by processes, which import this file too
+if __name__ == "__main__":  # processes that decode large images import this file too
     run = mixco.pretrain(data=photos, out=out, epochs=2, size=32, arch="resnet10t", batch_size=64)
     encoder = mixco.load_encoder(out)
     vectors = encoder.embed(photos)

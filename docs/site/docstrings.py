@@ -1,11 +1,11 @@
-"""Docstrings are prose with a line a parameter ("images: [B, C, H, W]"); these become lists."""
+"""Turn the parameter lines of docstrings ("images: [B, C, H, W]") into lists."""
 
 import re
 from typing import Any
 
 import griffe
 
-# "images: ...", "arch, stem: ...", "on_progress(done, total): ..."; indented lines belong to it.
+# "images: ...", "arch, stem: ...", "on_progress(done, total): ..."; indented lines continue an entry.
 ENTRY = re.compile(r"^(\w+(?:\([\w, ]*\))?(?:, \w+)*): (?=\S)")
 
 
@@ -16,7 +16,7 @@ class Lists(griffe.Extension):
 
 
 def _names(obj: griffe.Object) -> set[str]:
-    """What a docstring may explain: parameters, of a class also its fields and its methods'."""
+    """Names that a docstring may explain: parameters; for a class also its fields and its methods'."""
     if isinstance(obj, griffe.Function):
         return {parameter.name.lstrip("*") for parameter in obj.parameters}
     if isinstance(obj, griffe.Class):
@@ -26,7 +26,7 @@ def _names(obj: griffe.Object) -> set[str]:
 
 
 def with_lists(text: str, names: set[str]) -> str:
-    """Markdown of a docstring: what explains one of the names becomes the entry of a list."""
+    """Markdown of a docstring, with a list entry for each line that explains one of the names."""
     lines: list[str] = []
     inside = False
     for line in text.splitlines():

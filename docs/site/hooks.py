@@ -1,8 +1,8 @@
-"""What makes a site of the repository's own Markdown: nothing is written twice.
+"""Build the site from the repository's own Markdown, so that nothing is written twice.
 
-The files at the root of the repository become pages of the site, and links between Markdown files, which
-are those of GitHub, are turned to the pages. A link that leads out of the site is shown as text, or,
-where mkdocs.yml names a `repo_url`, as a link to it there.
+Files at the root of the repository become pages of the site. Links between Markdown files are written
+for GitHub and are rewritten to the site's pages. A link to a file outside the site becomes text, or a
+link to the repository if mkdocs.yml has a `repo_url`.
 """
 
 import posixpath
@@ -35,7 +35,7 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
-    """Links as they are in the repository -> links as they are in the site; code is left alone."""
+    """Rewrite the repository's links to the site's. Code stays as it is."""
     path = page.file.src_uri
     source = SOURCES.get(path, f"docs/{path}")
     parts, end = [], 0
@@ -67,7 +67,9 @@ def _with_links(text: str, source: str, path: str, config: MkDocsConfig) -> str:
             return link["text"] if link["text"] == wanted else f"{link['text']} (`{wanted}`)"
         here = posixpath.relpath(inside, posixpath.dirname(path) or ".")
         text = link["text"]
-        if text.endswith(".md"):  # a good name for a link in the repository, and none in the site
+        if text.endswith(
+            ".md"
+        ):  # a file name is good link text in the repository, but not in the site
             text = _title(posixpath.join(posixpath.dirname(config.config_file_path), wanted))
         return f"{link['image']}[{text}]({here}{hash_}{anchor})"
 
