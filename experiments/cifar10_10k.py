@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 
 # Of each folder: the split that it is taken of, and which images of each class, in the split's order.
 Parts = dict[str, tuple[str, range]]

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mixco.data.datasets import list_images
 from mixco.data.datasets.download import download
-from mixco.data.datasets.sources import list_images
 from mixco.data.decode import RGB
 from mixco.data.loading import epoch_batches, open_images
 from mixco.encoders.checkpoint import EncoderDescription, save_encoder

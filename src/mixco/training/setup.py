@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from mixco.data.datasets.sources import NAMED
+from mixco.data.datasets import DATASETS
 from mixco.data.image_list import ImageList, picture_size
 from mixco.data.images import Images
 from mixco.data.normalisation import measure
@@ -68,7 +68,7 @@ def choose_rest(
     assert size is not None
     own = images.source
     if data.mean is None or data.std is None:
-        folder = data.data not in NAMED
+        folder = data.data not in DATASETS
         mean, std = measure(images) if folder else (own.mean, own.std)
         if folder:
             shown = f"{_numbers(mean)} ± {_numbers(std)}"

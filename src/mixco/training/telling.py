@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mixco.data.images import Images
-from mixco.mixing import Mixer, draw_shares
+from mixco.mixing import Mixed, Mixer, draw_shares
 from mixco.plots import draw_views
 from mixco.runtime.files import naming, replacing, shown
 from mixco.runtime.progress import NUMBERS, in_words, redraws, say
 from mixco.runtime.seeding import generator_for
 from mixco.settings.warnings import Caution
 from mixco.training.setup import Choice
-from mixco.views import augment as views
+from mixco.views.augment import Augmentation
+from mixco.views.preview import Preview, preview
 
 
 def note_once(path: Path, line: str) -> None:
@@ -61,53 +61,21 @@ def say_epoch(record: dict[str, float], epochs: int, images_left: int) -> None:
         say(f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {in_words(record, lasting, left)}")
 
 
-class Seen(NamedTuple):
-    """Images as training sees them."""
-
-    originals: Tensor
-    """uint8 [B, C, H, W], on canvases"""
-    extents: Tensor
-    """int64 [B, 2]"""
-    view_q: Tensor
-    view_k: Tensor
-    """float [B, C, S, S] in [0, 1], not normalised"""
-    mixed: Tensor | None
-    """float [M, C, S, S] in [0, 1]"""
-    shares: list[tuple[int, int, float]]
-    """Of each mixture its first and second source, and the share of the first."""
-
-
 def what_it_sees(
-    images: Images,
-    augmentation: views.Augmentation,
-    mixer: Mixer | None,
-    seed: int,
-) -> Seen:
-    """Views and mixtures of eight images, drawn as in training."""
-    count = min(8, len(images))
-    index = torch.linspace(0, len(images) - 1, count).long()
+    images: Images, augmentation: Augmentation, mixer: Mixer | None, seed: int
+) -> Preview:
+    """Eight images as training sees them."""
+    index = torch.linspace(0, len(images) - 1, min(8, len(images))).long()
+    mix = None
+    if mixer is not None:
+
+        def mix(views: Tensor, generator: torch.Generator) -> Mixed:
+            return mixer(views, draw_shares(len(views) // 2, generator))
+
     originals, extents = images.canvases(index, 2 * augmentation.input.size)
-    generator = generator_for(seed, "what it saw")
-    view_q, view_k = views.two_views(originals, extents, augmentation, generator, torch.float32)
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in augmentation.input[1:])
-
-    def visible(view: Tensor) -> Tensor:
-        pixels = view * std + mean
-        if originals.dtype == torch.uint8:
-            return pixels.clamp(0, 1)
-        return views.brightened(pixels, augmentation.input)
-
-    mixed: Tensor | None = None
-    shares: list[tuple[int, int, float]] = []
-    if mixer is not None and count >= 2:
-        half = count // 2
-        mixture = mixer(view_q, draw_shares(half, generator))
-        mixed = visible(mixture.images)
-        shares = [(i, i + half, mixture.targets[i, i].item()) for i in range(len(mixture.images))]
-    shown = views.brightened(originals, augmentation.input)
-    return Seen(shown, extents, visible(view_q), visible(view_k), mixed, shares)
+    return preview(originals, extents, augmentation, mix, generator_for(seed, "what it saw"))
 
 
-def show_what_it_saw(path: Path, seen: Seen) -> None:
+def show_what_it_saw(path: Path, seen: Preview) -> None:
     """The picture of it."""
-    draw_views(path, seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.shares)
+    draw_views(path, seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.pairs)
