@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from measuring import in_turn, spread, write_figures
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.packed import take_rows
 from mixco.data.packing import pack
 from mixco.runtime.device import Compute, pick_device, pick_dtype

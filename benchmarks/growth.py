@@ -34,7 +34,7 @@ import torch
 from few_steps import few_steps
 from measuring import commit, in_turn, machine, spread, write_figures
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.packing import pack
 from mixco.runtime.device import pick_device
 from mixco.settings.config import (

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from mixco.data import file_index as index
-from mixco.data.datasets.sources import EXTENSIONS, list_images
+from mixco.data.datasets import list_images
+from mixco.data.datasets.folders import EXTENSIONS
 
 LINKS = 1000  # to one file; file systems have a limit
 

@@ -20,7 +20,7 @@ from measuring import ratios, spread, write_figures
 from PIL import Image
 from torch import Tensor
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.decode import decode
 from mixco.data.images import Images
 from mixco.data.loading import open_images

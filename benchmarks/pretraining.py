@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from measuring import in_turn, ratios, spread, write_figures
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.loading import open_images
 from mixco.runtime.device import pick_device, processors
 

@@ -29,7 +29,7 @@ from loading import make_photos
 from measuring import in_turn, ratios, spread, write_figures
 from PIL import Image
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.image_list import ImageList
 from mixco.data.packing import pack
 from mixco.runtime.device import processors

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from mixco.data import workers as decoding
-from mixco.data.datasets.sources import ImageList, list_images
+from mixco.data.datasets import list_images
+from mixco.data.image_list import ImageList
 from mixco.data.streaming import stream
 from mixco.runtime.device import Compute
 from mixco.views.augment import Input, moco_v2

@@ -25,7 +25,7 @@ from mixco import (
     mix_halves,
     pretrain,
 )
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.loading import open_images
 from mixco.plots import BASE, DPI, INK, MIXED
 from mixco.runtime.run_folder import read_json

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 
 # For each folder: its split, and which images of each class, in the order of the split.
 Parts = dict[str, tuple[str, range]]

@@ -31,7 +31,7 @@ from safetensors.torch import save
 from sample_images import sample_images
 
 from mixco import cli
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.datasets.subsets import with_labels
 from mixco.data.datasets.unpacking import unpack
 from mixco.data.decode import Box, UnreadableImage, decode, decode_crops

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from sample_images import mosaics, sample_images
 
-import mixco.data.datasets.sources
+import mixco.data.datasets.cifar
 import mixco.data.datasets.stl10
+from mixco.data.datasets import list_images
 from mixco.data.datasets.cifar import CIFAR10, CIFAR100, Batch, Cifar
 
 CIFARS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
@@ -112,7 +113,7 @@ def write_cifar_python(root: Path, cifar: Cifar) -> Cifar:
 
 def use(monkeypatch: pytest.MonkeyPatch, cifar: Cifar) -> None:
     """Let `--data cifar10` or cifar100 mean this smaller one."""
-    monkeypatch.setattr(mixco.data.datasets.sources, cifar.name.upper(), cifar)
+    monkeypatch.setattr(mixco.data.datasets.cifar, cifar.name.upper(), cifar)
 
 
 def python2_pickle(value: Any) -> bytes:
@@ -216,5 +217,5 @@ def write_imagenet(root: Path, *, flat: bool) -> list[str]:
 
 def jpeg_files(count: int) -> list[bytes]:
     """Bytes of photographs of the sample, as they lie in it."""
-    source = mixco.data.datasets.sources.list_images("sample", None, "train")
+    source = list_images("sample", None, "train")
     return [source.read(i * 130) for i in range(count)]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 
 CLASSES = list_images("sample", None, "train").classes
 

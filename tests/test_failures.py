@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import mixco.cli
 import mixco.training.pretrain
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.packing import pack
 from mixco.encoders.checkpoint import EncoderDescription, save_encoder
 from mixco.evaluation.protocols import evaluate_knn

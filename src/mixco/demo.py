@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.encoders.checkpoint import EncoderDescription, save_encoder
 from mixco.evaluation.protocols import both
 from mixco.models.encoder import build_backbone

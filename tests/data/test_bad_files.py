@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sample_images import sample_images
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.packing import pack
 from mixco.data.streaming import stream
 from mixco.data.workers import FileNames

@@ -13,7 +13,7 @@ from band_images import Band, bands, folder_of, photographs, write
 from PIL import Image
 from sample_images import mosaics, sample_images
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.decode import GREY, RGB, Box, Pixel, UnreadableImage, decode, decode_crops, look
 from mixco.data.images import Images
 from mixco.data.loading import open_images

@@ -29,13 +29,15 @@ from public_layouts import (
 
 import mixco.cli
 import mixco.data.datasets.download
-from mixco.data.datasets.archives import ARCHIVES, Archive
+from mixco.data.datasets import DATASETS, list_images
+from mixco.data.datasets.archives import Archive
 from mixco.data.datasets.download import download, fetch
-from mixco.data.datasets.sources import BELOW_DATA_PATH, list_images
 from mixco.data.datasets.unpacking import unpack
 from mixco.encoders.checkpoint import EncoderDescription, save_encoder
 from mixco.models.encoder import build_backbone
 from mixco.runtime.errors import UserError
+
+ARCHIVES = {name: each.archive for name, each in DATASETS.items() if each.archive}
 
 
 @dataclass
@@ -159,7 +161,7 @@ def publish(
         bytes=len(content),
         **others,
     )
-    monkeypatch.setitem(ARCHIVES, name, archive)
+    monkeypatch.setitem(DATASETS, name, DATASETS[name]._replace(archive=archive))
     return archive
 
 
@@ -212,7 +214,7 @@ def test_each_set_is_there_whole_and_a_second_call_does_nothing(
     assert (len(content), len(content)) in seen
     text = "\n".join(told)
     assert f"{file} came from {url}; its checksum is right" in text
-    assert f"Terms: {archive.terms}" in text
+    assert f"Terms: {DATASETS[name].terms}" in text
 
     asked = len(server.asked)
     download(name, root, tell=told.append)
@@ -589,11 +591,11 @@ def test_the_command_tells_where_it_came_from_and_its_terms(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     url = server.put("file", File(cifar))
-    archive = publish(monkeypatch, "cifar10", cifar, url)
+    publish(monkeypatch, "cifar10", cifar, url)
     mixco.cli.main(["download", "cifar10", "--data-path", str(tmp_path)])
     text = capsys.readouterr().err
     assert f"came from {url}; its checksum is right" in text
-    assert archive.terms in text
+    assert DATASETS["cifar10"].terms in text
     mixco.cli.main(["download", "cifar10", "--data-path", str(tmp_path)])
     assert "already, and whole" in capsys.readouterr().err
 
@@ -601,7 +603,7 @@ def test_the_command_tells_where_it_came_from_and_its_terms(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cifra10"], "only data sets by name can be downloaded; did you mean cifar10?"),
+        (["cifra10"], "cifra10: only named data sets can be downloaded; did you mean cifar10?"),
         (["cifar10"], "needs --data-path"),
         (["imagenet", "--data-path", "here"], "cannot be downloaded by a program"),
     ],
@@ -657,7 +659,7 @@ def test_training_and_evaluation_download_first(
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_the_table_is_in_order(name: str) -> None:
     archive = ARCHIVES[name]
-    assert name in BELOW_DATA_PATH
+    assert DATASETS[name].needs_path
     assert len(set(archive.mirrors)) == len(archive.mirrors) >= 2
     assert all(url.endswith(f"/{archive.file}") for url in archive.mirrors)
     assert all(url.startswith(("https://", "http://")) for url in archive.mirrors)

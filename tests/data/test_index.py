@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mixco.data import file_index as index
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.file_index import list_files
 
 ENDINGS = (".jpg", ".png")

@@ -35,9 +35,9 @@ from public_layouts import (
 )
 from sample_images import unpack_sample
 
+from mixco.data.datasets import DATASETS, list_images
 from mixco.data.datasets import cifar as cifar_module
 from mixco.data.datasets.cifar import CIFAR10, Cifar
-from mixco.data.datasets.sources import NAMED, list_images
 from mixco.data.decode import decode
 from mixco.data.packing import pack
 from mixco.runtime.errors import UserError
@@ -239,7 +239,7 @@ def test_a_damaged_cifar_is_told(
         list_images("cifar10", tmp_path, "test")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMED if name != "sample"])
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "sample"])
 def test_where_nothing_is_the_remedy_is_told(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="needs --data-path"):
         list_images(name, None, "train")

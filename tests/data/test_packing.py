@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sample_images import mosaics, sample_images, unpack_sample
 
 from mixco.data import packing
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.decode import decode
 from mixco.data.packed import PackedImages
 from mixco.data.packing import pack

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.images import Images
 from mixco.data.loading import open_images
 from mixco.data.workers import Request, decode_batches

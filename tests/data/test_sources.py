@@ -1,5 +1,7 @@
 """Which files a data set has, and what is said when they are not as they should be."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import pytest
 import torch
 from sample_images import unpack_sample
 
-from mixco.data.datasets.sources import SAMPLE_MEAN, SAMPLE_STD, list_images
+from mixco.data.datasets import DATASETS, Dataset, list_images
+from mixco.data.datasets.sample import MEAN, STD
+from mixco.data.image_list import ImageList
 from mixco.data.packing import pack
 from mixco.runtime.errors import UserError
 
@@ -28,11 +32,26 @@ def test_the_samples_mean_and_std_are_those_of_its_training_images(tmp_path: Pat
     packed = pack(list_images("sample", None, "train"), size=64, cache=tmp_path)
     pixels = packed.images.double() / 255
     torch.testing.assert_close(
-        pixels.mean((0, 2, 3)), torch.tensor(SAMPLE_MEAN).double(), atol=1e-4, rtol=0
+        pixels.mean((0, 2, 3)), torch.tensor(MEAN).double(), atol=1e-4, rtol=0
     )
-    torch.testing.assert_close(
-        pixels.std((0, 2, 3)), torch.tensor(SAMPLE_STD).double(), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(pixels.std((0, 2, 3)), torch.tensor(STD).double(), atol=1e-4, rtol=0)
+
+
+def list_three(_root: Path | None, split: str, _cache: Path | None) -> ImageList:
+    return ImageList(f"three/{split}", Path(), ("a.png", "b.png", "c.png"), None, ())
+
+
+def test_a_new_set_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Dataset(f"{__name__}:list_three", "no terms", needs_path=False)
+    monkeypatch.setitem(DATASETS, "three", line)
+    assert list_images("three", None, "pretrain") == list_three(None, "train", None)
+    with pytest.raises(UserError, match="did you mean three"):
+        list_images("thre", None, "train")
+
+
+def test_the_names_are_read_without_torch() -> None:
+    code = "import sys; from mixco.data.datasets import DATASETS; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_folder_is_read_however_it_is_nested(tmp_path: Path) -> None:

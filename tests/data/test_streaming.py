@@ -20,7 +20,7 @@ from sample_images import mosaics, sample_images
 from torch import Tensor
 
 from mixco.data import loading, workers
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.images import Images, refuse_lost_classes
 from mixco.data.loading import open_images
 from mixco.data.workers import CroppedFiles, FileNames
@@ -386,7 +386,7 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's 
 def test_workers_end_with_a_run_that_is_killed(photos: Path) -> None:
     code = """if True:
         import itertools, sys, torch
-        from mixco.data.datasets.sources import list_images
+        from mixco.data.datasets import list_images
         from mixco.data.streaming import stream
         from mixco.runtime.device import Compute
         from mixco.views.augment import Augmentation, Input

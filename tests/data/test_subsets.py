@@ -8,8 +8,9 @@ import pytest
 from public_layouts import CIFARS, small, use, write_cifar_binary
 from sample_images import unpack_sample
 
-from mixco.data.datasets.sources import ImageList, list_images
+from mixco.data.datasets import list_images
 from mixco.data.datasets.subsets import choose, published, subset_name, with_labels
+from mixco.data.image_list import ImageList
 from mixco.runtime.errors import UserError
 
 SAMPLE = list_images("sample", None, "train")

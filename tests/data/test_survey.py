@@ -9,8 +9,8 @@ from PIL import Image
 from sample_images import mosaics, sample_images
 from troubled import troubled_folder
 
+from mixco.data.datasets import list_images
 from mixco.data.datasets.folders import EXTENSIONS, unlabelled_folder
-from mixco.data.datasets.sources import list_images
 from mixco.data.image_list import ImageList
 from mixco.data.normalisation import measure
 from mixco.data.packing import pack

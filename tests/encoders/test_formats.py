@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from sample_images import sample_images
 
-from mixco.data.datasets.sources import SAMPLE_MEAN, SAMPLE_STD
+from mixco.data.datasets.sample import MEAN as SAMPLE_MEAN
+from mixco.data.datasets.sample import STD as SAMPLE_STD
 from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder, save_encoder
 from mixco.encoders.export import formats
 from mixco.encoders.export.export import compare, export

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sample_images import unpack_sample
 from torch import Tensor, nn
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.loading import epoch_batches
 from mixco.data.packed import PackedImages
 from mixco.data.packing import pack

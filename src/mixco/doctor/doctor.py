@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mixco.data.datasets import list_images
 from mixco.data.datasets.folders import EXTENSIONS
-from mixco.data.datasets.sources import list_images
 from mixco.data.image_list import ImageList
 from mixco.data.loading import fits_packed
 from mixco.data.packing import is_whole, pack, packed_path

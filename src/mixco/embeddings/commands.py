@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mixco.data.datasets import DATASETS, list_images
 from mixco.data.datasets.folders import whole_folder
-from mixco.data.datasets.sources import NAMED, list_images
 from mixco.data.decode import UnreadableImage, decode
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH
@@ -227,7 +227,7 @@ def _images(
         data_path = data_path or Path(trained_on["data_path"])
     cache = settings.cache.expanduser()
     folder = Path(data).expanduser()
-    if split is None and data not in NAMED and folder.is_dir():
+    if split is None and data not in DATASETS and folder.is_dir():
         source = whole_folder(folder, cache)
     else:
         split = split or "pretrain"

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.image_list import ImageList
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing

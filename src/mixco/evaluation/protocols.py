@@ -18,7 +18,7 @@ from mixco.runtime.distributed import launch_env, process_group
 from mixco.runtime.errors import explain_machine_failures
 from mixco.settings.config import EvaluationConfig, KNNConfig, LinearConfig
 from mixco.settings.resolve import check_classifier, check_knn
-from mixco.views.augment import brightened
+from mixco.views.preview import brightened
 
 REMEDY = "lower --size, or give --device cpu"
 MINUTES = 30.0  # that one of several processes waits for the shares of the others

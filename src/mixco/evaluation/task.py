@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixco.data.datasets import list_images
 from mixco.data.datasets.download import download
-from mixco.data.datasets.sources import list_images
 from mixco.data.datasets.subsets import subset_name, with_labels
 from mixco.data.images import Images, refuse_lost_classes
 from mixco.data.loading import open_images

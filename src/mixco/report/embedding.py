@@ -20,7 +20,8 @@ from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.seeding import generator_for
-from mixco.views.augment import brightened, evaluation_view
+from mixco.views.augment import evaluation_view
+from mixco.views.preview import brightened
 
 WIDTH, HEIGHT = 1000, 700  # of a map, in units
 THUMBNAIL = 44  # pixels of a screen

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.decode import RGB
 from mixco.data.images import Images
 from mixco.data.loading import open_images
@@ -39,8 +39,9 @@ from mixco.runtime.run_folder import read_confusions, read_json
 from mixco.settings.config import ReportConfig
 from mixco.settings.resolve import command_of
 from mixco.training.held_out import split_holdout
-from mixco.training.telling import Seen, what_it_sees
+from mixco.training.telling import what_it_sees
 from mixco.views import augment as views
+from mixco.views.preview import Preview
 
 SEED = 0  # of what is drawn for the page: which images are shown
 QUERIES, NEIGHBOURS = 6, 8
@@ -164,7 +165,7 @@ class Looked:
     images: Images | None = None
     held_out: int | None = None
     """How many images the kNN check asks about."""
-    seen: Seen | None = None
+    seen: Preview | None = None
     embedding: Embedding | None = None
     missing: tuple[str, ...] = ()
 
@@ -229,7 +230,7 @@ def open_run_images(run: Run, config: ReportConfig) -> Images:
         )
 
 
-def sees(run: Run, images: Images) -> Seen | None:
+def sees(run: Run, images: Images) -> Preview | None:
     """What the network saw; None for an augmentation or a mixing that is not known here."""
     settings = run.config
     named = views.AUGMENTATIONS.get(settings.get("method.augmentation", ""))

@@ -25,7 +25,7 @@ from mixco.report.figures import (
 from mixco.report.run import Run
 from mixco.report.table import COLUMNS, IGNORED, Row, Table, difference, tabulate
 from mixco.report.thumbnails import data_uri, squares, to_image
-from mixco.training.telling import Seen
+from mixco.views.preview import Preview
 
 # Of metrics.jsonl: title, unit, factor. Other columns are drawn under their own names.
 PANELS = {
@@ -206,11 +206,11 @@ class Saw:
     pairs: list[Pair]
 
 
-def saw(seen: Seen, folder: Path) -> Saw:
+def saw(seen: Preview, folder: Path) -> Saw:
     """Views and mixtures, as large as they are, and a PNG of them."""
     draw_views(
         folder / "views.png",
-        *(seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.shares),
+        *(seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.pairs),
     )
 
     def shown(images: Tensor, words: str) -> list[Picture]:
@@ -230,7 +230,7 @@ def saw(seen: Seen, folder: Path) -> Saw:
         list(zip(originals, views_q, views_k, strict=True)),
         [
             Pair(views_q[first], views_q[second], mixture, round(100 * share))
-            for (first, second, share), mixture in zip(seen.shares, mixtures, strict=False)
+            for (first, second, share), mixture in zip(seen.pairs, mixtures, strict=False)
         ],
     )
 

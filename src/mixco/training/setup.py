@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mixco import methods
 from mixco.data.datasets.download import download
-from mixco.data.datasets.sources import NAMED, list_images
+from mixco.data.datasets import DATASETS, list_images
 from mixco.data.image_list import ImageList, picture_size
 from mixco.data.images import Images, Views
 from mixco.data.loading import epoch_batches, open_images
@@ -244,7 +244,7 @@ def set_up(
     pixel = source.pixel
     config = _with_data(config, loading=images.loading, channels=pixel.channels, bits=pixel.bits)
     if config.data.mean is None or config.data.std is None:
-        named = config.data.data in NAMED
+        named = config.data.data in DATASETS
         mean, std = (source.mean, source.std) if named else measure(images)
         if not named:
             shown = f"{_numbers(mean)} ± {_numbers(std)}"

@@ -322,19 +322,6 @@ def unit(images: Tensor) -> Tensor:
     return images.to(torch.float32) / torch.iinfo(images.dtype).max
 
 
-def brightened(images: Tensor, input: Input) -> Tensor:
-    """What people are shown of images [B, C, H, W]: uint8 as they are, else float in [0, 1].
-
-    images: uint8, uint16, or float in shares of uint16's maximum. Of 16 bits seldom all of the range
-    is used, so what is three deviations above its channel's mean is shown as white.
-    """
-    if images.dtype == torch.uint8:
-        return images
-    x = images if images.is_floating_point() else unit(images)
-    white = (torch.tensor(input.mean) + 3 * torch.tensor(input.std)).clamp(max=1)
-    return (x / white.view(-1, 1, 1)).clamp(0, 1)
-
-
 def _normalise(x: Tensor, input: Input) -> Tensor:
     scale = 1 / torch.tensor(input.std)
     shift = -torch.tensor(input.mean) * scale

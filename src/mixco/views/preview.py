@@ -1,30 +1,44 @@
-"""What training sees of some images: two views of each, and mixed images."""
+"""What training sees, as pictures for people: images, two views of each, and mixed images."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mixco.mixing import Mixer
-from mixco.views.augment import Augmentation, brightened, two_views
+from mixco.mixing import Mixed
+from mixco.views.augment import Augmentation, Input, two_views, unit
 
 
 class Preview(NamedTuple):
+    """Images, their views and their mixtures, to be shown: uint8, or float in [0, 1]."""
+
     originals: Tensor
+    """[B, C, H, W]: an image lies in the top left of its canvas."""
     extents: Tensor
+    """int64 [B, 2]: heights and widths of the originals."""
     view_q: Tensor
     view_k: Tensor
+    """float [B, C, size, size], not normalised"""
     mixed: Tensor | None
+    """float [M, C, size, size]; None without mixing."""
     pairs: list[tuple[int, int, float]]
+    """For each mixed image its first and second source, and lambda, the part of the first."""
 
 
 def preview(
     originals: Tensor,
     extents: Tensor,
     augmentation: Augmentation,
-    mixer: Mixer | None,
+    mixer: Callable[[Tensor, torch.Generator], Mixed] | None,
     generator: torch.Generator,
 ) -> Preview:
+    """Draw views of a few images, and mix them, as in training.
+
+    originals: uint8 or uint16 [B, C, H, W], canvases; extents: int64 [B, 2] on the CPU.
+    mixer: views and a generator -> mixed images of one or two sources each; None for none. A single
+        image is not mixed.
+    """
     view_q, view_k = two_views(originals, extents, augmentation, generator, torch.float32)
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in augmentation.input[1:])
 
@@ -34,12 +48,29 @@ def preview(
             return pixels.clamp(0, 1)
         return brightened(pixels, augmentation.input)
 
-    mixed, pairs = None, []
+    mixed: Tensor | None = None
+    pairs: list[tuple[int, int, float]] = []
     if mixer is not None and len(originals) >= 2:
-        made = mixer(view_q, generator)
-        mixed = visible(made.images)
-        for row in made.targets:
-            sources = row.nonzero().squeeze(1).tolist()
-            pairs.append((sources[0], sources[-1], row[sources[0]].item()))
+        mixture = mixer(view_q, generator)
+        mixed, pairs = visible(mixture.images), [_sources(row) for row in mixture.targets]
     shown = brightened(originals, augmentation.input)
     return Preview(shown, extents, visible(view_q), visible(view_k), mixed, pairs)
+
+
+def _sources(targets: Tensor) -> tuple[int, int, float]:
+    """First and second source of a mixed image, and lambda, from its targets [B]."""
+    found = targets.nonzero().flatten().tolist()
+    return found[0], found[-1], targets[found[0]].item()
+
+
+def brightened(images: Tensor, input: Input) -> Tensor:
+    """Images [B, C, H, W] to be shown: uint8 as they are, others as float in [0, 1].
+
+    images: uint8, uint16, or float as fractions of uint16's maximum. Images of 16 bits seldom use the
+    whole range, so three standard deviations above a channel's mean become white.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    x = images if images.is_floating_point() else unit(images)
+    white = (torch.tensor(input.mean) + 3 * torch.tensor(input.std)).clamp(max=1)
+    return (x / white.view(-1, 1, 1)).clamp(0, 1)

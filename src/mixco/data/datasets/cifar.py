@@ -98,6 +98,14 @@ CIFAR100 = Cifar(
 )
 
 
+def list_cifar10(root: Path, split: str, cache: Path | None = None) -> ImageList:
+    return list_cifar(CIFAR10, root, split, cache)
+
+
+def list_cifar100(root: Path, split: str, cache: Path | None = None) -> ImageList:
+    return list_cifar(CIFAR100, root, split, cache)
+
+
 def list_cifar(cifar: Cifar, root: Path, split: str, cache: Path | None = None) -> ImageList:
     """The images of "train" or "test" below root: of the binary version if there, else the others.
 

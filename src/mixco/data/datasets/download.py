@@ -5,7 +5,6 @@ data set's name is whole.
 """
 
 import contextlib
-import difflib
 import hashlib
 import http.client
 import os
@@ -16,8 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mixco.data.datasets.archives import ARCHIVES, Archive
-from mixco.data.datasets.sources import BELOW_DATA_PATH, NAMED, list_images
+from mixco.data.datasets import DATASETS, list_images, suggestion
+from mixco.data.datasets.archives import Archive
 from mixco.data.datasets.unpacking import unpack
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import one_at_a_time
@@ -47,13 +46,12 @@ def download(
     Raises UserError when no mirror gives the published file (with all reasons, and what can be done by
     hand), when the disk is full, and when what is there already is not whole: that is not touched.
     """
-    if name == "sample":
-        tell("sample comes with mixco, nothing is downloaded (EuroSAT photographs, MIT licence)")
+    dataset = DATASETS.get(name)
+    if dataset is None:
+        raise UserError(f"{name}: only named data sets can be downloaded; {suggestion(name)}")
+    if not dataset.needs_path:
+        tell(f"{name} comes with mixco, nothing is downloaded ({dataset.terms})")
         return
-    if name not in BELOW_DATA_PATH:
-        near = difflib.get_close_matches(name, NAMED, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(NAMED)}"
-        raise UserError(f"{name}: only data sets by name can be downloaded; {hint}")
     if data_path is None:
         raise UserError(f"downloading {name} needs --data-path, the folder that it is to lie in")
     root = data_path.expanduser()
@@ -61,9 +59,9 @@ def download(
     if wanting is None:
         tell(f"{name} is in {root} already, and whole")
         return
-    if name not in ARCHIVES:
+    archive = dataset.archive
+    if archive is None:
         raise UserError(wanting)
-    archive = ARCHIVES[name]
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -93,7 +91,7 @@ def download(
             raise UserError(f"{folder} was unpacked, but: {wanting}")
         if not was_there:  # else somebody put it there, or an unpacking failed: theirs to remove
             path.unlink()
-    tell(f"{name} is in {folder}. Terms: {archive.terms}")
+    tell(f"{name} is in {folder}. Terms: {dataset.terms}")
 
 
 def fetch(

@@ -6,7 +6,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from mixco.data.datasets.sources import ImageList
+from mixco.data.image_list import ImageList
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import shown
 

@@ -1,4 +1,4 @@
-"""Unpacking an archive so that nothing in it can reach beyond its folder, and wholly or not at all."""
+"""Unpacks an archive: into its own folder alone, and wholly or not at all."""
 
 import errno
 import shutil
@@ -8,8 +8,9 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import NamedTuple
 
 from mixco.runtime.errors import UserError
 
@@ -18,8 +19,17 @@ OF_THE_DISK = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
 )
 
-# A member: its name, its size when unpacked, and its content; None for a folder.
-Member = tuple[str, int, Callable[[], IO[bytes] | None] | None]
+
+class Member(NamedTuple):
+    """A file or folder in an archive."""
+
+    name: str
+    size: int
+    """Bytes when unpacked."""
+    refused: str
+    """Why it is not unpacked, in words; empty for plain files and folders."""
+    extract: Callable[[Path], object]
+    """Unpacks it below a folder: its content, but neither owner, mode nor time."""
 
 
 def unpack(
@@ -32,9 +42,8 @@ def unpack(
 ) -> Path:
     """Unpack a tar (compressed or not) or zip file into `folder` beside it; returns that folder.
 
-    All members must be files and folders below `folder`, each once, and not above the two limits; of
-    what the archive says of them only names and contents are heeded, so no mode, owner, time, link or
-    device comes out of it. It happens in a hidden folder that gets its name at the end.
+    All members must be plain files and folders below `folder`, each file once, and together within the
+    two limits. They are unpacked into a hidden folder, which is renamed at the end.
 
     on_progress(bytes so far, most_bytes) is called after each file.
 
@@ -42,17 +51,23 @@ def unpack(
     """
     hidden = Path(tempfile.mkdtemp(prefix=f".{folder}-", dir=path.parent))
     try:
-        done, members = 0, 0
-        with _opened(path) as content:
-            for name, size, read in content:
-                members += 1
-                done += size
-                if members > most_members or done > most_bytes:
+        done = 0
+        with _members(path) as members:
+            for number, member in enumerate(members, 1):
+                done += member.size
+                if number > most_members or done > most_bytes:
                     raise UserError(
                         f"{path}: unpacks to more than the {most_members:,} files or "
                         f"{most_bytes:,} bytes that it should; remove it and download it again"
                     )
-                _write(hidden / _safe(name, folder, path), read)
+                if refused := member.refused or _misplaced(member.name, folder):
+                    raise UserError(
+                        f"{path}: {member.name[:80]!r} in it is {refused}; not unpacked: download it "
+                        "again"
+                    )
+                if (hidden / member.name).is_file():
+                    raise UserError(f"{path}: has {member.name} twice; download it again")
+                member.extract(hidden)
                 if on_progress:
                     on_progress(done, most_bytes)
         if not (hidden / folder).is_dir():
@@ -62,8 +77,6 @@ def unpack(
         return target
     except UserError:
         raise
-    except FileExistsError as error:
-        raise UserError(f"{path}: has a file twice ({error.filename}); download it again") from None
     except OSError as error:
         if error.errno not in OF_THE_DISK:  # gzip's own, or a name that no file can have
             raise _damaged(path, error) from None
@@ -78,58 +91,35 @@ def unpack(
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Iterator[Member]]:
+def _members(path: Path) -> Iterator[Iterator[Member]]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            yield _zip_members(path, archive)
+            yield map(partial(_of_zip, archive), archive.infolist())
     else:
         with tarfile.open(path) as tar:
-            yield _tar_members(path, tar)
+            # Python 3.11.0 to 3.11.3 have none; names and kinds are checked in any case.
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)
+            yield map(partial(_of_tar, tar), tar)
 
 
-def _zip_members(path: Path, archive: zipfile.ZipFile) -> Iterator[Member]:
-    for info in archive.infolist():
-        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the packer was not a Unix
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or info.flag_bits & 1:
-            raise _refused(path, info.filename, "a link, a device or encrypted")
-        if info.is_dir():
-            yield info.filename, 0, None
-        else:
-            yield info.filename, info.file_size, lambda info=info: archive.open(info)  # type: ignore[misc]
+def _of_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the packer was not a Unix
+    plain = kind in (0, stat.S_IFREG, stat.S_IFDIR) and not info.flag_bits & 1
+    refused = "" if plain else "a link, a device or encrypted"
+    return Member(info.filename, info.file_size, refused, partial(archive.extract, info))
 
 
-def _tar_members(path: Path, tar: tarfile.TarFile) -> Iterator[Member]:
-    for member in tar:
-        if not (member.isreg() or member.isdir()):
-            raise _refused(path, member.name, "a link or a device")
-        if member.isdir():
-            yield member.name, 0, None
-        else:
-            yield member.name, member.size, lambda member=member: tar.extractfile(member)  # type: ignore[misc]
+def _of_tar(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
+    refused = "" if info.isreg() or info.isdir() else "a link or a device"
+    return Member(info.name, info.size, refused, partial(tar.extract, info, set_attrs=False))
 
 
-def _safe(name: str, folder: str, path: Path) -> PurePosixPath:
+def _misplaced(name: str, folder: str) -> str:
+    """Where a name leads, in words, if not below the folder."""
     below = PurePosixPath(name)
     if below.is_absolute() or ".." in below.parts or "\\" in name or "\0" in name:
-        raise _refused(path, name, "outside of its folder")
-    if below.parts[:1] != (folder,):
-        raise _refused(path, name, f"outside of {folder}")
-    return below
-
-
-def _write(target: Path, read: Callable[[], IO[bytes] | None] | None) -> None:
-    if read is None:
-        target.mkdir(parents=True, exist_ok=True)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source = read()
-    assert source is not None  # only links have none, and they were refused
-    with source, target.open("xb") as file:
-        shutil.copyfileobj(source, file, 1 << 20)
-
-
-def _refused(path: Path, name: str, what: str) -> UserError:
-    return UserError(f"{path}: {name[:80]!r} in it is {what}; not unpacked: download it again")
+        return "outside of its folder"
+    return "" if below.parts[:1] == (folder,) else f"outside of {folder}"
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixco.data.datasets.sources import list_images
+from mixco.data.datasets import list_images
 from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.streaming import stream
 from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
