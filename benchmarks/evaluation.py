@@ -33,7 +33,8 @@ from torch import Tensor
 from mixco.data.loading import FEATURE_BATCH
 from mixco.embeddings import knn
 from mixco.embeddings.features import features_of
-from mixco.evaluation.protocols import compute_features, evaluate_linear
+from mixco.evaluation.features import compute_features
+from mixco.evaluation.protocols import evaluate_linear
 from mixco.evaluation.task import load_task
 from mixco.runtime.device import keep_freed_memory, pick_device
 from mixco.settings.config import (
@@ -139,7 +140,7 @@ def of_knn(arguments: argparse.Namespace) -> dict[str, object]:
 def of_features(evaluation: EvaluationConfig, arguments: argparse.Namespace) -> dict[str, object]:
     task = load_task(evaluation)
     device, dtype, encoder = task.device, task.dtype, task.encoder.description
-    index = torch.arange(len(task.train)).repeat(arguments.passes)
+    index = torch.arange(len(task.train.images)).repeat(arguments.passes)
     backbone = task.encoder.backbone.to(device, memory_format=torch.channels_last)
     shape = (min(FEATURE_BATCH, len(index)), 3, task.size, task.size)
     batch = torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
@@ -148,7 +149,7 @@ def of_features(evaluation: EvaluationConfig, arguments: argparse.Namespace) -> 
         began = time.perf_counter()
         features_of(
             backbone,
-            task.train,
+            task.train.images,
             index,
             size=task.size,
             mean=encoder.mean,

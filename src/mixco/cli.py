@@ -113,7 +113,7 @@ def knn(arguments: list[str]) -> None:
 
 def finetune(arguments: list[str]) -> None:
     config = parse(FinetuneConfig, "finetune", arguments, FinetuneConfig())
-    from mixco.evaluation.trained import finetune as run
+    from mixco.evaluation.protocols import finetune as run
 
     _print_accuracy("fine-tuned", run(config))
 
