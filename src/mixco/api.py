@@ -43,7 +43,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """A record an epoch: epoch, loss, clean, lr, images_per_second, waiting_share; mixed, knn."""
+        """A record an epoch: epoch, loss, clean, lr, images_per_second, data_wait; mixed, knn."""
         return read_metrics(self.folder)
 
     @property

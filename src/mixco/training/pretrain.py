@@ -350,7 +350,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
                 **{key: round(mean, 5) for key, mean in means.items()},
                 "lr": rate,
                 "images_per_second": round(epoch_watch.rate, 1),
-                "waiting_share": round(epoch_watch.waiting_share, 4),
+                "data_wait": round(epoch_watch.data_wait, 4),
             }
             last = epoch == optimisation.epochs
             broadcast_buffers(method.encoder)  # the checks are shared out, and are of one encoder
@@ -383,7 +383,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
             "epochs": optimisation.epochs,
             "loss": records[-1]["loss"],
             "images_per_second": round(total.rate, 1),
-            "waiting_share": round(total.waiting_share, 4),
+            "data_wait": round(total.data_wait, 4),
             "seconds": round(total.seconds, 1),
             "seed": run.seed,
         }
