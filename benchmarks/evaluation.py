@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from measuring import in_turn, ratios, spread, write_figures
 from torch import Tensor
 
-from mixco.data.loading import FEATURE_BATCH
+from mixco.data.images import FEATURE_BATCH
 from mixco.embeddings import knn
 from mixco.embeddings.features import features_of
 from mixco.evaluation.features import compute_features
@@ -139,10 +139,11 @@ def of_knn(arguments: argparse.Namespace) -> dict[str, object]:
 
 def of_features(evaluation: EvaluationConfig, arguments: argparse.Namespace) -> dict[str, object]:
     task = load_task(evaluation)
-    device, dtype, encoder = task.device, task.dtype, task.encoder.description
+    device, dtype = task.compute
+    encoder = task.encoder.description
     index = torch.arange(len(task.train.images)).repeat(arguments.passes)
     backbone = task.encoder.backbone.to(device, memory_format=torch.channels_last)
-    shape = (min(FEATURE_BATCH, len(index)), 3, task.size, task.size)
+    shape = (min(FEATURE_BATCH, len(index)), 3, task.input.size, task.input.size)
     batch = torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
 
     def ours() -> float:
@@ -151,11 +152,8 @@ def of_features(evaluation: EvaluationConfig, arguments: argparse.Namespace) -> 
             backbone,
             task.train.images,
             index,
-            size=task.size,
-            mean=encoder.mean,
-            std=encoder.std,
-            device=device,
-            dtype=dtype,
+            task.input,
+            compute=task.compute,
             on_unreadable=print,
         )
         return len(index) / (time.perf_counter() - began)
@@ -176,7 +174,7 @@ def of_features(evaluation: EvaluationConfig, arguments: argparse.Namespace) -> 
     return {
         "part": "features",
         "arch": encoder.arch,
-        "size": task.size,
+        "size": task.input.size,
         "dtype": str(dtype),
         "images": len(index),
         "images_per_second": spread(rates["features"]),
@@ -206,7 +204,7 @@ def of_probe(evaluation: EvaluationConfig, arguments: argparse.Namespace) -> dic
     return {
         "part": "probe",
         "arch": features.task.encoder.description.arch,
-        "size": features.task.size,
+        "size": features.task.input.size,
         "train_images": len(features.train_labels),
         "fast_seconds": spread(of_fast),
         "published_seconds": spread(of_published),

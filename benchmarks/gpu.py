@@ -38,8 +38,8 @@ import torch
 from measuring import in_turn, ratios, spread, write_figures
 from torch import Tensor, nn
 
-from mixco.data.loading import take_rows
-from mixco.runtime.device import pick_device, pick_dtype
+from mixco.data.packed import take_rows
+from mixco.runtime.device import Compute, pick_device, pick_dtype
 from mixco.runtime.run_folder import read_json
 from mixco.runtime.seeding import generator_for
 from mixco.settings.config import (
@@ -143,7 +143,7 @@ def compare_modes(arch: str, size: int, mode: str, scale: Scale) -> Rows:
     images = images.to(dtype, memory_format=torch.channels_last)
 
     def step(network: Callable[[Tensor], Tensor]) -> None:
-        with torch.autocast(scale.device.type, dtype, enabled=dtype != torch.float32):
+        with Compute(scale.device, dtype).autocast():
             outputs = network(images)
         outputs.float().square().mean().backward()
         encoder.zero_grad(set_to_none=True)
@@ -203,9 +203,7 @@ def find_round_trips(scale: Scale) -> Rows:
         for mix in ("none", "mixco"):
             config = configured(name, mix, arch, size, scale)
             method = build_method(config).to(scale.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            augmentation = views.AUGMENTATIONS[config.method.augmentation](
-                size, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD
-            )
+            augmentation = views.AUGMENTATIONS[config.method.augmentation](views.Input(size))
             optimizer = build_optimizer(method.train(), "adamw", 0.05)
             for group in optimizer.param_groups:
                 group["lr"] = 1e-3
@@ -220,7 +218,7 @@ def find_round_trips(scale: Scale) -> Rows:
                 )
 
             def forward(method=method, made=made) -> None:
-                with torch.autocast(scale.device.type, dtype, enabled=dtype != torch.float32):
+                with Compute(scale.device, dtype).autocast():
                     made["losses"] = method(*made["views"], generator_for(0, "method"))
 
             def backward(made=made) -> None:
@@ -295,9 +293,7 @@ def measure_views(size: int, side: int, scale: Scale) -> Rows:
     canvases, extents = random_images(4 * scale.batch, side, scale.device)
     dtype = pick_dtype(scale.device, "auto")
     for name in ("moco-v2", "simclr"):
-        augmentation = views.AUGMENTATIONS[name](
-            size, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD
-        )
+        augmentation = views.AUGMENTATIONS[name](views.Input(size))
         generator = torch.Generator().manual_seed(0)
 
         def step(augmentation=augmentation, generator=generator) -> None:

@@ -21,9 +21,9 @@ import torch
 from measuring import in_turn, spread, write_figures
 
 from mixco.data.datasets.sources import list_images
-from mixco.data.loading import open_images, take_rows
-from mixco.data.packing import PackedImages
-from mixco.runtime.device import pick_device, pick_dtype
+from mixco.data.packed import take_rows
+from mixco.data.packing import pack
+from mixco.runtime.device import Compute, pick_device, pick_dtype
 from mixco.runtime.seeding import generator_for
 from mixco.settings.config import DataConfig, MethodConfig, OptimisationConfig, PretrainConfig
 from mixco.settings.resolve import resolve
@@ -44,11 +44,10 @@ def run_point(batch: int, micro_batches: int, mix: str, device: torch.device, ca
         ),
         images=batch,
     )
-    dtype = pick_dtype(device, "auto")
+    compute = Compute(device, pick_dtype(device, "auto"))
     source = list_images("sample", None, "pretrain")
-    images = open_images(source, size=32, cache=cache, loading="packed", workers=2, memory=2**33)
-    assert isinstance(images, PackedImages)
-    chosen = views.AUGMENTATIONS["simclr"](32, mean=source.mean, std=source.std)
+    images = pack(source, size=32, cache=cache)
+    chosen = views.AUGMENTATIONS["simclr"](views.Input(32, source.mean, source.std))
     method = build_method(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(method, "adamw", 0.05)
     before = peak(device)
@@ -58,8 +57,8 @@ def run_point(batch: int, micro_batches: int, mix: str, device: torch.device, ca
         index = torch.randint(len(images), (batch,), generator=draws)
         some = take_rows(images.images, index, device)
         drawn = [views.sample_view(images.extents[index], chosen, draws) for _ in range(2)]
-        first, second = (views.apply_view(some, p, chosen, dtype) for p in drawn)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        first, second = (views.apply_view(some, p, chosen, compute.dtype) for p in drawn)
+        with compute.autocast():
             losses = method(first, second, generator_for(0, "method", step=step))
         losses["loss"].backward()
         optimizer.step()

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from mixco.data.datasets.sources import list_images
 from mixco.data.decode import decode
-from mixco.data.loading import Images, open_images, view_batches
-from mixco.runtime.device import pick_device
+from mixco.data.images import Images
+from mixco.data.loading import open_images
+from mixco.runtime.device import Compute, pick_device
 from mixco.runtime.seeding import generator_for
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, moco_v2
+from mixco.views.augment import Input, moco_v2
 
 UNTIMED = 2  # batches
 
@@ -55,14 +56,12 @@ def rate(images: Images, size: int, batch: int, batches: int, device: torch.devi
             )
             yield chosen, generator_for(0, "views", step=step)
 
-    views = view_batches(
-        images,
+    views = images.view_batches(
         plan(),
-        moco_v2(size, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        moco_v2(Input(size)),
         members=everything,
         batch_size=batch,
-        device=device,
-        dtype=torch.float32,
+        compute=Compute(device, torch.float32),
         on_unreadable=print,
     )
     for _ in range(UNTIMED):

@@ -33,9 +33,8 @@ from torchvision.transforms import v2
 
 from mixco.runtime.device import pick_device
 from mixco.views.augment import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Augmentation,
+    Input,
     moco_v2,
     simclr,
     two_views,
@@ -62,7 +61,7 @@ def photos(count: int, side: int) -> Tensor:
 
 def blur_sigma(a: Augmentation) -> tuple[float, float]:
     """In pixels of the view."""
-    low, high = (sigma * a.size / 224 for sigma in a.blur_sigma)
+    low, high = (sigma * a.input.size / 224 for sigma in a.blur_sigma)
     return low, high
 
 
@@ -76,13 +75,13 @@ def of_ours(images: Tensor, a: Augmentation, device: torch.device) -> Callable[[
 def of_torchvision_v2(images: Tensor, a: Augmentation, device: torch.device) -> Callable[[], Views]:
     transform = v2.Compose(
         [
-            v2.RandomResizedCrop(a.size, a.scale, a.ratio, antialias=True),
+            v2.RandomResizedCrop(a.input.size, a.scale, a.ratio, antialias=True),
             v2.RandomApply([v2.ColorJitter(*a.jitter)], a.jitter_probability),
             v2.RandomGrayscale(a.grey),
             v2.RandomApply([v2.GaussianBlur(a.blur_kernel, blur_sigma(a))], a.blur),
             v2.RandomHorizontalFlip(a.flip),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(a.mean, a.std),
+            v2.Normalize(a.input.mean, a.input.std),
         ]
     )
     return one_by_one(list(images), transform, device)
@@ -103,13 +102,13 @@ def of_torchvision_pil(
 ) -> Callable[[], Views]:
     transform = v1.Compose(
         [
-            v1.RandomResizedCrop(a.size, a.scale, a.ratio),
+            v1.RandomResizedCrop(a.input.size, a.scale, a.ratio),
             v1.RandomApply([v1.ColorJitter(*a.jitter)], a.jitter_probability),
             v1.RandomGrayscale(a.grey),
             v1.RandomApply([BlurOf2020(blur_sigma(a))], a.blur),
             v1.RandomHorizontalFlip(a.flip),
             v1.ToTensor(),
-            v1.Normalize(a.mean, a.std),
+            v1.Normalize(a.input.mean, a.input.std),
         ]
     )
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
@@ -130,12 +129,12 @@ def one_by_one(
 def of_kornia(images: Tensor, a: Augmentation, device: torch.device) -> Callable[[], Views]:
     k = kornia.augmentation
     transform = nn.Sequential(
-        k.RandomResizedCrop((a.size, a.size), a.scale, a.ratio),
+        k.RandomResizedCrop((a.input.size, a.input.size), a.scale, a.ratio),
         k.ColorJitter(*a.jitter, p=a.jitter_probability),
         k.RandomGrayscale(p=a.grey),
         k.RandomGaussianBlur((a.blur_kernel, a.blur_kernel), blur_sigma(a), p=a.blur),
         k.RandomHorizontalFlip(p=a.flip),
-        k.Normalize(torch.tensor(a.mean), torch.tensor(a.std)),
+        k.Normalize(torch.tensor(a.input.mean), torch.tensor(a.input.std)),
     ).to(device)
     resident = images.to(device)
 
@@ -183,7 +182,7 @@ def main() -> None:
         side = arguments.side or (256 if size == 224 else size)
         images = photos(arguments.batch_size, side)
         for name in arguments.augmentation:
-            augmentation = PRESETS[name](size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+            augmentation = PRESETS[name](Input(size))
             subjects = {}
             for maker, make in makers.items():
                 make(images[:8], augmentation, device)()  # what only a first call has to do

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixco.data import streaming
+from mixco.data import workers as decoding
 from mixco.data.datasets.sources import ImageList, list_images
-from mixco.data.loading import view_batches
 from mixco.data.streaming import stream
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, moco_v2
+from mixco.runtime.device import Compute
+from mixco.views.augment import Input, moco_v2
 
 BATCH, STEPS = 8, 32
 
@@ -34,14 +34,12 @@ def plan(count: int) -> Iterator[tuple[Tensor, torch.Generator]]:
 def memory(source: ImageList, workers: int) -> dict[str, float]:
     """MiB of all workers together, while the last batch is there."""
     images = stream(source, workers)
-    batches = view_batches(
-        images,
+    batches = images.view_batches(
         plan(len(images)),
-        moco_v2(64, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        moco_v2(Input(64)),
         members=torch.arange(len(images)),
         batch_size=BATCH,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        compute=Compute(torch.device("cpu"), torch.float32),
         on_unreadable=print,
     )
     for _ in range(STEPS - 1):
@@ -67,12 +65,12 @@ def main() -> None:
     parser.add_argument("--names", type=int, nargs="+", default=[0, 200_000, 1_300_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4])
     arguments = parser.parse_args()
-    ours = streaming.FileNames
+    ours = decoding.FileNames
     with tempfile.TemporaryDirectory() as folder:
         photo = list_images("sample", None, "train").read(0)
         (Path(folder) / "n01440764_10026.JPEG").write_bytes(photo)
         for table in (ours, as_strings):
-            streaming.FileNames = table  # type: ignore[assignment,misc]
+            decoding.FileNames = table  # type: ignore[assignment,misc]
             for count in arguments.names:
                 # Each name is a string of its own, as a listing gives it, and all lead to one photo.
                 dots = ("./" * (i % 8) for i in range(max(1, count)))

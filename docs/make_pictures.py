@@ -26,7 +26,7 @@ from mixco import (
     pretrain,
 )
 from mixco.data.datasets.sources import list_images
-from mixco.data.loading import canvases, open_images
+from mixco.data.loading import open_images
 from mixco.plots import BASE, DPI, INK, MIXED
 from mixco.runtime.run_folder import read_json
 from mixco.runtime.seeding import generator_for
@@ -36,9 +36,7 @@ from mixco.views import augment as views
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = 64
-AUGMENTATION = views.weaken_jitter(
-    views.moco_v2(SIZE, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD), 0.5
-)
+AUGMENTATION = views.weaken_jitter(views.moco_v2(views.Input(SIZE)), 0.5)
 PARTS = ListedColormap(["#0072B2", "#E69F00", "#009E73", "#CC79A7"])  # Okabe and Ito's
 
 
@@ -53,7 +51,7 @@ def photographs(count: int, size: int, of: int = 8) -> tuple[Tensor, Tensor]:
             source, size=size, cache=Path(cache), loading="streamed", workers=0, memory=0
         )
         some = torch.linspace(0, len(images) - 1, of * count).long()
-        pictures, extents = canvases(images, some, size)
+        pictures, extents = images.canvases(some, size)
         contrast = pictures.float().flatten(1).std(1).view(count, of)
         chosen = contrast.argmax(1) + of * torch.arange(count)
         return pictures[chosen], extents[chosen]
@@ -61,7 +59,7 @@ def photographs(count: int, size: int, of: int = 8) -> tuple[Tensor, Tensor]:
 
 def visible(view: Tensor, augmentation: views.Augmentation = AUGMENTATION) -> Tensor:
     """A normalised view, [..., 3, S, S], as numbers in [0, 1]."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augmentation.mean, augmentation.std))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in augmentation.input[1:])
     return (view * std + mean).clamp(0, 1)
 
 
@@ -126,7 +124,7 @@ def draw_targets(method: MoCo, config: PretrainConfig) -> None:
     """What mixtures shall resemble, and what they do resemble in a trained encoder."""
     batch, queue = 16, 16
     augmentation = views.weaken_jitter(
-        views.moco_v2(config.data.size, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD),
+        views.moco_v2(views.Input(config.data.size)),
         config.method.jitter,
     )
     images, extents = photographs(batch, config.data.size, of=1)

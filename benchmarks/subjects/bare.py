@@ -10,7 +10,7 @@ import time
 import torch
 from common import read_settings, synchronize, tell
 
-from mixco.runtime.device import keep_freed_memory, pick_dtype
+from mixco.runtime.device import Compute, keep_freed_memory, pick_dtype
 from mixco.settings.config import (
     DataConfig,
     MethodConfig,
@@ -45,7 +45,7 @@ def main() -> None:
     random = random.to(dtype, memory_format=torch.channels_last)
 
     def step() -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with Compute(device, dtype).autocast():
             if moco:
                 with torch.no_grad():
                     method.key_encoder(random[:batch])

@@ -10,9 +10,10 @@ from PIL import Image
 from sample_images import sample_images
 
 from mixco.data.datasets.sources import list_images
-from mixco.data.loading import evaluation_batches
 from mixco.data.packing import pack
-from mixco.data.streaming import FileNames, stream
+from mixco.data.streaming import stream
+from mixco.data.workers import FileNames
+from mixco.runtime.device import Compute
 from mixco.settings.config import (
     DataConfig,
     MethodConfig,
@@ -22,6 +23,7 @@ from mixco.settings.config import (
     RunConfig,
 )
 from mixco.training.pretrain import pretrain
+from mixco.views.augment import Input
 
 
 def photos(folder: Path, count: int) -> Path:
@@ -51,19 +53,15 @@ def test_each_is_left_out_with_its_reason(tmp_path: Path) -> None:
         "pipe.png": "no file with a content of its own",
     }
     packed = pack(source, size=32, cache=tmp_path / "cache")
-    assert dict(packed.unreadable) == reasons
+    assert dict(packed.unreadable_files) == reasons
     assert len(packed) == 499
 
     streamed, told = stream(source, 0), {}
     index = torch.arange(len(streamed))
-    batches = evaluation_batches(
-        streamed,
+    batches = streamed.evaluation_batches(
         index,
-        size=32,
-        mean=source.mean,
-        std=source.std,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        Input(32, source.mean, source.std),
+        compute=Compute(torch.device("cpu"), torch.float32),
         on_unreadable=told.__setitem__,
     )
     assert sum(len(part) for part, _ in batches) == 499

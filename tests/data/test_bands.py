@@ -15,12 +15,14 @@ from sample_images import mosaics, sample_images
 
 from mixco.data.datasets.sources import list_images
 from mixco.data.decode import GREY, RGB, Box, Pixel, UnreadableImage, decode, decode_crops, look
-from mixco.data.loading import Images, canvases, evaluation_batches, open_images, view_batches
+from mixco.data.images import Images
+from mixco.data.loading import open_images
 from mixco.data.normalisation import measure
-from mixco.data.packing import PackedImages
+from mixco.data.packed import PackedImages
 from mixco.data.pixel_format import infer_pixel_format
+from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
-from mixco.views.augment import crop_and_flip
+from mixco.views.augment import Input, crop_and_flip
 
 PHOTOGRAPH = photographs(4)[2]
 TOGETHER = {"photometric": "minisblack", "planarconfig": "contig"}
@@ -230,7 +232,7 @@ def test_files_of_another_number_of_channels_are_left_out_and_listed(tmp_path: P
     images = opened(folder, channels=4)
     assert isinstance(images, PackedImages)
     assert images.images.shape == (119, 4, 64, 64)
-    assert images.unreadable == (("007.npy", "13 channels, not 4"),)
+    assert images.unreadable_files == (("007.npy", "13 channels, not 4"),)
 
 
 @pytest.mark.parametrize(("channels", "bits", "ending"), [(1, 16, ".png"), (13, 16, ".tif")])
@@ -243,7 +245,7 @@ def test_packed_and_streamed_hold_the_same_pixels(
     assert isinstance(packed, PackedImages)
     assert packed.images.dtype == torch.uint16
     index = torch.arange(12)
-    shown = [canvases(images, index, 64)[0] for images in (packed, streamed)]
+    shown = [images.canvases(index, 64)[0] for images in (packed, streamed)]
     assert torch.equal(*shown)
     expected = np.stack([bands(channels, bits, p) for p in photographs(12)]).transpose(0, 3, 1, 2)
     assert np.array_equal(shown[0].numpy(), expected)
@@ -254,17 +256,15 @@ def test_packed_and_streamed_hold_the_same_pixels(
         assert np.array_equal(cut, expected[i, :, 10:42, 20:52])
     assert measure(packed) == measure(streamed)
 
-    plain = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    plain = Input(32, (0.0,) * channels, (1.0,) * channels)
     views = []
     for images in (packed, streamed):
-        ((_, (view,)),) = view_batches(
-            images,
+        ((_, (view,)),) = images.view_batches(
             [(index, torch.Generator().manual_seed(7))],
-            crop_and_flip(32, **plain),
+            crop_and_flip(plain),
             members=index,
             batch_size=12,
-            device=torch.device("cpu"),
-            dtype=torch.float32,
+            compute=Compute(torch.device("cpu"), torch.float32),
             on_unreadable=print,
             count=1,
         )
@@ -300,11 +300,11 @@ def test_tall_and_wide_ones_are_packed_whole_and_streamed_in_auto(
     assert packed.images.shape == (20, 3, 64, 64)
     expected = [max(1, round(side * 64 / max(strip.shape))) for side in strip.shape[:2]]
     assert packed.extents.unique(dim=0).tolist() == [expected]
-    assert not isinstance(opened(folder, "auto"), PackedImages)
+    assert opened(folder, "auto").loading == "streamed"
     write(folder / "0.png", photographs(1)[0])
     for i in range(1, 20):
         write(folder / f"{i}.png", sample_images(20)[i].permute(1, 2, 0).numpy())
-    assert isinstance(opened(folder, "auto"), PackedImages)
+    assert opened(folder, "auto").loading == "packed"
 
 
 @pytest.mark.parametrize("tall", [True, False])
@@ -315,13 +315,12 @@ def test_views_of_tall_and_wide_ones_hold_no_margin_and_evaluation_sees_their_mi
     strip = np.concatenate(photographs(10), axis=0 if tall else 1).clip(1)  # the margin is 0
     write(tmp_path / "photos" / "strip.png", strip)
     images, index = opened(tmp_path / "photos", loading, size=64), torch.zeros(64).long()
-    plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
-    how = {"device": torch.device("cpu"), "dtype": torch.float32, "on_unreadable": print}
+    plain = Input(64, (0.0,) * 3, (1.0,) * 3)
+    how = {"compute": Compute(torch.device("cpu"), torch.float32), "on_unreadable": print}
     plan = [(index, torch.Generator().manual_seed(0))]
-    ((_, (views,)),) = view_batches(
-        images,
+    ((_, (views,)),) = images.view_batches(
         plan,
-        crop_and_flip(64, **plain),
+        crop_and_flip(plain),
         members=index[:1],
         batch_size=64,
         count=1,
@@ -329,7 +328,7 @@ def test_views_of_tall_and_wide_ones_hold_no_margin_and_evaluation_sees_their_mi
     )
     assert views.shape == (64, 3, 64, 64)
     assert views.min() > 0.5 / 255
-    ((_, seen),) = evaluation_batches(images, index[:1], size=64, **plain, **how)  # type: ignore[arg-type]
+    ((_, seen),) = images.evaluation_batches(index[:1], plain, **how)  # type: ignore[arg-type]
     middle = strip[288:352] if tall else strip[:, 288:352]
     expected = torch.from_numpy(middle / 255).permute(2, 0, 1).float()
     # Packed, 13 of its 64 pixels are left.

@@ -17,7 +17,8 @@ from sample_images import mosaics, sample_images, unpack_sample
 from mixco.data import packing
 from mixco.data.datasets.sources import list_images
 from mixco.data.decode import decode
-from mixco.data.packing import PackedImages, pack
+from mixco.data.packed import PackedImages
+from mixco.data.packing import pack
 from mixco.runtime.errors import UserError
 
 
@@ -130,13 +131,13 @@ def test_a_few_unreadable_files_are_left_out_and_named(photos: Path, tmp_path: P
     (photos / "150.png").write_text("<html>not found</html>")
     packed = of_folder(photos, tmp_path / "cache")
     assert len(packed.images) == len(packed.files) == 198
-    assert packed.unreadable == (
+    assert packed.unreadable_files == (
         ("003.png", "the file is empty"),
         ("150.png", "not an image (an HTML page)"),
     )
     assert torch.equal(packed.images[3], sample_images(200)[4])
     again = of_folder(photos, tmp_path / "cache")
-    assert again.unreadable == packed.unreadable, "told by later runs too"
+    assert again.unreadable_files == packed.unreadable_files, "told by later runs too"
 
 
 def test_more_than_one_percent_is_an_error(photos: Path, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 
 from mixco.data.datasets.sources import list_images
-from mixco.data.loading import Images, open_images, view_batches
-from mixco.data.streaming import Request, StreamedImages, decode_batches
-from mixco.views.augment import draw_view, simclr
+from mixco.data.images import Images
+from mixco.data.loading import open_images
+from mixco.data.workers import Request, decode_batches
+from mixco.runtime.device import Compute
+from mixco.views.augment import Input, draw_view, simclr
 
 SOURCE = list_images("sample", None, "pretrain")
 INDEX = torch.arange(0, 1600, 100)
@@ -37,29 +39,32 @@ def test_packed_pixels_and_the_file_they_lie_in(tmp_path: Path) -> None:
     assert sha256(packed.images) == PACKED  # type: ignore[union-attr]
 
 
-def test_streamed_crops(tmp_path: Path) -> None:
-    streamed = opened(tmp_path, "streamed")
-    assert isinstance(streamed, StreamedImages)
-    a = simclr(40, mean=SOURCE.mean, std=SOURCE.std)
+def test_streamed_crops() -> None:
+    a = simclr(Input(40, SOURCE.mean, SOURCE.std))
     crops, _ = draw_view(16, a, torch.Generator().manual_seed(7))
     request = Request(INDEX.numpy(), crops[:, :, None].numpy())
     (batch,) = decode_batches(
-        streamed, [request], size=40, most=16, on_unreadable=print, augmentation=a
+        SOURCE,
+        [request],
+        workers=0,
+        unreadable={},
+        size=40,
+        most=16,
+        on_unreadable=print,
+        augmentation=a,
     )
     assert sha256(batch.crops) == STREAMED
 
 
 def test_views(tmp_path: Path) -> None:
     """To what float32 keeps: processors add in different orders."""
-    a = simclr(40, mean=SOURCE.mean, std=SOURCE.std)
-    batches = view_batches(
-        opened(tmp_path, "packed"),
+    a = simclr(Input(40, SOURCE.mean, SOURCE.std))
+    batches = opened(tmp_path, "packed").view_batches(
         [(INDEX, torch.Generator().manual_seed(7))],
         a,
         members=torch.arange(1600),
         batch_size=16,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        compute=Compute(torch.device("cpu"), torch.float32),
         on_unreadable=print,
     )
     _, views = next(batches)

@@ -19,23 +19,22 @@ from PIL import Image
 from sample_images import mosaics, sample_images
 from torch import Tensor
 
-from mixco.data import loading, streaming
+from mixco.data import loading, workers
 from mixco.data.datasets.sources import list_images
-from mixco.data.loading import canvases, evaluation_batches, open_images, view_batches
-from mixco.data.packing import PackedImages, refuse_lost_classes
-from mixco.data.streaming import CroppedFiles, FileNames, StreamedImages
+from mixco.data.images import Images, refuse_lost_classes
+from mixco.data.loading import open_images
+from mixco.data.workers import CroppedFiles, FileNames
+from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Augmentation, moco_v2, sample_view
+from mixco.views.augment import Augmentation, Input, moco_v2, sample_view
 
-CPU = torch.device("cpu")
+CPU = Compute(torch.device("cpu"), torch.float32)
 SIZE = 64
 CROPS = Augmentation(
-    size=SIZE,
+    Input(SIZE, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     jitter_probability=0.0,
     grey=0.0,
     blur=0.0,
-    mean=(0.0, 0.0, 0.0),
-    std=(1.0, 1.0, 1.0),
 )
 SHAPES = [(128, 128), (100, 80), (70, 128), (128, 66)]
 
@@ -52,7 +51,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(folder: Path, how: str, workers: int = 0) -> PackedImages | StreamedImages:
+def opened(folder: Path, how: str, workers: int = 0) -> Images:
     source = list_images(str(folder), None, "pretrain")
     cache = folder.parent / "cache"
     return open_images(
@@ -77,7 +76,7 @@ def plan_of(members: Tensor, steps: int, batch: int) -> Iterator[tuple[Tensor, t
 
 
 def drawn(
-    images: PackedImages | StreamedImages,
+    images: Images,
     augmentation: Augmentation,
     members: Tensor | None = None,
     on_unreadable: object = no_complaint,
@@ -87,14 +86,12 @@ def drawn(
     members = torch.arange(len(images)) if members is None else members
     return [
         (view_q, view_k)
-        for _, (view_q, view_k) in view_batches(
-            images,
+        for _, (view_q, view_k) in images.view_batches(
             plan_of(members, steps, batch),
             augmentation,
             members=members,
             batch_size=batch,
-            device=CPU,
-            dtype=torch.float32,
+            compute=CPU,
             on_unreadable=on_unreadable,  # type: ignore[arg-type]
         )
     ]
@@ -117,7 +114,7 @@ def test_the_views_are_the_packed_paths_but_for_the_rounding_to_8_bits(photos: P
 
 def test_the_whole_chain_is_the_packed_paths(photos: Path) -> None:
     """Jitter and normalisation enlarge the rounding: by 1.4 ** 3 at most, over a std of 0.22."""
-    augmentation = moco_v2(SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    augmentation = moco_v2(Input(SIZE))
     packed = drawn(opened(photos, "packed"), augmentation)
     streamed = drawn(opened(photos, "streamed"), augmentation)
     difference = torch.cat(
@@ -133,7 +130,7 @@ def test_the_whole_chain_is_the_packed_paths(photos: Path) -> None:
 
 
 def test_whatever_the_number_of_workers_the_batches_are_equal_bit_for_bit(photos: Path) -> None:
-    augmentation = moco_v2(SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    augmentation = moco_v2(Input(SIZE))
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     none, one, two = (
@@ -229,22 +226,18 @@ def test_a_disk_that_is_gone_stops_the_run(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where one percent is more than all that a batch can meet."""
-    monkeypatch.setattr("mixco.data.packing.MAX_UNREADABLE", 1.0)
+    monkeypatch.setattr("mixco.data.images.MAX_UNREADABLE", 1.0)
     images = opened(shutil.copytree(photos, tmp_path / "photos"), "streamed")
     shutil.rmtree(tmp_path / "photos")
     with pytest.raises(UserError, match="100 files one after the other cannot be read"):
         drawn(images, CROPS, on_unreadable=lambda *_: None)
 
 
-def evaluated(images: PackedImages | StreamedImages, told: list[str]) -> tuple[Tensor, Tensor]:
-    pairs = evaluation_batches(
-        images,
+def evaluated(images: Images, told: list[str]) -> tuple[Tensor, Tensor]:
+    pairs = images.evaluation_batches(
         torch.arange(len(images)),
-        size=SIZE,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        device=CPU,
-        dtype=torch.float32,
+        Input(SIZE),
+        compute=CPU,
         on_unreadable=lambda file, _: told.append(file),
         batch_size=50,
     )
@@ -261,13 +254,11 @@ def test_evaluation_sees_the_same_and_leaves_out_what_cannot_be_read(damaged: Pa
     assert sorted(told) == ["004.png", "005.png"]
     assert index.tolist() == [i for i in range(200) if i not in (4, 5)]
     assert (seen - expected).abs().max() <= 1.01 / 255 / 0.22
-    assert isinstance(images, StreamedImages)
-    assert isinstance(packed, PackedImages)
-    assert [images.source.files[i] for i in index] == list(packed.files)
+    assert [images.files[i] for i in index] == list(packed.files)
     assert images.readable == packed.readable == 198
 
-    pictures, extents = canvases(images, torch.tensor([3, 4, 7]), 2 * SIZE)
-    theirs, their_extents = canvases(packed, torch.tensor([3, 5]), 2 * SIZE)
+    pictures, extents = images.canvases(torch.tensor([3, 4, 7]), 2 * SIZE)
+    theirs, their_extents = packed.canvases(torch.tensor([3, 5]), 2 * SIZE)
     assert torch.equal(pictures[[0, 2]], theirs)
     assert torch.equal(extents[[0, 2]], their_extents)
     assert not pictures[1].any()
@@ -288,14 +279,12 @@ def test_the_indices_are_those_of_the_images_that_are_shown(damaged: Path) -> No
     images = opened(damaged, "streamed", 1)
     everything = torch.arange(len(images))
     asked = torch.tensor([3, 4, 5, 6])
-    ((index, (view,)),) = view_batches(
-        images,
+    ((index, (view,)),) = images.view_batches(
         [(asked, torch.Generator())],
         CROPS,
         members=everything,
         batch_size=4,
-        device=CPU,
-        dtype=torch.float32,
+        compute=CPU,
         on_unreadable=lambda *_: None,
         count=1,
     )
@@ -320,7 +309,7 @@ def test_auto_packs_what_fits(
     )
     opened(photos, "packed")
     assert loading.fits_packed(source, SIZE, photos.parent / "cache", 2 * needed), "packed already"
-    assert isinstance(opened(photos, "auto"), PackedImages)
+    assert opened(photos, "auto").loading == "packed"
     with pytest.raises(UserError, match="--workers -1: 0 to 1024"):
         opened(photos, "auto", -1)
 
@@ -331,7 +320,7 @@ def test_too_little_shared_memory_is_told_beforehand(
     if not Path("/dev/shm").is_dir():
         pytest.skip("this system has no /dev/shm")
     usage = shutil.disk_usage("/dev/shm")._replace(free=2**20)
-    monkeypatch.setattr(streaming.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="lower --workers or --batch-size, or give the container"):
         drawn(opened(photos, "streamed", 2), CROPS)
 
@@ -340,14 +329,12 @@ def test_too_little_shared_memory_is_told_beforehand(
 def test_a_worker_that_is_killed_is_told(photos: Path) -> None:
     images = opened(photos, "streamed", 1)
     everything = torch.arange(len(images))
-    batches = view_batches(
-        images,
+    batches = images.view_batches(
         plan_of(everything, 100, 20),
         CROPS,
         members=everything,
         batch_size=20,
-        device=CPU,
-        dtype=torch.float32,
+        compute=CPU,
         on_unreadable=no_complaint,
     )
     next(batches)
@@ -399,16 +386,16 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's 
 def test_workers_end_with_a_run_that_is_killed(photos: Path) -> None:
     code = """if True:
         import itertools, sys, torch
-        from mixco.data.loading import view_batches
         from mixco.data.datasets.sources import list_images
         from mixco.data.streaming import stream
-        from mixco.views.augment import Augmentation
+        from mixco.runtime.device import Compute
+        from mixco.views.augment import Augmentation, Input
         images = stream(list_images(sys.argv[1], None, "pretrain"), 2)
         everything = torch.arange(len(images))
         plan = ((everything[:4], torch.Generator()) for _ in itertools.count())
-        batches = view_batches(
-            images, plan, Augmentation(32), members=everything, batch_size=4,
-            device=torch.device("cpu"), dtype=torch.float32, on_unreadable=print,
+        batches = images.view_batches(
+            plan, Augmentation(Input(32)), members=everything, batch_size=4,
+            compute=Compute(torch.device("cpu"), torch.float32), on_unreadable=print,
         )
         for _ in batches:
             print("a batch", flush=True)

@@ -13,6 +13,7 @@ import mixco
 from mixco.data.datasets.folders import whole_folder
 from mixco.data.streaming import stream
 from mixco.embeddings.features import features_of
+from mixco.runtime.device import Compute
 
 COUNT = 12
 
@@ -58,16 +59,12 @@ def test_every_kind_of_image_gives_the_same_vectors(photos: Path, encoder: mixco
 def test_they_are_evaluations_features_at_unit_length(
     photos: Path, encoder: mixco.Embedder
 ) -> None:
-    description = encoder.description
     features, _ = features_of(
         encoder.backbone,
         stream(whole_folder(photos), 0),
         torch.arange(COUNT),
-        size=description.size,
-        mean=description.mean,
-        std=description.std,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        encoder.description.input,
+        compute=Compute(torch.device("cpu"), torch.float32),
         on_unreadable=lambda file, reason: pytest.fail(f"{file}: {reason}"),
     )
     assert torch.equal(

@@ -4,20 +4,18 @@ from sample_images import sample_images
 
 from mixco.embeddings.features import extract_features
 from mixco.models.encoder import build_backbone
+from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, evaluation_view
+from mixco.views.augment import Input, evaluation_view
 
-CPU = torch.device("cpu")
+CPU = Compute(torch.device("cpu"), torch.float32)
 EXTENTS = torch.full((20, 2), 64)
-SEEN = evaluation_view(sample_images(20), EXTENTS, 32, IMAGENET_MEAN, IMAGENET_STD)
+SEEN = evaluation_view(sample_images(20), EXTENTS, Input(32))
 
 
 def test_features_are_the_backbones_in_order_whatever_the_batch() -> None:
     backbone = build_backbone("resnet18", 32).train()
-    features = [
-        extract_features(backbone, SEEN.split(size), device=CPU, dtype=torch.float32)
-        for size in (7, 20)
-    ]
+    features = [extract_features(backbone, SEEN.split(size), CPU) for size in (7, 20)]
     assert backbone.training, "put back as it was"
     with torch.no_grad():
         expected = backbone.eval()(SEEN)
@@ -29,7 +27,7 @@ def test_features_are_the_backbones_in_order_whatever_the_batch() -> None:
 def test_the_running_statistics_are_left_alone() -> None:
     backbone = build_backbone("resnet18", 32).train()
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
-    extract_features(backbone, [SEEN], device=CPU, dtype=torch.float32)
+    extract_features(backbone, [SEEN], CPU)
     after = backbone.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
 
@@ -39,4 +37,4 @@ def test_features_that_are_not_finite_are_an_error() -> None:
     with torch.no_grad():
         backbone.conv1.weight.fill_(float("nan"))
     with pytest.raises(UserError, match="features of 20 images are not finite"):
-        extract_features(backbone, [SEEN], device=CPU, dtype=torch.float32)
+        extract_features(backbone, [SEEN], CPU)

@@ -13,7 +13,8 @@ from torch import Tensor
 from mixco.embeddings.features import extract_features
 from mixco.embeddings.knn import knn_scores, neighbours, topk_accuracy
 from mixco.models.encoder import build_backbone
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, evaluation_view
+from mixco.runtime.device import Compute
+from mixco.views.augment import Input, evaluation_view
 
 
 def clusters(n: int, seed: int, classes: int = 5, dim: int = 16) -> tuple[Tensor, Tensor]:
@@ -61,11 +62,9 @@ def test_chunks_change_nothing(n: int, m: int, k: int, chunk: int) -> None:
 def sample_features() -> Tensor:
     """float32 [300, 512] of real images."""
     extents = torch.full((300, 2), 64)
-    seen = evaluation_view(sample_images(300), extents, 32, IMAGENET_MEAN, IMAGENET_STD)
+    seen = evaluation_view(sample_images(300), extents, Input(32))
     backbone = build_backbone("resnet18", 32)
-    return extract_features(
-        backbone, seen.split(100), device=torch.device("cpu"), dtype=torch.float32
-    )
+    return extract_features(backbone, seen.split(100), Compute(torch.device("cpu"), torch.float32))
 
 
 @pytest.mark.parametrize("k", [1, 20, 237, 500])

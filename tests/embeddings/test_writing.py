@@ -18,6 +18,7 @@ import mixco
 from mixco.data.datasets.folders import whole_folder
 from mixco.embeddings.vectors import read_vectors
 from mixco.embeddings.writing import embed_to_file
+from mixco.runtime.device import Compute
 
 COUNT = 30
 
@@ -40,8 +41,7 @@ def write(path: Path, run: Path, photos: Path, **options: Any) -> None:
         {"root": str(photos), "packed": False},
         normalise=True,
         workers=0,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        compute=Compute(torch.device("cpu"), torch.float32),
         shard=8,
         **options,
     )

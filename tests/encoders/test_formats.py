@@ -21,7 +21,7 @@ from mixco.encoders.export.export import compare, export
 from mixco.models.encoder import build_backbone
 from mixco.runtime.errors import UserError
 from mixco.settings.config import ExportConfig
-from mixco.views.augment import evaluation_view
+from mixco.views.augment import Input, evaluation_view
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +64,7 @@ def encoder_file(folder: Path, arch: str, size: int, stem: str) -> Path:
     images = sample_images(8)
     extents = torch.full((8, 2), 64)
     with torch.no_grad():
-        backbone.train()(evaluation_view(images, extents, size, SAMPLE_MEAN, SAMPLE_STD))
+        backbone.train()(evaluation_view(images, extents, Input(size, SAMPLE_MEAN, SAMPLE_STD)))
     path = folder / "encoder.safetensors"
     about = EncoderDescription(arch, stem, size, SAMPLE_MEAN, SAMPLE_STD, "random weights, seed 0")
     save_encoder(path, backbone.eval(), about)
@@ -105,7 +105,7 @@ def test_the_cards_lines_give_our_features_without_us(
 ) -> None:
     encoder = load_encoder(exports / name)
     pixels, size = sample_images(3)[1:2], encoder.description.size
-    view = evaluation_view(pixels, torch.tensor([[64, 64]]), size, SAMPLE_MEAN, SAMPLE_STD)
+    view = evaluation_view(pixels, torch.tensor([[64, 64]]), encoder.description.input)
     with torch.no_grad():
         ours = encoder.backbone(view)
     theirs = elsewhere[f"{name} {to}"]

@@ -13,23 +13,23 @@ from torch import Tensor, nn
 
 from mixco.data.datasets.sources import list_images
 from mixco.data.loading import epoch_batches
-from mixco.data.packing import PackedImages, pack
+from mixco.data.packed import PackedImages
+from mixco.data.packing import pack
 from mixco.encoders.checkpoint import fingerprint
 from mixco.evaluation.classifier import Classifier, load_classifier, save_classifier
 from mixco.evaluation.task import Labelled
 from mixco.evaluation.train_classifier import Epoch, train_classifier
 from mixco.models.encoder import build_backbone
+from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.seeding import generator_for
 from mixco.views.augment import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
+    Input,
     apply_view,
     crop_and_flip,
     sample_view,
 )
 
-CPU = torch.device("cpu")
 CLASSES = 3
 ARCH, FEATURES = "test_resnet", 96  # timm's smallest ResNet
 
@@ -57,7 +57,7 @@ def train(
 ) -> list[Epoch]:
     settings: dict[str, Any] = {
         "frozen": True,
-        "augmentation": crop_and_flip(32, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        "augmentation": crop_and_flip(Input(32)),
         "optimizer": "sgd",
         "lr": 0.0,
         "head_lr": 0.05,
@@ -67,8 +67,7 @@ def train(
         "batch_size": 16,
         "epochs": 2,
         "seed": 0,
-        "device": CPU,
-        "dtype": torch.float32,
+        "compute": Compute(torch.device("cpu"), torch.float32),
         "name": "test",
     }
     return train_classifier(model, images, test, **{**settings, **options})
@@ -106,7 +105,7 @@ def test_it_is_softmax_regression_with_momentum_on_the_features_of_the_views(
     """Linear evaluation written out: gradient, heavy ball of 0.9, the rate divided by ten, no decay."""
     model = network()
     weight, bias = (value.detach().double() for value in model.head.parameters())
-    augmentation = crop_and_flip(32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    augmentation = crop_and_flip(Input(32))
     train(model, images, head_lr=0.5, batch_size=len(images.labels), epochs=4, milestones=(0.5,))
 
     packed, labels = images.images, images.labels

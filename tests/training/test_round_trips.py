@@ -12,7 +12,7 @@ import torch
 from sample_images import sample_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixco.data.loading import take_rows
+from mixco.data.packed import take_rows
 from mixco.runtime.seeding import generator_for
 from mixco.settings.config import DataConfig, MethodConfig, OptimisationConfig, PretrainConfig
 from mixco.settings.resolve import resolve
@@ -62,7 +62,7 @@ def test_a_step_makes_no_round_trip(
     canvases = sample_images(32).to(META)
     extents = torch.tensor([[64, 64]]).expand(32, 2)
     index = torch.randperm(32, generator=torch.Generator().manual_seed(0))[:16]
-    chosen = views.AUGMENTATIONS[augmentation](32, mean=views.IMAGENET_MEAN, std=views.IMAGENET_STD)
+    chosen = views.AUGMENTATIONS[augmentation](views.Input(32))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
 
     with WaitingCopies() as copies:

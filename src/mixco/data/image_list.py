@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from mixco.data.decode import RGB, Pixel
+from mixco.data.decode import RGB, Pixel, Pixels, UnreadableImage, decode, look, reduce
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 MOST_BYTES = 2**30  # of an image file; as many pixels as are allowed take less in any format
@@ -110,3 +112,32 @@ class ImageList:
 @lru_cache(maxsize=4)
 def open_zip(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
+
+
+def picture_size(source: ImageList, index: int) -> tuple[int, int]:
+    """Height and width, from the file's header alone; (0, 0) where it cannot be read."""
+    if source.arrays is not None:
+        height, width = source.arrays[index].shape[:2]
+        return height, width
+    try:
+        return look(source.read(index))[:2]
+    except (UnreadableImage, OSError):  # what is wrong is told by decode(), with a reason
+        return 0, 0
+
+
+def read_reduced(source: ImageList, index: int, side: int) -> Pixels | str:
+    """[H, W, C] of source.pixel with no side above `side`, or the reason why not."""
+    if source.arrays is not None:
+        pixels = source.arrays[index]
+        fits = max(pixels.shape[:2]) <= side
+        return pixels if fits else np.asarray(reduce(Image.fromarray(pixels), side))
+    try:
+        return decode(source.read(index), side, source.pixel)
+    except UnreadableImage as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def torch_type(pixel: Pixel) -> torch.dtype:
+    return torch.uint8 if pixel.bits == 8 else torch.uint16

@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-from mixco.data.loading import Images, canvases
-from mixco.data.packing import PackedImages
+from mixco.data.images import Images
 from mixco.views.augment import Channels
 
 PACKED, STREAMED = 2048, 256  # images that are looked at; streamed ones have to be decoded
@@ -19,11 +18,11 @@ def measure(images: Images) -> tuple[Channels, Channels]:
     images spread evenly over the list, each counting alike whatever its size; the same list gives the
     same numbers.
     """
-    most = PACKED if isinstance(images, PackedImages) else STREAMED
+    most = PACKED if images.loading == "packed" else STREAMED
     index = torch.linspace(0, len(images) - 1, min(most, len(images))).long()
     moments: list[np.ndarray[tuple[int, int], np.dtype[np.float64]]] = []
     for part in torch.split(index, AT_ONCE):
-        for picture, extent in zip(*canvases(images, part, SIDE), strict=True):
+        for picture, extent in zip(*images.canvases(part, SIDE), strict=True):
             height, width = extent.tolist()
             pixels = picture[:, :height, :width].numpy() / torch.iinfo(picture.dtype).max
             if pixels.any():  # one that cannot be read is black

@@ -9,54 +9,23 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from mixco.data.decode import RGB, Pixel, Pixels, UnreadableImage, decode, look, quietly, reduce
-from mixco.data.image_list import ImageList
+from mixco.data.decode import RGB, Pixel, Pixels, quietly
+from mixco.data.image_list import ImageList, picture_size, read_reduced, torch_type
+from mixco.data.images import refuse_lost_classes, refuse_too_many
+from mixco.data.packed import PackedImages
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import shown
 
 FORMAT = 2  # part of the key: raise it whenever the same files would be packed differently
-MAX_UNREADABLE = 0.01
 AHEAD = 512  # images that are decoded ahead of being written
 AT_ONCE = 16  # images that a thread takes at once
 SMALL = 96  # pixels of the longer side, up to which one thread is the fastest
-
-
-@dataclass(frozen=True)
-class PackedImages:
-    """The images of one split, decoded."""
-
-    images: Tensor
-    """uint8 or uint16 [N, C, S, S] by source.pixel, memory-mapped; a picture lies in the top left of
-    its canvas, the rest is 0."""
-    extents: Tensor
-    """int64 [N, 2]: height and width of each picture."""
-    labels: Tensor | None
-    """int64 [N], indices into `classes`; None when unlabelled."""
-    classes: tuple[str, ...]
-    files: tuple[str, ...]
-    """Where each image came from, below source.root."""
-    unreadable: tuple[tuple[str, str], ...]
-    """(file, reason) of those left out."""
-    source: ImageList
-    path: Path
-    """The packed file."""
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def readable(self) -> int:
-        """How many can be read: all of these."""
-        return len(self.images)
 
 
 def pack(
@@ -102,9 +71,8 @@ def pack(
         images=_tensor(header, data, "images", torch_type(source.pixel)),
         extents=_tensor(header, data, "extents", torch.int64),
         labels=labels,
-        classes=source.classes,
         files=tuple(source.files[i] for i in kept),
-        unreadable=tuple((source.files[i], reason) for i, reason in notes["unreadable"]),
+        unreadable_files=tuple((source.files[i], reason) for i, reason in notes["unreadable"]),
         source=source,
         path=path,
     )
@@ -257,59 +225,6 @@ def _canvases(
 
 def _cut(numbers: range, size: int) -> list[range]:
     return [numbers[start : start + size] for start in range(0, len(numbers), size)]
-
-
-def picture_size(source: ImageList, index: int) -> tuple[int, int]:
-    """Height and width, from the file's header alone; (0, 0) where it cannot be read."""
-    if source.arrays is not None:
-        height, width = source.arrays[index].shape[:2]
-        return height, width
-    try:
-        return look(source.read(index))[:2]
-    except (UnreadableImage, OSError):  # what is wrong is told by decode(), with a reason
-        return 0, 0
-
-
-def read_reduced(source: ImageList, index: int, side: int) -> Pixels | str:
-    """[H, W, C] of source.pixel with no side above `side`, or the reason why not."""
-    if source.arrays is not None:
-        pixels = source.arrays[index]
-        fits = max(pixels.shape[:2]) <= side
-        return pixels if fits else np.asarray(reduce(Image.fromarray(pixels), side))
-    try:
-        return decode(source.read(index), side, source.pixel)
-    except UnreadableImage as error:
-        return str(error)
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def refuse_lost_classes(source: ImageList, labels: Tensor) -> None:
-    """Raises UserError when none of the readable images has a label of some class."""
-    lost = sorted(set(range(len(source.classes))) - set(labels.tolist()))
-    if lost:
-        raise UserError(
-            f"{source.root}: no readable image left of class {source.classes[lost[0]]}; "
-            "mend or add some, or remove the class"
-        )
-
-
-def refuse_too_many(
-    source: ImageList, unreadable: Sequence[tuple[int, str]], share: float | None = None
-) -> None:
-    """Raises UserError when more than this share of the files, usually 1 %, is unreadable."""
-    count = len(source.files)
-    if len(unreadable) <= (MAX_UNREADABLE if share is None else share) * count:
-        return
-    some = "; ".join(f"{shown(source.files[i])}: {reason}" for i, reason in unreadable[:3])
-    raise UserError(
-        f"{source.root}: {len(unreadable)} of {count} images cannot be read ({some}); "
-        "at most 1 % are left out silently: mend or remove them"
-    )
-
-
-def torch_type(pixel: Pixel) -> torch.dtype:
-    return torch.uint8 if pixel.bits == 8 else torch.uint16
 
 
 def _header(shape: list[int], pixel: Pixel, notes: str) -> bytes:

@@ -1,297 +1,158 @@
-"""Images too big to stay packed: worker processes read, decode and crop them, batch after batch.
+"""Images too big to stay packed: decoded anew for each batch, by worker processes."""
 
-A request names the files of a batch and holds the draws of their crops; a worker answers with uint8
-or uint16 crops of the input's size. All randomness is in the requests, so the answers do not depend
-on the number of workers; and nothing that a worker holds grows with them: names lie in shared memory.
-"""
-
-import dataclasses
-import multiprocessing
-import os
-import shutil
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from mixco.data.decode import Box, Pixels, UnreadableImage, decode_crops
-from mixco.data.image_list import ImageList
-from mixco.data.packing import refuse_too_many, torch_type
-from mixco.runtime.errors import UserError
-from mixco.runtime.files import shown
-from mixco.views.augment import Augmentation, central_squares, place_crops
-
-PREFETCHED = 2  # batches that a worker prepares ahead
-MOST_SUBSTITUTES = 100
-
-
-class FileNames(Sequence[str]):
-    """File names in one buffer. Pickled to a process, it is shared memory, whatever their number.
-
-    As Python strings they would be copied into each worker: directly, or page by page as their
-    reference counts change.
-    """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self.ends = torch.from_numpy(np.cumsum([len(name) for name in encoded], dtype=np.int64))
-        """int64 [N]: where each name ends."""
-        self.text = torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8))
-        """uint8: UTF-8, one name after the other."""
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]  # counts from the end, or raises IndexError
-        begin = int(self.ends[index - 1]) if index else 0
-        return (
-            self.text[begin : int(self.ends[index])]
-            .numpy()
-            .tobytes()
-            .decode("utf-8", "surrogateescape")
-        )
+from mixco.data.image_list import ImageList, read_reduced, torch_type
+from mixco.data.images import FEATURE_BATCH, Plan, Views
+from mixco.data.workers import PREFETCHED, Batch, Request, decode_batches
+from mixco.runtime.device import Compute, send
+from mixco.views import augment as views
+from mixco.views.augment import Augmentation, Input, ViewParameters
 
 
 @dataclass(frozen=True)
 class StreamedImages:
-    """The images of one split, decoded anew each time that they are seen."""
+    """The images of one split, decoded each time that they are needed. See `Images`."""
 
     source: ImageList
     labels: Tensor | None
-    """int64 [N], indices into `classes`; None when unlabelled."""
-    classes: tuple[str, ...]
     workers: int
     """Processes that decode; 0 decodes in this one."""
     unreadable: dict[int, str] = field(default_factory=dict)
     """index -> reason, of those met so far."""
 
-    def __len__(self) -> int:
-        return len(self.source.files)
+    @property
+    def files(self) -> Sequence[str]:
+        return self.source.files
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    @property
+    def loading(self) -> Literal["streamed"]:
+        return "streamed"
+
+    @property
+    def prefetched(self) -> int:
+        return PREFETCHED * self.workers
+
+    @property
+    def longest_side(self) -> None:
+        return None
+
+    @property
+    def unreadable_files(self) -> list[tuple[str, str]]:
+        return [(self.files[i], reason) for i, reason in self.unreadable.items()]
 
     @property
     def readable(self) -> int:
-        """How many can be read, as far as is known."""
         return len(self) - len(self.unreadable)
+
+    def __len__(self) -> int:
+        return len(self.source.files)
+
+    def view_batches(
+        self,
+        plan: Plan,
+        augmentation: Augmentation,
+        *,
+        members: Tensor,
+        batch_size: int,
+        compute: Compute,
+        on_unreadable: Callable[[str, str], None],
+        count: int = 2,
+        rows: Tensor | None = None,
+    ) -> Generator[Views, None, None]:
+        here = slice(None) if rows is None else rows
+        parameters: deque[list[ViewParameters]] = deque()
+
+        def requests() -> Iterator[Request]:
+            for index, generator in plan:
+                drawn = [views.draw_view(len(index), augmentation, generator) for _ in range(count)]
+                parameters.append([rest[here] for _, rest in drawn])
+                crops = torch.stack([crops[:, here] for crops, _ in drawn], dim=2)
+                yield Request(index[here].numpy(), crops.numpy())
+
+        decoded = decode_batches(
+            self.source,
+            requests(),
+            workers=self.workers,
+            unreadable=self.unreadable,
+            size=augmentation.input.size,
+            most=count * batch_size,
+            on_unreadable=on_unreadable,
+            augmentation=augmentation,
+            members=members,
+            pin=compute.device.type == "cuda",
+        )
+        return _finished(decoded, parameters, augmentation, compute)
+
+    def evaluation_batches(
+        self,
+        index: Tensor,
+        input: Input,
+        *,
+        compute: Compute,
+        on_unreadable: Callable[[str, str], None],
+        batch_size: int = FEATURE_BATCH,
+        tolerated: float | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = torch.split(index, batch_size)
+        decoded = decode_batches(
+            self.source,
+            (Request(part.numpy(), None) for part in parts),
+            workers=self.workers,
+            unreadable=self.unreadable,
+            size=input.size,
+            most=batch_size,
+            on_unreadable=on_unreadable,
+            pin=compute.device.type == "cuda",
+            tolerated=tolerated,
+        )
+        for part, read in zip(parts, decoded, strict=True):
+            readable = read.readable
+            crops = read.crops[0] if readable.all() else read.crops[0][readable]
+            crops = send(crops, compute.device)
+            yield part[readable], views.finish_evaluation_view(crops, input, compute.dtype)
+
+    def canvases(self, index: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        pixel = self.source.pixel
+        pictures = torch.zeros(len(index), pixel.channels, side, side, dtype=torch_type(pixel))
+        extents = torch.full((len(index), 2), side)
+        for place, i in enumerate(index.tolist()):
+            found = read_reduced(self.source, i, side)
+            if not isinstance(found, str):
+                height, width = found.shape[:2]
+                pictures[place, :, :height, :width] = torch.tensor(found).permute(2, 0, 1)
+                extents[place] = torch.tensor([height, width])
+        return pictures, extents
 
 
 def stream(source: ImageList, workers: int) -> StreamedImages:
+    """workers: processes that decode; 0 decodes in this one."""
     labels = None if source.labels is None else torch.tensor(source.labels)
-    return StreamedImages(source, labels, source.classes, workers)
+    return StreamedImages(source, labels, workers)
 
 
-class Request(NamedTuple):
-    """One batch, as it is sent to a worker; NumPy's arrays are sent by value."""
-
-    files: NDArray[np.int64]
-    """[B]: which images of the source."""
-    crops: NDArray[np.float64] | None
-    """[4, B, V, 10], the draws of V crops of each (views.draw_view); None for the central square."""
-
-
-class Batch(NamedTuple):
-    """A worker's answer."""
-
-    crops: Tensor
-    """uint8 or uint16 [V, B, C, size, size] by source.pixel"""
-    files: Tensor
-    """int64 [B]: which images these are; substitutes stand for those that cannot be read."""
-    readable: Tensor
-    """bool [B]: False where neither the file nor a substitute could be read; those crops are zero."""
-    unreadable: list[tuple[int, str]]
-    """(index, reason) of the files that could not be read."""
-
-
-class CroppedFiles(Dataset[Batch]):
-    """Requests -> batches: what runs in a worker."""
-
-    def __init__(
-        self,
-        source: ImageList,
-        size: int,
-        augmentation: Augmentation | None,
-        members: Tensor | None,
-    ) -> None:
-        self.source = dataclasses.replace(
-            source, files=FileNames(source.files), labels=None, classes=()
-        )
-        self.size, self.augmentation, self.members = size, augmentation, members
-
-    def __getitem__(self, request: Request) -> Batch:
-        views = 1 if request.crops is None else request.crops.shape[2]
-        pixel, size = self.source.pixel, self.size
-        shape = (views, len(request.files), pixel.channels, size, size)
-        crops = torch.zeros(shape, dtype=torch_type(pixel))
-        files = torch.from_numpy(request.files.copy())
-        readable = torch.zeros(len(files), dtype=torch.bool)
-        unreadable: list[tuple[int, str]] = []
-        for place, wanted in enumerate(request.files):
-            for file in self._candidates(int(wanted)):
-                found = self._read(file, request, place)
-                if isinstance(found, str):
-                    unreadable.append((file, found))
-                    continue
-                crops[:, place] = torch.from_numpy(found)
-                files[place], readable[place] = file, True
-                break
-        return Batch(crops, files, readable, unreadable)
-
-    def _candidates(self, wanted: int) -> Iterator[int]:
-        """The file, then the members that follow it."""
-        yield wanted
-        if self.members is not None:
-            after = int(torch.searchsorted(self.members, wanted, right=True))
-            for i in range(after, after + min(MOST_SUBSTITUTES, len(self.members) - 1)):
-                yield int(self.members[i % len(self.members)])
-
-    def _read(self, file: int, request: Request, place: int) -> Pixels | str:
-        """[V, C, size, size], or the reason why not."""
-
-        def boxes_of(height: int, width: int) -> list[Box]:
-            extent = torch.tensor([[height, width]])
-            if request.crops is None or self.augmentation is None:
-                return [tuple(box) for box in central_squares(extent, self.size).tolist()]
-            draws = torch.from_numpy(request.crops[:, place])  # [4, V, 10]
-            boxes = place_crops(draws, extent.expand(draws.shape[1], 2), self.augmentation)
-            return [tuple(box) for box in boxes.tolist()]
-
-        try:
-            return decode_crops(self.source.read(file), boxes_of, self.size, self.source.pixel)
-        except UnreadableImage as error:
-            return str(error)
-        except OSError as error:
-            return error.strerror or str(error)
-
-
-def decode_batches(
-    images: StreamedImages,
-    requests: Iterable[Request],
-    *,
-    size: int,
-    most: int,
-    on_unreadable: Callable[[str, str], None],
-    augmentation: Augmentation | None = None,
-    members: Tensor | None = None,
-    pin: bool = False,
-    tolerated: float | None = None,
-) -> Iterator[Batch]:
-    """The batches of the requests, in order.
-
-    size: side of the crops. most: crops that a request asks for at most. pin: into page-locked memory.
-    on_unreadable(file, reason) is called once for each file that cannot be read.
-    members: int64, sorted: the images of which the next one stands in for an unreadable one; None to
-        have none. So a batch is the same whichever worker makes it.
-
-    Raises UserError when a larger share of the files than `tolerated` (default: 1 %) is unreadable, when
-    a hundred members one after the other are, when the shared memory is too small, and when a worker
-    is killed.
-    """
-    if images.workers:
-        _refuse_little_shared_memory(images.workers, most * images.source.pixel.bytes * size**2)
-    loader = DataLoader(
-        CroppedFiles(images.source, size, augmentation, members),
-        batch_size=None,  # a request is a batch already
-        sampler=requests,
-        collate_fn=_as_it_is,
-        num_workers=images.workers,
-        prefetch_factor=PREFETCHED if images.workers else None,
-        multiprocessing_context=_start_method() if images.workers else None,
-        worker_init_fn=_set_up_worker,
-        pin_memory=pin,
-        generator=torch.Generator(),  # else it would draw from the global one
-    )
-    for batch in _told_when_killed(iter(loader)):
-        for file, reason in batch.unreadable:
-            if file not in images.unreadable:
-                images.unreadable[file] = reason
-                on_unreadable(shown(images.source.files[file]), reason)
-                refuse_too_many(images.source, sorted(images.unreadable.items()), tolerated)
-        if members is not None and not batch.readable.all():
-            raise UserError(
-                f"{images.source.root}: {MOST_SUBSTITUTES} files one after the other cannot be read "
-                f"(the last: {shown(images.source.files[batch.unreadable[-1][0]])}: "
-                f"{batch.unreadable[-1][1]}); is the disk still there?"
-            )
-        yield batch
-
-
-def _told_when_killed(batches: Iterator[Batch]) -> Iterator[Batch]:
-    try:
-        yield from batches
-    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-        # The last three: it had announced a batch, and ended before its memory was handed over.
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a process that decodes images ended ({error}). If the system killed it for its memory, "
-            "lower --workers; if a script of yours called mixco, put its main part under "
-            'if __name__ == "__main__": since workers import the script too'
-        ) from None
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _start_method() -> str:
-    """Never fork: the process has threads (progress, TensorBoard, CUDA), whose locks it would copy.
-
-    On Linux workers are forked from a small server that has loaded the libraries once.
-    """
-    if sys.platform != "linux":
-        return "spawn"
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
-    return "forkserver"
-
-
-def _set_up_worker(_number: int) -> None:
-    """The run handles interrupts and ends its workers; if it is killed, they end by themselves.
-
-    DataLoader's own watch looks at the parent process, which is the server here.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    run = multiprocessing.parent_process()
-    assert run is not None
-
-    def end_with_it() -> None:
-        run.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_it, daemon=True).start()
-
-    def except_hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        # Nobody is left to miss the batch that a run was fetching when it was interrupted.
-        if not issubclass(kind, (EOFError, ConnectionError)):
-            sys.__excepthook__(kind, error, trace)
-
-    sys.excepthook = except_hook
-
-
-def _refuse_little_shared_memory(workers: int, batch_bytes: int) -> None:
-    """Containers have 64 MiB by default, and a worker that runs out of it dies without a word."""
-    folder = Path("/dev/shm")
-    if not folder.is_dir():
-        return
-    needed = (PREFETCHED * workers + 1) * batch_bytes
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"{folder}: {workers} workers hold up to {needed / 2**20:,.0f} MiB of crops there, but "
-            f"{free / 2**20:,.0f} MiB are free; lower --workers or --batch-size, or give the "
-            "container more (docker run --shm-size)"
+def _finished(
+    decoded: Iterator[Batch],
+    parameters: deque[list[ViewParameters]],
+    augmentation: Augmentation,
+    compute: Compute,
+) -> Generator[Views, None, None]:
+    for batch in decoded:
+        crops = send(batch.crops, compute.device)
+        yield (
+            batch.files,
+            [
+                views.finish_view(crop, rest, augmentation, compute.dtype)
+                for crop, rest in zip(crops, parameters.popleft(), strict=True)
+            ],
         )

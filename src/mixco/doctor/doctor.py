@@ -31,6 +31,7 @@ from mixco.doctor.trial import Trial, try_steps
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.runtime.device import (
+    Compute,
     describe,
     device_memory,
     keep_freed_memory,
@@ -404,13 +405,13 @@ def _try(
     method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.data.loading == "streamed":
         images = stream(_some(source, good), workers)
-        return try_steps(config, method, images, device, dtype, seconds=TRIAL)
+        return try_steps(config, method, images, Compute(device, dtype), seconds=TRIAL)
     count = min(len(good), max(TRIED, 2 * config.optimisation.batch_size))
     spread = np.linspace(0, len(good) - 1, count).astype(int).tolist()
     some = dataclasses.replace(_some(source, [good[i] for i in spread]), labels=None, classes=())
     with tempfile.TemporaryDirectory(prefix="mixco-doctor-") as folder:
         packed = pack(some, size=config.data.size, cache=Path(folder), workers=workers or None)
-        return try_steps(config, method, packed, device, dtype, seconds=TRIAL)
+        return try_steps(config, method, packed, Compute(device, dtype), seconds=TRIAL)
 
 
 def _some(source: ImageList, indices: list[int]) -> ImageList:

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mixco.data.decode import RGB, UnreadableImage, look, opened, quietly
-from mixco.data.image_list import ImageList
-from mixco.data.packing import read_reduced
+from mixco.data.image_list import ImageList, read_reduced
 
 T = TypeVar("T")
 

@@ -9,12 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixco.data.loading import Images, view_batches
-from mixco.data.streaming import PREFETCHED, StreamedImages
+from mixco.data.images import Images
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.models.encoder import drops_at_random
-from mixco.runtime.device import peak_memory
+from mixco.runtime.device import Compute, peak_memory
 from mixco.runtime.seeding import generator_for, global_draws
 from mixco.settings.config import PretrainConfig
 from mixco.training.optimisers import build_optimizer
@@ -41,8 +40,7 @@ def try_steps(
     config: PretrainConfig,
     method: MoCo | SimCLR,
     images: Images,
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
     *,
     seconds: float,
 ) -> Trial:
@@ -54,21 +52,22 @@ def try_steps(
     data, method_config, optimisation = config.data, config.method, config.optimisation
     assert data.size and data.mean and data.std and optimisation.batch_size
     assert optimisation.weight_decay is not None
+    device = compute.device
     members = torch.arange(len(images))
     batch = min(optimisation.batch_size, len(members))
     optimizer = build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
     augmentation = views.weaken_jitter(
-        views.AUGMENTATIONS[method_config.augmentation](data.size, mean=data.mean, std=data.std),
+        views.AUGMENTATIONS[method_config.augmentation](
+            views.Input(data.size, data.mean, data.std)
+        ),
         method_config.jitter,
     )
-    batches = view_batches(
-        images,
+    batches = images.view_batches(
         plan(members, batch, 10**6, config.run.seed),
         augmentation,
         members=members,
         batch_size=batch,
-        device=device,
-        dtype=dtype,
+        compute=compute,
         on_unreadable=lambda _file, _reason: None,
     )
     drops = drops_at_random(method)
@@ -88,7 +87,7 @@ def try_steps(
             has_images = time.perf_counter()
             dropout = generator_for(config.run.seed, "dropout", step=step) if drops else None
             with (
-                torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+                compute.autocast(),
                 global_draws(dropout, device) if dropout else nullcontext(),
             ):
                 losses = method(view_q, view_k, generator_for(config.run.seed, "method", step=step))
@@ -105,11 +104,10 @@ def try_steps(
 
 def _empty(batches: Iterator[tuple[Tensor, list[Tensor]]], images: Images, seconds: float) -> None:
     """Take what worker processes have prepared ahead, which would make the first steps too fast."""
-    if isinstance(images, StreamedImages):
-        end = time.monotonic() + seconds
-        for _ in range(PREFETCHED * images.workers):
-            if time.monotonic() < end:
-                next(batches)
+    end = time.monotonic() + seconds
+    for _ in range(images.prefetched):
+        if time.monotonic() < end:
+            next(batches)
 
 
 def _wait_for(device: torch.device) -> None:

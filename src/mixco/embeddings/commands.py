@@ -13,7 +13,7 @@ from mixco.data.datasets.folders import whole_folder
 from mixco.data.datasets.sources import NAMED, list_images
 from mixco.data.decode import UnreadableImage, decode
 from mixco.data.image_list import ImageList
-from mixco.data.loading import FEATURE_BATCH, canvases
+from mixco.data.images import FEATURE_BATCH
 from mixco.data.packing import state_key
 from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.streaming import stream
@@ -24,13 +24,13 @@ from mixco.embeddings.vectors import KINDS, Vectors, check_kind, is_vectors, rea
 from mixco.embeddings.writing import embed_to_file
 from mixco.encoders.checkpoint import fingerprint
 from mixco.plots import draw_neighbours
-from mixco.runtime.device import keep_freed_memory, pick_device, pick_dtype, processors
+from mixco.runtime.device import Compute, keep_freed_memory, pick_device, pick_dtype, processors
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing
 from mixco.runtime.progress import counting, say
 from mixco.runtime.run_folder import read_json, write_json
 from mixco.settings.config import CollectionConfig, DuplicatesConfig, EmbedConfig, NeighboursConfig
-from mixco.views.augment import evaluation_view
+from mixco.views.augment import Input, evaluation_view
 
 SIDE = 96  # in pixels, of an image in a picture
 
@@ -199,8 +199,7 @@ def _embed(
             notes,
             normalise=normalise,
             workers=workers,
-            device=device,
-            dtype=pick_dtype(device, settings.precision),
+            compute=Compute(device, pick_dtype(device, settings.precision)),
             on_progress=on_progress,
         )
     if written is not None:
@@ -273,11 +272,12 @@ def _draw(path: Path, found: list[Neighbours], among: Vectors, places: dict[str,
             source, index = ImageList("", Path(), (_whole(name),), None, ()), torch.tensor([0])
         else:
             source, index = among.source, among.index[row, None]
-        images, extents = canvases(
-            stream(infer_pixel_format(source, None, None), 0), index, 2 * SIDE
+        images, extents = stream(infer_pixel_format(source, None, None), 0).canvases(
+            index, 2 * SIDE
         )
-        none = (0.0,) * images.shape[1]
-        seen = evaluation_view(images, extents, SIDE, mean=none, std=(1.0,) * len(none))[0]
+        channels = images.shape[1]
+        as_it_is = Input(SIDE, (0.0,) * channels, (1.0,) * channels)
+        seen = evaluation_view(images, extents, as_it_is)[0]
         return seen if images.dtype == torch.uint8 else seen / seen.amax().clamp(min=1e-6)
 
     draw_neighbours(

@@ -16,14 +16,14 @@ from torch import Tensor
 from mixco.data.datasets.folders import whole_folder
 from mixco.data.decode import as_decoded
 from mixco.data.image_list import Arrays, ImageList
-from mixco.data.loading import FEATURE_BATCH, evaluation_batches
+from mixco.data.images import FEATURE_BATCH
 from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.streaming import stream
 from mixco.embeddings.features import extract_features
 from mixco.encoders import checkpoint
 from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.models.encoder import Stem
-from mixco.runtime.device import pick_device, pick_dtype
+from mixco.runtime.device import Compute, pick_device, pick_dtype
 from mixco.runtime.errors import UserError
 
 Picture = Image.Image | NDArray[Any] | Tensor
@@ -61,7 +61,7 @@ class Embedder(LoadedEncoder):
         Raises UserError for an image that cannot be read, naming it, and for one of another kind.
         """
         chosen = pick_device(device)
-        dtype = pick_dtype(chosen, precision)
+        compute = Compute(chosen, pick_dtype(chosen, precision))
 
         def refuse(file: str, reason: str) -> None:
             raise UserError(
@@ -78,8 +78,7 @@ class Embedder(LoadedEncoder):
                 torch.arange(len(source.files)),
                 normalise=normalise,
                 workers=workers,
-                device=chosen,
-                dtype=dtype,
+                compute=compute,
                 on_unreadable=refuse,
                 batch_size=batch_size,
             )
@@ -87,7 +86,7 @@ class Embedder(LoadedEncoder):
         if not parts:  # as many features as of a black image
             size = self.description.size
             black = torch.zeros(1, self.description.channels, size, size, device=chosen)
-            return extract_features(self.backbone, [black], device=chosen, dtype=dtype)[:0]
+            return extract_features(self.backbone, [black], compute)[:0]
         return torch.cat(parts)
 
 
@@ -117,8 +116,7 @@ def embedded(
     *,
     normalise: bool,
     workers: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
     on_unreadable: Callable[[str, str], None],
     batch_size: int = FEATURE_BATCH,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -131,14 +129,11 @@ def embedded(
     Raises UserError as `extract_features` and `decode_batches` do, but however many are unreadable.
     """
     description = encoder.description
-    seen = evaluation_batches(
-        stream(infer_pixel_format(source, description.channels, None), workers),
+    images = stream(infer_pixel_format(source, description.channels, None), workers)
+    seen = images.evaluation_batches(
         index,
-        size=description.size,
-        mean=description.mean,
-        std=description.std,
-        device=device,
-        dtype=dtype,
+        description.input,
+        compute=compute,
         on_unreadable=on_unreadable,
         batch_size=batch_size,
         tolerated=1.0,
@@ -147,7 +142,7 @@ def embedded(
         if len(readable) == 0:
             yield wanted, readable, torch.empty(0, 0)
             continue
-        vectors = extract_features(encoder.backbone, [batch], device=device, dtype=dtype)
+        vectors = extract_features(encoder.backbone, [batch], compute)
         yield wanted, readable, F.normalize(vectors, dim=1) if normalise else vectors
 
 

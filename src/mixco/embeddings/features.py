@@ -5,22 +5,20 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from mixco.data.loading import Images, evaluation_batches
+from mixco.data.images import Images
+from mixco.runtime.device import Compute
 from mixco.runtime.distributed import gather_all, rank, world
 from mixco.runtime.errors import UserError
-from mixco.views.augment import Channels
+from mixco.views.augment import Input
 
 
 def features_of(
     backbone: nn.Module,
     images: Images,
     index: Tensor,
+    input: Input,
     *,
-    size: int,
-    mean: Channels,
-    std: Channels,
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
     on_unreadable: Callable[[str, str], None],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -38,45 +36,36 @@ def features_of(
     seen: list[Tensor] = []
 
     def batches() -> Iterator[Tensor]:
-        for part, batch in evaluation_batches(
-            images,
-            index,
-            size=size,
-            mean=mean,
-            std=std,
-            device=device,
-            dtype=dtype,
-            on_unreadable=on_unreadable,
+        for part, batch in images.evaluation_batches(
+            index, input, compute=compute, on_unreadable=on_unreadable
         ):
             seen.append(part)
             yield batch
             if on_progress:
                 on_progress(sum(map(len, seen)), len(index))
 
-    features = extract_features(backbone, batches(), device=device, dtype=dtype)
+    features = extract_features(backbone, batches(), compute)
     if not sharded:
         return features, torch.cat(seen)
     return gather_all(features), gather_all(torch.cat(seen))
 
 
 @torch.no_grad()  # under inference_mode, .to() would leave weights that can never be trained again
-def extract_features(
-    backbone: nn.Module, views: Iterable[Tensor], *, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def extract_features(backbone: nn.Module, views: Iterable[Tensor], compute: Compute) -> Tensor:
     """Features of all views, in order: float32 [N, D] on the CPU.
 
     backbone: [B, C, S, S] -> [B, D]; in evaluation mode here, then put back as it was: its batch norms
         use and keep their running statistics.
-    views: batches [B, C, S, S] on the device. dtype: of autocast; float32 for none.
+    views: batches [B, C, S, S] on the device.
 
     Raises UserError when a feature is not finite.
     """
     training = backbone.training
-    backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone.eval().to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = []
     try:
         for batch in views:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with compute.autocast():
                 features.append(backbone(batch).float().cpu())
     finally:
         backbone.train(training)

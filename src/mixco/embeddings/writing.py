@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mixco.data.image_list import ImageList
-from mixco.data.loading import FEATURE_BATCH
+from mixco.data.images import FEATURE_BATCH
 from mixco.embeddings.embedding import embedded
 from mixco.embeddings.vectors import check_kind, read_notes, write_vectors
 from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing
 from mixco.runtime.run_folder import read_json, write_json
@@ -36,8 +37,7 @@ def embed_to_file(
     *,
     normalise: bool,
     workers: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
     on_progress: Callable[[int, int], None] | None = None,
     shard: int = SHARD,
 ) -> int | None:
@@ -79,8 +79,7 @@ def embed_to_file(
                     torch.cat(index),
                     normalise=normalise,
                     workers=workers,
-                    device=device,
-                    dtype=dtype,
+                    compute=compute,
                     on_unreadable=lambda file, reason: unreadable.append((file, reason)),
                     batch_size=min(FEATURE_BATCH, shard),
                 )

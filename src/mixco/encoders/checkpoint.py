@@ -30,7 +30,7 @@ from mixco.models.encoder import (
 )
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
+from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Input
 
 LARGEST = 4096  # pixels of an encoder's input; a larger side in a file is damage
 
@@ -51,6 +51,10 @@ class EncoderDescription:
     @property
     def channels(self) -> int:
         return len(self.mean)
+
+    @property
+    def input(self) -> Input:
+        return Input(self.size, self.mean, self.std)
 
 
 @dataclass(frozen=True)

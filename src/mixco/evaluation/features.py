@@ -50,6 +50,6 @@ def compute_features(config: EvaluationConfig) -> Features:
     """
     task = load_task(config)
     backbone = task.encoder.backbone
-    with process_group(task.device, MINUTES):
+    with process_group(task.compute.device, MINUTES):
         train, test = task.outputs(backbone, task.train), task.outputs(backbone, task.test)
     return Features(task, *train, *test)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixco.data.loading import Images, canvases
+from mixco.data.images import Images
 from mixco.embeddings.knn import knn_scores, neighbours
 from mixco.evaluation import EVALUATIONS, measured
 from mixco.evaluation.classifier import Classifier, load_classifier, save_classifier
@@ -190,19 +190,19 @@ def _train_and_test(
     if kind == "supervised":
         arch, stem = encoder.arch, encoder.stem
         backbone = build_backbone(arch, encoder.size, stem, seed, encoder.channels)  # type: ignore[arg-type]
-    model = Classifier(backbone, feature_dim(backbone, task.size), len(task.classes), seed)
+    model = Classifier(backbone, feature_dim(backbone, task.input.size), len(task.classes), seed)
     path = folder / f"{'classifier' if frozen else kind}{task.suffix}.safetensors"
     test = _tester(task, model, frozen)
     if config.evaluate:
         load_classifier(path, model, task.test.images.classes)
-        model.to(task.device)
+        model.to(task.compute.device)
         top1, top5 = test()
         return {"top1": round(top1, 2), "top5": round(top5, 2), **task.describe()}
 
     rate, rate_from = _head_rate(task, training.optimizer, head_lr, frozen)
     say(
-        f"{kind}: {encoder.arch} at {task.size} px, {len(task.train.labels):,} labelled images, "
-        f"{config.epochs} epochs, rate {rate:g}, {describe(task.device)}"
+        f"{kind}: {encoder.arch} at {task.input.size} px, {len(task.train.labels):,} labelled images, "
+        f"{config.epochs} epochs, rate {rate:g}, {describe(task.compute.device)}"
     )
     began = time.perf_counter()
     records = train_classifier(
@@ -210,7 +210,7 @@ def _train_and_test(
         task.train,
         test,
         frozen=frozen,
-        augmentation=crop_and_flip(task.size, mean=encoder.mean, std=encoder.std),
+        augmentation=crop_and_flip(task.input),
         optimizer=training.optimizer,
         lr=lr or 0.0,
         head_lr=rate,
@@ -220,8 +220,7 @@ def _train_and_test(
         batch_size=training.batch_size,
         epochs=config.epochs,
         seed=seed,
-        device=task.device,
-        dtype=task.dtype,
+        compute=task.compute,
         name=kind,
     )
     save_classifier(path, model, task.classes, whole=not frozen)
@@ -260,7 +259,7 @@ def _tester(task: Task, model: Classifier, frozen: bool) -> Callable[[], tuple[f
         if features is None:
             outputs, index = task.outputs(model, task.test)
         else:
-            outputs, index = model.classify(features[0].to(task.device)).cpu(), features[1]
+            outputs, index = model.classify(features[0].to(task.compute.device)).cpu(), features[1]
         return accuracies(outputs, task.test.labels[index])
 
     return test
@@ -293,11 +292,11 @@ def _warn_of_guessing(loss: float, classes: int) -> None:
 def show_neighbours(path: Path, f: Features, count: int = 8, k: int = 8) -> None:
     """Draw the k nearest train images of one test image of each of the first `count` classes."""
     test_labels, train_labels = f.test_labels, f.train_labels
-    encoder, test = f.task.encoder.description, f.task.test.images
+    test, training = f.task.test.images, f.task.encoder.description.training
 
     def pictures(images: Images, index: Tensor) -> Tensor:
-        found, _ = canvases(images, index, 2 * f.task.size)
-        return brightened(found, encoder.mean, encoder.std)
+        found, _ = images.canvases(index, 2 * f.task.input.size)
+        return brightened(found, f.task.input)
 
     first = [int((test_labels == c).nonzero()[0]) for c in range(min(count, len(test.classes)))]
     chosen = torch.tensor(first)
@@ -309,5 +308,5 @@ def show_neighbours(path: Path, f: Features, count: int = 8, k: int = 8) -> None
         similarities,
         train_labels[index] == test_labels[chosen][:, None],
         [test.classes[int(c)] for c in test_labels[chosen]],
-        f"{encoder.training}: the nearest training images of {len(chosen)} test images",
+        f"{training}: the nearest training images of {len(chosen)} test images",
     )

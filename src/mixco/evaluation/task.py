@@ -15,12 +15,13 @@ from mixco.data.datasets.download import download
 from mixco.data.datasets.sources import list_images
 from mixco.data.datasets.subsets import subset_name, with_labels
 from mixco.data.image_list import ImageList
-from mixco.data.loading import Images, open_images
-from mixco.data.packing import PackedImages, refuse_lost_classes
+from mixco.data.images import Images, refuse_lost_classes
+from mixco.data.loading import open_images
 from mixco.embeddings.features import features_of
 from mixco.embeddings.knn import topk_accuracy
 from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
 from mixco.runtime.device import (
+    Compute,
     keep_freed_memory,
     memory_bytes,
     pick_device,
@@ -33,6 +34,7 @@ from mixco.runtime.files import one_at_a_time, shown
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.run_folder import add_result, read_config, write_confusions
 from mixco.settings.config import EvaluationConfig
+from mixco.views.augment import Input
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,7 @@ class Task:
     test: Labelled
     labels: str | None
     """The subset of the train split, as --labels names it; None for all of it."""
-    size: int
-    device: torch.device
-    dtype: torch.dtype
+    compute: Compute
     folder: Path | None
     """Where results.json is written; None to write nothing."""
     recipe_lr: float | None
@@ -63,6 +63,10 @@ class Task:
     suffix: str
     """Ends the keys in results.json: "" for the run's own data and all labels, else for example
     "-10percent", "@photos", "-10percent@photos"."""
+
+    @property
+    def input(self) -> Input:
+        return self.encoder.description.input
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -76,7 +80,7 @@ class Task:
             "weights_matched": self.encoder.matched,
             "data": self.test.images.source.name,
             "labels": self.labels or "all",
-            "size": self.size,
+            "size": self.input.size,
             "train_images": self.train.images.readable,
             "test_images": self.test.images.readable,
         }
@@ -90,17 +94,14 @@ class Task:
 
         Returns also the indices [n] of the images that could be read. Only streamed ones may fail.
         """
-        description, images = self.encoder.description, split.images
+        images = split.images
         with counting(f"features of {images.source.name}") as on_progress:
             outputs, seen = features_of(
                 network,
                 images,
                 torch.arange(len(images)) if index is None else index,
-                size=self.size,
-                mean=description.mean,
-                std=description.std,
-                device=self.device,
-                dtype=self.dtype,
+                self.input,
+                compute=self.compute,
                 on_unreadable=warn_unreadable,
                 on_progress=on_progress,
             )
@@ -156,7 +157,6 @@ def load_task(config: EvaluationConfig) -> Task:
         own = _same_data(data, trained_on)
     if data is None:
         raise UserError("--checkpoint needs --data, the labelled images to evaluate on")
-    size = encoder.description.size
     here = launch_env()
     device = pick_device(config.device, here.local_rank)
     keep_freed_memory(device)
@@ -188,9 +188,7 @@ def load_task(config: EvaluationConfig) -> Task:
         train=train,
         test=test,
         labels=config.labels,
-        size=size,
-        device=device,
-        dtype=pick_dtype(device, config.precision),
+        compute=Compute(device, pick_dtype(device, config.precision)),
         folder=folder,
         recipe_lr=recipe_lr,
         suffix=suffix,
@@ -214,7 +212,7 @@ def _labelled(
             channels=encoder.description.channels,
             on_progress=on_progress,
         )
-    for file, reason in images.unreadable if isinstance(images, PackedImages) else ():
+    for file, reason in images.unreadable_files:
         warn_unreadable(shown(file), reason)
     if images.labels is None:
         raise UserError(f"{source.name} has no labels; give --data with images in class folders")

@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixco.data.loading import Plan, epoch_batches, view_batches
+from mixco.data.images import Plan
+from mixco.data.loading import epoch_batches
 from mixco.encoders.checkpoint import fingerprint
 from mixco.evaluation.classifier import Classifier
 from mixco.evaluation.task import Labelled, warn_unreadable
 from mixco.models.encoder import drops_at_random
+from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.progress import Stopwatch, say, training, waited
 from mixco.runtime.seeding import generator_for, global_draws
@@ -54,8 +56,7 @@ def train_classifier(
     batch_size: int,
     epochs: int,
     seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
     name: str,
 ) -> list[Epoch]:
     """Train the classifier in place. Returns a record an epoch; the last one is the result.
@@ -65,10 +66,11 @@ def train_classifier(
     optimizer: "sgd" (momentum 0.9) or "adam". lr: peak rate of the backbone; head_lr: of the layer.
     schedule, milestones: see training/schedules.py. batch_size: cut down to the number of images;
         images that fill no batch are left out of an epoch, others in each.
-    dtype: of autocast; float32 for none. name: for the progress bar.
+    name: for the progress bar.
 
     Raises UserError when the loss is not finite, RuntimeError when a frozen backbone has changed.
     """
+    device = compute.device
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train(not frozen)
     model.backbone.requires_grad_(not frozen)
@@ -80,14 +82,12 @@ def train_classifier(
     batch_size = min(batch_size, len(members))
     steps_per_epoch = len(members) // batch_size
     steps = epochs * steps_per_epoch
-    views = view_batches(
-        train.images,
+    views = train.images.view_batches(
         plan(members, batch_size, epochs, seed),
         augmentation,
         members=members,
         batch_size=batch_size,
-        device=device,
-        dtype=dtype,
+        compute=compute,
         on_unreadable=warn_unreadable,
         count=1,
     )
@@ -103,7 +103,7 @@ def train_classifier(
                 for peak in peaks
             ]
             dropout = generator_for(seed, "classifier dropout", step=step) if drops else None
-            loss = forward(model, view, train.labels[index].to(device), dropout, dtype)
+            loss = forward(model, view, train.labels[index].to(device), dropout, compute)
             loss.backward()  # type: ignore[no-untyped-call]
             update(stepper, rates)
             total += loss.detach()
@@ -133,17 +133,14 @@ def forward(
     view: Tensor,
     labels: Tensor,
     dropout: torch.Generator | None,
-    dtype: torch.dtype,
+    compute: Compute,
 ) -> Tensor:
     """The mean loss of a batch [B, C, S, S] with labels int64 [B], both on the device.
 
     dropout: draws for dropout and stochastic depth; None where the model has neither.
     """
-    device = view.device
-    with (
-        torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
-        nullcontext() if dropout is None else global_draws(dropout, device),
-    ):
+    random = nullcontext() if dropout is None else global_draws(dropout, compute.device)
+    with compute.autocast(), random:
         return F.cross_entropy(model(view), labels)
 
 

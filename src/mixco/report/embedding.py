@@ -1,7 +1,7 @@
 """The images of a run by its encoder: features, neighbours, what kNN takes for what, and maps."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixco.data.decode import UnreadableImage, decode
-from mixco.data.loading import Images, canvases
-from mixco.data.packing import PackedImages, torch_type
+from mixco.data.image_list import torch_type
+from mixco.data.images import Images
 from mixco.embeddings.features import extract_features, features_of
 from mixco.embeddings.knn import knn_scores, neighbours
 from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.seeding import generator_for
 from mixco.views.augment import brightened, evaluation_view
@@ -40,23 +41,15 @@ class Embedding:
     held_out: Tensor
     """bool [n]: those that the kNN check asks about."""
     encoder: LoadedEncoder
-    device: torch.device
-    dtype: torch.dtype
+    compute: Compute
 
     @property
     def labels(self) -> Tensor | None:
         """int64 [n]"""
         return None if self.images.labels is None else self.images.labels[self.index]
 
-    @property
-    def files(self) -> Sequence[str]:
-        """Of all images, by their index."""
-        return (
-            self.images.files if isinstance(self.images, PackedImages) else self.images.source.files
-        )
-
     def name(self, row: int) -> str:
-        return self.files[int(self.index[row])]
+        return self.images.files[int(self.index[row])]
 
     def class_of(self, row: int) -> str | None:
         labels = self.images.labels
@@ -64,9 +57,8 @@ class Embedding:
 
     def pictures(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Canvases [n, C, S, S], as they are shown, and extents [n, 2] of some of them."""
-        found, extents = canvases(self.images, self.index[rows], self.side)
-        description = self.encoder.description
-        return brightened(found, description.mean, description.std), extents
+        found, extents = self.images.canvases(self.index[rows], self.side)
+        return brightened(found, self.encoder.description.input), extents
 
     @property
     def side(self) -> int:
@@ -81,8 +73,7 @@ def embed(
     *,
     most: int,
     seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
     on_unreadable: Callable[[str, str], None],
     on_progress: Callable[[int, int], None],
 ) -> Embedding:
@@ -98,23 +89,17 @@ def embed(
         asked = min(len(held_out), most // 2)
         held_out = held_out[torch.randperm(len(held_out), generator=generator)[:asked]]
         bank = bank[torch.randperm(len(bank), generator=generator)[: most - asked]]
-    description = encoder.description
     features, index = features_of(
         encoder.backbone,
         images,
         torch.cat([bank, held_out]).sort().values,
-        size=description.size,
-        mean=description.mean,
-        std=description.std,
-        device=device,
-        dtype=dtype,
+        encoder.description.input,
+        compute=compute,
         on_unreadable=on_unreadable,
         on_progress=on_progress,
     )
     asked_about = torch.isin(index, held_out)
-    return Embedding(
-        images, index, F.normalize(features, dim=1), asked_about, encoder, device, dtype
-    )
+    return Embedding(images, index, F.normalize(features, dim=1), asked_about, encoder, compute)
 
 
 @dataclass(frozen=True)
@@ -146,7 +131,7 @@ def chosen_query(embedding: Embedding, path: Path, k: int) -> Query:
     row = _row_of(embedding, path)
     if row is not None:
         return _query_of_row(embedding, row, k)
-    description = embedding.encoder.description
+    input, compute = embedding.encoder.description.input, embedding.compute
     try:
         pixel = embedding.images.source.pixel
         picture = decode(path.expanduser().read_bytes(), embedding.side, pixel)
@@ -162,17 +147,10 @@ def chosen_query(embedding: Embedding, path: Path, k: int) -> Query:
     canvas = torch.zeros(pixel.channels, side, side, dtype=torch_type(pixel))
     canvas[:, :height, :width] = torch.tensor(picture).permute(2, 0, 1)
     extent = torch.tensor([height, width])
-    view = evaluation_view(
-        canvas[None], extent[None], description.size, description.mean, description.std
-    )
-    feature = extract_features(
-        embedding.encoder.backbone,
-        [view.to(embedding.device, embedding.dtype)],
-        device=embedding.device,
-        dtype=embedding.dtype,
-    )
+    view = evaluation_view(canvas[None], extent[None], input).to(compute.device, compute.dtype)
+    feature = extract_features(embedding.encoder.backbone, [view], compute)
     similarities, nearest = neighbours(embedding.features, feature, k)
-    canvas = brightened(canvas, description.mean, description.std)
+    canvas = brightened(canvas, input)
     return Query(canvas, extent, str(path), None, nearest[0], similarities[0])
 
 
@@ -181,7 +159,9 @@ def _row_of(embedding: Embedding, path: Path) -> int | None:
     wanted = {path.as_posix()}
     if path.expanduser().exists() and path.expanduser().resolve().is_relative_to(root.resolve()):
         wanted.add(path.expanduser().resolve().relative_to(root.resolve()).as_posix())
-    rows = (r for r, i in enumerate(embedding.index.tolist()) if embedding.files[i] in wanted)
+    rows = (
+        r for r, i in enumerate(embedding.index.tolist()) if embedding.images.files[i] in wanted
+    )
     return next(rows, None)
 
 

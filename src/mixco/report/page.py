@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from mixco.data.datasets.sources import list_images
 from mixco.data.decode import RGB
-from mixco.data.loading import Images, open_images
+from mixco.data.images import Images
+from mixco.data.loading import open_images
 from mixco.data.normalisation import measure
 from mixco.encoders.checkpoint import load_encoder
 from mixco.mixing import MIXERS
@@ -30,7 +31,7 @@ from mixco.report.embedding import (
 )
 from mixco.report.run import Run, read_run
 from mixco.report.table import group, load
-from mixco.runtime.device import memory_bytes, pick_device, pick_dtype, processors
+from mixco.runtime.device import Compute, memory_bytes, pick_device, pick_dtype, processors
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing
 from mixco.runtime.progress import counting, say
@@ -193,8 +194,7 @@ def look(run: Run, config: ReportConfig) -> Looked:
                 held_out,
                 most=config.most_images,
                 seed=SEED,
-                device=device,
-                dtype=pick_dtype(device, settings.get("run.precision", "auto")),
+                compute=Compute(device, pick_dtype(device, settings.get("run.precision", "auto"))),
                 on_unreadable=lambda file, _: unreadable.append(file),
                 on_progress=on_progress,
             )
@@ -241,7 +241,7 @@ def sees(run: Run, images: Images) -> Seen | None:
     if not mean or not std:  # of a run before these stood in its config
         mean, std = (source.mean, source.std) if source.pixel == RGB else measure(images)
     augmentation = views.weaken_jitter(
-        named(settings["data.size"], mean=tuple(mean), std=tuple(std)),
+        named(views.Input(settings["data.size"], tuple(mean), tuple(std))),
         settings.get("method.jitter", 1.0),
     )
     return what_it_sees(images, augmentation, MIXERS[mix], settings.get("run.seed", 0))

@@ -4,11 +4,23 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mixco.runtime.errors import UserError
+
+
+class Compute(NamedTuple):
+    """Where a network runs, and in which number format."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """bfloat16 for autocast; float32 for none."""
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def pick_device(name: str, number: int = 0) -> torch.device:

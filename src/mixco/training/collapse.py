@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixco.data.loading import Images, canvases
+from mixco.data.images import Images
 from mixco.embeddings.features import extract_features
-from mixco.encoders.checkpoint import EncoderDescription
 from mixco.models.encoder import Encoder
+from mixco.runtime.device import Compute
 from mixco.runtime.progress import say
-from mixco.views.augment import evaluation_view
+from mixco.views.augment import Input, evaluation_view
 
 MOST, LEAST = 256, 64  # images that are looked at
 
@@ -47,10 +47,8 @@ def effective_rank(features: Tensor) -> float:
 def watched_views(
     images: Images,
     members: Tensor,
-    encoder: EncoderDescription,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
+    input: Input,
+    compute: Compute,
 ) -> Tensor:
     """Some of the images, evenly spaced, as evaluation sees them: [n, C, S, S] of `dtype` on the device.
 
@@ -58,15 +56,15 @@ def watched_views(
     """
     count = min(MOST, max(LEAST, len(members) // 16), len(members))
     index = members[torch.linspace(0, len(members) - 1, count).long()]
-    seen, extents = canvases(images, index, 2 * encoder.size)
-    return evaluation_view(seen.to(device), extents, encoder.size, encoder.mean, encoder.std, dtype)
+    seen, extents = images.canvases(index, 2 * input.size)
+    return evaluation_view(seen.to(compute.device), extents, input, compute.dtype)
 
 
 @torch.no_grad()
-def collapse_check(encoder: Encoder, views: Tensor, dtype: torch.dtype) -> dict[str, float]:
+def collapse_check(encoder: Encoder, views: Tensor, compute: Compute) -> dict[str, float]:
     """The spread of the encoder's outputs and the effective rank of its features, in evaluation mode."""
     parts = torch.split(views, 64)
-    features = extract_features(encoder.backbone, parts, device=views.device, dtype=dtype)
+    features = extract_features(encoder.backbone, parts, compute)
     outputs = encoder.head(features.to(views.device)).cpu()
     return {
         "spread": round(spread(outputs), 4),

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mixco.data.loading import Images
+from mixco.data.images import Images
 from mixco.embeddings.features import features_of
 from mixco.embeddings.knn import knn_scores, topk_accuracy
-from mixco.encoders.checkpoint import EncoderDescription
+from mixco.runtime.device import Compute
 from mixco.runtime.seeding import generator_for
+from mixco.views.augment import Input
 
 
 def split_holdout(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -35,10 +36,9 @@ def knn_check(
     images: Images,
     bank: Tensor,
     held_out: Tensor,
-    encoder: EncoderDescription,
+    input: Input,
     *,
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
     on_unreadable: Callable[[str, str], None],
 ) -> float:
     """kNN top-1 in percent of the held-out training images among the other training images.
@@ -50,11 +50,8 @@ def knn_check(
         backbone,
         images,
         torch.cat([bank, held_out]),
-        size=encoder.size,
-        mean=encoder.mean,
-        std=encoder.std,
-        device=device,
-        dtype=dtype,
+        input,
+        compute=compute,
         on_unreadable=on_unreadable,
     )
     labels = images.labels[index]

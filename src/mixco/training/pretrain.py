@@ -14,8 +14,7 @@ from torch import Tensor
 from mixco.data.datasets.download import download
 from mixco.data.datasets.sources import list_images
 from mixco.data.decode import RGB
-from mixco.data.loading import epoch_batches, open_images, view_batches
-from mixco.data.packing import PackedImages
+from mixco.data.loading import epoch_batches, open_images
 from mixco.encoders.checkpoint import EncoderDescription, save_encoder
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
@@ -24,6 +23,7 @@ from mixco.models.encoder import Encoder, build_backbone, build_head, drops_at_r
 from mixco.models.sync_batchnorm import synchronise_batch_norms
 from mixco.plots import draw_curves
 from mixco.runtime.device import (
+    Compute,
     describe,
     keep_freed_memory,
     memory_bytes,
@@ -117,6 +117,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     here = launch_env()
     device = pick_device(config.run.device, here.local_rank)
     dtype = pick_dtype(device, config.run.precision)
+    compute = Compute(device, dtype)
     keep_freed_memory(device)
 
     # The images, packed once or streamed; labels are only for the kNN check.
@@ -143,12 +144,12 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
                 bits=config.data.bits,
                 on_progress=on_progress,
             )
-    packed, pixel = isinstance(images, PackedImages), images.source.pixel
+    pixel = images.source.pixel
     bank, held_out = split_holdout(images, config.run.holdout, config.run.seed)
     members = bank if config.run.exclude_holdout else torch.arange(len(images))
     loading = dataclasses.replace(
         config.data,
-        loading="packed" if packed else "streamed",
+        loading=images.loading,
         channels=pixel.channels,
         bits=pixel.bits,
     )
@@ -187,10 +188,6 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
     if first:
         write_json(folder / "versions.json", versions(describe(device)))
         report_data(images, cautions_of(config, len(members), dtype), data.size, folder)
-    augmentation = views.weaken_jitter(
-        views.AUGMENTATIONS[method_config.augmentation](data.size, mean=data.mean, std=data.std),
-        method_config.jitter,
-    )
     drops = drops_at_random(method)  # to be seeded at each step: they take no generator
     optimizer = build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
     encoder = EncoderDescription(
@@ -200,6 +197,10 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
         mean=data.mean,
         std=data.std,
         training=f"{name} on {source.name}, {optimisation.epochs} epochs, seed {run.seed}",
+    )
+    augmentation = views.weaken_jitter(
+        views.AUGMENTATIONS[method_config.augmentation](encoder.input),
+        method_config.jitter,
     )
     steps_per_epoch = len(members) // optimisation.batch_size
     steps = steps_per_epoch * optimisation.epochs
@@ -259,29 +260,26 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
             images,
             bank,
             held_out,
-            encoder,
-            device=device,
-            dtype=dtype,
+            encoder.input,
+            compute=compute,
             on_unreadable=on_unreadable,
         )
 
-    views_of_run = view_batches(
-        images,
+    views_of_run = images.view_batches(
         plan(members, optimisation.batch_size, optimisation.epochs, run.seed, start=step),
         augmentation,
         members=members,
         batch_size=optimisation.batch_size,
-        device=device,
-        dtype=dtype,
+        compute=compute,
         on_unreadable=on_unreadable,
         rows=split_batch(optimisation.batch_size, world())[rank()] if world() > 1 else None,
     )
     trained = ddp(method)
-    watched = watched_views(images, members, encoder, device=device, dtype=dtype)
+    watched = watched_views(images, members, encoder.input, compute)
     say(
         f"{name}: {config.model.arch} at {data.size} px, {len(members):,} images "
         f"{'' if pixel == RGB else f'with {pixel}, '}"
-        f"{'packed' if packed else f'streamed, {workers} workers'}, "
+        f"{'packed' if images.loading == 'packed' else f'streamed, {workers} workers'}, "
         f"{optimisation.epochs} epochs of {steps_per_epoch} steps, "
         f"{f'{world()} processes, each ' if world() > 1 else ''}{describe(device)}, "
         f"{str(dtype).removeprefix('torch.')}"
@@ -317,7 +315,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
                     group["lr"] = rate
                 dropout = generator_for(run.seed, "dropout", rank(), step) if drops else None
                 with (
-                    torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+                    compute.autocast(),
                     global_draws(dropout, device) if dropout else nullcontext(),
                 ):
                     draws = generator_for(run.seed, "method", step=step)
@@ -356,7 +354,7 @@ def _pretrain(config: PretrainConfig, until_the_end: ExitStack) -> Path:
             broadcast_buffers(method.encoder)  # the checks are shared out, and are of one encoder
             if knn_possible and (epoch % run.knn_every == 0 or last):
                 record["knn"] = check_knn()
-            record |= collapse_check(method.encoder, watched, dtype)
+            record |= collapse_check(method.encoder, watched, compute)
             records.append(record)
             sums = {}
             if first:

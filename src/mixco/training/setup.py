@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from mixco.data.datasets.sources import NAMED
-from mixco.data.image_list import ImageList
-from mixco.data.loading import Images
+from mixco.data.image_list import ImageList, picture_size
+from mixco.data.images import Images
 from mixco.data.normalisation import measure
-from mixco.data.packing import picture_size
 from mixco.data.pixel_format import LOOKED_AT, spread
 from mixco.models.encoder import build_backbone, choose_stem, output_elements, takes_stems
 from mixco.runtime.device import device_memory

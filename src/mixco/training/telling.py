@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixco.data.loading import Images, canvases
-from mixco.data.packing import PackedImages
+from mixco.data.images import Images
 from mixco.mixing import Mixer, draw_shares
 from mixco.plots import draw_views
 from mixco.runtime.files import naming, replacing, shown
@@ -35,12 +34,12 @@ def say_choices(choices: Sequence[Choice]) -> None:
 
 def report_data(images: Images, cautions: Sequence[Caution], size: int, folder: Path) -> None:
     """List what was left out, and warn of what may spoil the run."""
-    if isinstance(images, PackedImages) and images.unreadable:
-        lines = [f"{shown(file)}\t{reason}\n" for file, reason in images.unreadable]
+    if images.unreadable_files:
+        lines = [f"{shown(file)}\t{reason}\n" for file, reason in images.unreadable_files]
         with replacing(folder / "unreadable.txt") as temporary:
             temporary.write_text("".join(lines), "utf-8")
         say(f"{len(lines)} unreadable images left out, listed in {folder / 'unreadable.txt'}")
-    if isinstance(images, PackedImages) and (side := images.images.shape[-1]) < size:
+    if (side := images.longest_side) is not None and side < size:
         say(
             f"warning: no image is longer than {side} px, so --size {size} only enlarges them; "
             f"--size {max(32, side)} shows as much in less time"
@@ -87,16 +86,16 @@ def what_it_sees(
     """Views and mixtures of eight images, drawn as in training."""
     count = min(8, len(images))
     index = torch.linspace(0, len(images) - 1, count).long()
-    originals, extents = canvases(images, index, 2 * augmentation.size)
+    originals, extents = images.canvases(index, 2 * augmentation.input.size)
     generator = generator_for(seed, "what it saw")
     view_q, view_k = views.two_views(originals, extents, augmentation, generator, torch.float32)
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (augmentation.mean, augmentation.std))
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in augmentation.input[1:])
 
     def visible(view: Tensor) -> Tensor:
         pixels = view * std + mean
         if originals.dtype == torch.uint8:
             return pixels.clamp(0, 1)
-        return views.brightened(pixels, augmentation.mean, augmentation.std)
+        return views.brightened(pixels, augmentation.input)
 
     mixed: Tensor | None = None
     shares: list[tuple[int, int, float]] = []
@@ -105,7 +104,7 @@ def what_it_sees(
         mixture = mixer(view_q, draw_shares(half, generator))
         mixed = visible(mixture.images)
         shares = [(i, i + half, mixture.targets[i, i].item()) for i in range(len(mixture.images))]
-    shown = views.brightened(originals, augmentation.mean, augmentation.std)
+    shown = views.brightened(originals, augmentation.input)
     return Seen(shown, extents, visible(view_q), visible(view_k), mixed, shares)
 
 

@@ -16,6 +16,7 @@ and `finish_view` does what comes after the crop.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,12 +35,22 @@ CROP_TRIES = 10
 CHUNK = 2**18
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What may happen to a view. Lengths in pixels, probabilities and shares in [0, 1]."""
+class Input(NamedTuple):
+    """The images that an encoder takes: [B, C, size, size], normalised."""
 
     size: int
-    """Side of the view, 32 to 224."""
+    """Side in pixels."""
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
+    """Mean and standard deviation of each of the C channels, of pixels in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a view is made at random. Lengths in pixels, probabilities and fractions in [0, 1]."""
+
+    input: Input
+    """What the view becomes."""
     scale: tuple[float, float] = (0.2, 1.0)
     """Range of the crop's share of the area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -54,36 +65,28 @@ class Augmentation:
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """In pixels of a 224 crop; scaled by size / 224."""
-    mean: Channels = IMAGENET_MEAN
-    std: Channels = IMAGENET_STD
 
     @property
     def blur_kernel(self) -> int:
         """A tenth of the image, odd, at least 3 (Chen et al. 2020, appendix A)."""
-        return max(3, self.size // 10 // 2 * 2 + 1)
+        return max(3, self.input.size // 10 // 2 * 2 + 1)
 
 
-def moco_v1(size: int, *, mean: Channels, std: Channels) -> Augmentation:
+def moco_v1(input: Input) -> Augmentation:
     """He et al. 2020: crop, greyscale, strong jitter always, flip; no blur."""
     return Augmentation(
-        size,
-        jitter=(0.4, 0.4, 0.4, 0.4),
-        jitter_probability=1.0,
-        grey_first=True,
-        blur=0.0,
-        mean=mean,
-        std=std,
+        input, jitter=(0.4, 0.4, 0.4, 0.4), jitter_probability=1.0, grey_first=True, blur=0.0
     )
 
 
-def moco_v2(size: int, *, mean: Channels, std: Channels) -> Augmentation:
+def moco_v2(input: Input) -> Augmentation:
     """Chen et al. 2020 (2003.04297): crop, jitter, greyscale, blur, flip."""
-    return Augmentation(size, mean=mean, std=std)
+    return Augmentation(input)
 
 
-def simclr(size: int, *, mean: Channels, std: Channels) -> Augmentation:
-    """Chen et al. 2020 (2002.05709), with MixCo's crop scale of 0.2 in the place of 0.08."""
-    return Augmentation(size, jitter=(0.8, 0.8, 0.8, 0.2), mean=mean, std=std)
+def simclr(input: Input) -> Augmentation:
+    """Chen et al. 2020 (2002.05709), but with MixCo's smallest crop of 0.2 of the area, not 0.08."""
+    return Augmentation(input, jitter=(0.8, 0.8, 0.8, 0.2))
 
 
 AUGMENTATIONS = {
@@ -93,11 +96,9 @@ AUGMENTATIONS = {
 }
 
 
-def crop_and_flip(size: int, *, mean: Channels, std: Channels) -> Augmentation:
-    """Of linear evaluation and fine-tuning (He et al. 2020): a crop of 8 to 100 % of the area, flip."""
-    return Augmentation(
-        size, scale=(0.08, 1.0), jitter_probability=0.0, grey=0.0, blur=0.0, mean=mean, std=std
-    )
+def crop_and_flip(input: Input) -> Augmentation:
+    """For linear evaluation and fine-tuning (He et al. 2020): a crop of 8 to 100 % of the area, flip."""
+    return Augmentation(input, scale=(0.08, 1.0), jitter_probability=0.0, grey=0.0, blur=0.0)
 
 
 def weaken_jitter(augmentation: Augmentation, strength: float) -> Augmentation:
@@ -156,7 +157,7 @@ def draw_view(
     strength = torch.tensor(a.jitter)
     low, high = (1 - strength).clamp(min=0), 1 + strength
     low[3], high[3] = -strength[3], strength[3]  # of hue
-    sigma = uniform(*a.blur_sigma) * a.size / 224
+    sigma = uniform(*a.blur_sigma) * a.input.size / 224
     crops = torch.rand(4, batch, CROP_TRIES, generator=generator, dtype=torch.float64)
     return crops, ViewParameters(
         box=torch.empty(batch, 0, dtype=torch.int64),
@@ -226,11 +227,13 @@ def apply_view(
     the CPU small chunks are done one after the other: they stay in the processor's cache.
     """
 
+    size = augmentation.input.size
+
     def view(part: slice) -> Tensor:
         p = parameters[part]
-        return _colour(crop_resize(images[part], p.box, p.flip, augmentation.size), p, augmentation)
+        return _colour(crop_resize(images[part], p.box, p.flip, size), p, augmentation)
 
-    return _in_chunks(view, images, augmentation.size, dtype)
+    return _in_chunks(view, images, size, dtype)
 
 
 def finish_view(
@@ -249,7 +252,7 @@ def finish_view(
         flip = send(p.flip, x.device)[:, None, None, None]
         return _colour(torch.where(flip, x.flip(3), x), p, augmentation)
 
-    return _in_chunks(view, crops, augmentation.size, dtype)
+    return _in_chunks(view, crops, augmentation.input.size, dtype)
 
 
 def _in_chunks(
@@ -277,26 +280,26 @@ def _colour(x: Tensor, p: ViewParameters, a: Augmentation) -> Tensor:
     if not a.grey_first:
         x = greyscale(x, p.grey)
     x = gaussian_blur(x, p.sigma, a.blur_kernel)
-    return _normalise(x, a.mean, a.std)
+    return _normalise(x, a.input)
 
 
 def evaluation_view(
     images: Tensor,
     extents: Tensor,
-    size: int,
-    mean: Channels,
-    std: Channels,
+    input: Input,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The central square, resized: what evaluation sees. [B, C, size, size], channels_last.
+    """The central square, resized and normalised, as evaluation sees it.
+
+    Returns [B, C, size, size] of `dtype`, channels_last.
 
     images: uint8 or uint16 [B, C, H, W]; extents: int64 [B, 2] on the CPU. Above 112 pixels the square
     is 7/8 of the shorter side (224 of 256, as published for ImageNet), below it is all of it: small
     images are framed tightly already.
     """
-    box = central_squares(extents, size)
-    x = crop_resize(images, box, torch.zeros(len(images), dtype=torch.bool), size)
-    return _normalise(x, mean, std).to(dtype).contiguous(memory_format=torch.channels_last)
+    box = central_squares(extents, input.size)
+    x = crop_resize(images, box, torch.zeros(len(images), dtype=torch.bool), input.size)
+    return _normalise(x, input).to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def central_squares(extents: Tensor, size: int) -> Tensor:
@@ -307,10 +310,10 @@ def central_squares(extents: Tensor, size: int) -> Tensor:
 
 
 def finish_evaluation_view(
-    crops: Tensor, mean: Channels, std: Channels, dtype: torch.dtype = torch.float32
+    crops: Tensor, input: Input, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """`evaluation_view` after its crop; crops: uint8 or uint16 [B, C, size, size]."""
-    x = _normalise(unit(crops), mean, std)
+    x = _normalise(unit(crops), input)
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
@@ -319,7 +322,7 @@ def unit(images: Tensor) -> Tensor:
     return images.to(torch.float32) / torch.iinfo(images.dtype).max
 
 
-def brightened(images: Tensor, mean: Channels, std: Channels) -> Tensor:
+def brightened(images: Tensor, input: Input) -> Tensor:
     """What people are shown of images [B, C, H, W]: uint8 as they are, else float in [0, 1].
 
     images: uint8, uint16, or float in shares of uint16's maximum. Of 16 bits seldom all of the range
@@ -328,12 +331,12 @@ def brightened(images: Tensor, mean: Channels, std: Channels) -> Tensor:
     if images.dtype == torch.uint8:
         return images
     x = images if images.is_floating_point() else unit(images)
-    white = (torch.tensor(mean) + 3 * torch.tensor(std)).clamp(max=1)
+    white = (torch.tensor(input.mean) + 3 * torch.tensor(input.std)).clamp(max=1)
     return (x / white.view(-1, 1, 1)).clamp(0, 1)
 
 
-def _normalise(x: Tensor, mean: Channels, std: Channels) -> Tensor:
-    scale = 1 / torch.tensor(std)
-    shift = -torch.tensor(mean) * scale
+def _normalise(x: Tensor, input: Input) -> Tensor:
+    scale = 1 / torch.tensor(input.std)
+    shift = -torch.tensor(input.mean) * scale
     scale, shift = send(torch.stack([scale, shift]), x.device)[..., None, None]
     return torch.addcmul(shift, x, scale)

@@ -34,7 +34,7 @@ class TwoViews(nn.Module):
         rank: int = 0,
     ) -> None:
         super().__init__()
-        made = views.AUGMENTATIONS[augmentation](size, mean=mean, std=std)
+        made = views.AUGMENTATIONS[augmentation](views.Input(size, mean, std))
         self.augmentation = views.weaken_jitter(made, jitter)
         self.seed, self.rank = seed, rank
         self.batches = 0

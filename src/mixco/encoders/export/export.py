@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 from mixco.data.datasets.sources import list_images
-from mixco.data.loading import evaluation_batches
 from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.streaming import stream
 from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
 from mixco.encoders.export import formats
 from mixco.encoders.export.card import card, hub_header
 from mixco.encoders.export.formats import Lines, channels, crop_share, load_back
+from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import new_folder
 from mixco.runtime.progress import say
 from mixco.runtime.run_folder import read_json
 from mixco.settings.config import ExportConfig
+from mixco.views.augment import Input
 
 FORMATS: dict[str, Callable[[LoadedEncoder, Path], Lines]] = {
     "timm": formats.as_timm,
@@ -132,15 +133,11 @@ def _some_of(
     data: str, place: Path | None, cache: Path | None, size: int, channels: int
 ) -> tuple[Tensor, str]:
     source = list_images(data, place, "pretrain", cache)
-    count, none = len(source.files), (0.0,) * channels
-    batches = evaluation_batches(
-        stream(infer_pixel_format(source, channels, None), workers=0),
+    count = len(source.files)
+    batches = stream(infer_pixel_format(source, channels, None), workers=0).evaluation_batches(
         torch.linspace(0, count - 1, min(IMAGES, count)).long(),
-        size=size,
-        mean=none,  # so that they stay as they are
-        std=tuple(1.0 for _ in none),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        Input(size, (0.0,) * channels, (1.0,) * channels),  # pixels stay as they are
+        compute=Compute(torch.device("cpu"), torch.float32),
         on_unreadable=lambda *_: None,
     )
     unit = torch.cat([batch for _, batch in batches])

@@ -354,8 +354,8 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def normalised(encoder: LoadedEncoder) -> Callable[[Tensor], Tensor]:
-    mean, std = encoder.description.mean, encoder.description.std
-    return lambda pixels: finish_evaluation_view(pixels, mean, std).contiguous()
+    input = encoder.description.input
+    return lambda pixels: finish_evaluation_view(pixels, input).contiguous()
 
 
 def _timm_arguments(encoder: LoadedEncoder) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mixco.views.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augmentation,
+    Input,
     ViewParameters,
     apply_view,
     crop_and_flip,
@@ -31,7 +32,7 @@ from mixco.views.resampling import _blur_by_products, _blur_by_taps, _taps
 
 ADJUST = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 NOTHING = Augmentation(
-    size=64,
+    Input(64, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     scale=(1.0, 1.0),
     ratio=(1.0, 1.0),
     flip=0.0,
@@ -39,8 +40,6 @@ NOTHING = Augmentation(
     jitter_probability=0.0,
     grey=0.0,
     blur=0.0,
-    mean=(0.0, 0.0, 0.0),
-    std=(1.0, 1.0, 1.0),
 )
 JITTER = dataclasses.replace(NOTHING, jitter_probability=1.0)
 OPERATIONS = {
@@ -60,7 +59,7 @@ PRESETS = {"moco-v1": moco_v1, "moco-v2": moco_v2, "simclr": simclr}
 def with_torchvision(image: Tensor, p: ViewParameters, i: int, a: Augmentation) -> Tensor:
     """uint8 [3, H, W] and the i-th parameters -> [3, size, size]."""
     top, left, height, width = p.box[i].tolist()
-    size = [a.size, a.size]
+    size = [a.input.size, a.input.size]
     x = F.resized_crop(image.float() / 255, top, left, height, width, size, antialias=True)
     if p.flip[i]:
         x = F.horizontal_flip(x)
@@ -73,13 +72,13 @@ def with_torchvision(image: Tensor, p: ViewParameters, i: int, a: Augmentation) 
         x = F.rgb_to_grayscale(x, 3)
     if p.sigma[i] > 0:
         x = F.gaussian_blur(x, [a.blur_kernel] * 2, [p.sigma[i].item()] * 2)
-    return F.normalize(x, list(a.mean), list(a.std))
+    return F.normalize(x, list(a.input.mean), list(a.input.std))
 
 
 def worst_difference(images: Tensor, extents: Tensor, a: Augmentation, seed: int) -> float:
     p = sample_view(extents, a, torch.Generator().manual_seed(seed))
     ours = apply_view(images, p, a)
-    assert ours.shape == (len(images), 3, a.size, a.size)
+    assert ours.shape == (len(images), 3, a.input.size, a.input.size)
     theirs = torch.stack([with_torchvision(x, p, i, a) for i, x in enumerate(images)])
     return (ours - theirs).abs().max().item()
 
@@ -99,7 +98,7 @@ def test_each_operation_is_torchvisions(name: str) -> None:
 def test_a_gpu_blurs_as_a_cpu_does(size: int) -> None:
     """Products there, taps here; both ways compute anywhere."""
     x = torch.rand(6, 3, size, size, generator=torch.Generator().manual_seed(0))
-    kernel = Augmentation(size).blur_kernel
+    kernel = Augmentation(Input(size)).blur_kernel
     taps = _taps(torch.linspace(0.01, 2.0, 6) * size / 224, kernel)
     torch.testing.assert_close(
         _blur_by_products(x, taps), _blur_by_taps(x, taps), atol=1e-6, rtol=0
@@ -110,7 +109,7 @@ def test_a_gpu_blurs_as_a_cpu_does(size: int) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_whole_chain_is_torchvisions(preset: str, size: int) -> None:
     """From 64 and from 128 px canvases; 1e-5 of the pixel range, over the std of 0.22 or so."""
-    augmentation = PRESETS[preset](size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    augmentation = PRESETS[preset](Input(size))
     for images in (sample_images(40), mosaics(12)):
         assert worst_difference(images, whole(images), augmentation, seed=5) <= 1e-5 / 0.22
 
@@ -128,7 +127,7 @@ def test_crops_never_leave_the_picture_on_its_canvas() -> None:
     for image, (height, width) in zip(blank, extents.tolist(), strict=True):
         image[:, height:] = 0
         image[:, :, width:] = 0
-    augmentation = moco_v2(64, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    augmentation = moco_v2(Input(64))
     p = sample_view(extents, augmentation, torch.Generator().manual_seed(1))
     assert torch.equal(apply_view(images, p, augmentation), apply_view(blank, p, augmentation))
     assert worst_difference(images, extents, augmentation, seed=1) <= 1e-5 / 0.22
@@ -138,7 +137,7 @@ def test_crops_never_leave_the_picture_on_its_canvas() -> None:
 def test_evaluation_sees_the_resized_central_square(size: int, share: float) -> None:
     images = mosaics(3)
     extents = torch.tensor([[128, 128], [100, 60], [61, 128]])
-    seen = evaluation_view(images, extents, size, IMAGENET_MEAN, IMAGENET_STD)
+    seen = evaluation_view(images, extents, Input(size))
     for image, (height, width), view in zip(images, extents.tolist(), seen, strict=True):
         side = round(min(height, width) * share)
         top, left = round((height - side) / 2), round((width - side) / 2)
@@ -149,7 +148,7 @@ def test_evaluation_sees_the_resized_central_square(size: int, share: float) -> 
 
 def test_bfloat16_views_are_rounded_float32_views() -> None:
     images = sample_images(8)
-    augmentation = simclr(32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    augmentation = simclr(Input(32))
     p = sample_view(whole(images), augmentation, torch.Generator().manual_seed(0))
     exact = apply_view(images, p, augmentation)
     rounded = apply_view(images, p, augmentation, torch.bfloat16)
@@ -159,7 +158,7 @@ def test_bfloat16_views_are_rounded_float32_views() -> None:
 
 def test_the_two_views_of_an_image_differ_and_one_seed_gives_the_same() -> None:
     images = sample_images(16)
-    augmentation = moco_v2(64, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    augmentation = moco_v2(Input(64))
 
     def draw(seed: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -179,7 +178,7 @@ DRAWS = 20_000
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[ViewParameters, Augmentation]:
-    augmentation = simclr(224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    augmentation = simclr(Input(224))
     extents = torch.tensor([[256, 256]]).expand(DRAWS, 2)
     return sample_view(extents, augmentation, torch.Generator().manual_seed(0)), augmentation
 
@@ -216,7 +215,7 @@ def test_sigmas(drawn: tuple[ViewParameters, Augmentation]) -> None:
     assert augmentation.blur_kernel == 23
     small = sample_view(
         torch.tensor([[64, 64]]).expand(DRAWS, 2),
-        simclr(56, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        simclr(Input(56)),
         torch.Generator().manual_seed(0),
     )
     assert small.sigma.max() <= 0.5  # a quarter of 224 px, a quarter of the sigma
@@ -250,7 +249,7 @@ def test_crops_follow_random_resized_crops_law(drawn: tuple[ViewParameters, Augm
 
 def test_a_picture_too_narrow_for_any_try_gets_the_largest_central_crop() -> None:
     extents = torch.tensor([[10, 200], [200, 10]]).repeat(50, 1)
-    augmentation = moco_v2(64, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    augmentation = moco_v2(Input(64))
     augmentation = dataclasses.replace(augmentation, scale=(0.9, 1.0))
     box = sample_view(extents, augmentation, torch.Generator().manual_seed(0)).box
     assert box[::2].unique(dim=0).tolist() == [[0, 93, 10, 13]]
@@ -258,7 +257,7 @@ def test_a_picture_too_narrow_for_any_try_gets_the_largest_central_crop() -> Non
 
 
 def test_the_views_of_linear_evaluation_are_crops_and_flips_alone() -> None:
-    augmentation = crop_and_flip(64, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    augmentation = crop_and_flip(Input(64))
     extents = torch.full((4000, 2), 64)
     p = sample_view(extents, augmentation, torch.Generator().manual_seed(0))
     assert not p.jitter.any()

@@ -1,0 +1,135 @@
+"""What packed and streamed images have in common."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mixco.data.image_list import ImageList
+from mixco.runtime.device import Compute
+from mixco.runtime.errors import UserError
+from mixco.runtime.files import shown
+from mixco.views.augment import Augmentation, Input
+
+MAX_UNREADABLE = 0.01  # fraction of the files
+FEATURE_BATCH = 512
+
+Plan = Iterable[tuple[Tensor, torch.Generator]]
+"""For each batch the indices of its images, int64 [B], and the generator of its views."""
+
+Views = tuple[Tensor, list[Tensor]]
+"""The indices of a batch's images, int64 [B] on the CPU, and its views, each [B, C, size, size]."""
+
+
+class Images(Protocol):
+    """The images of one split, decoded once (packed) or each time that they are needed (streamed)."""
+
+    @property
+    def source(self) -> ImageList:
+        """The list that they come from."""
+
+    @property
+    def files(self) -> Sequence[str]:
+        """One name an image, below source.root."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 [N], indices into `classes`; None without labels."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def loading(self) -> Literal["packed", "streamed"]: ...
+
+    @property
+    def prefetched(self) -> int:
+        """How many batches may be ready before they are asked for."""
+
+    @property
+    def longest_side(self) -> int | None:
+        """Of all images, in pixels; None if unknown. Packing reduces it to at most twice its `size`."""
+
+    @property
+    def unreadable_files(self) -> Sequence[tuple[str, str]]:
+        """(file, reason) of those that cannot be read, as far as is known."""
+
+    @property
+    def readable(self) -> int:
+        """How many of the N images can be read, as far as is known."""
+
+    def __len__(self) -> int: ...
+
+    def view_batches(
+        self,
+        plan: Plan,
+        augmentation: Augmentation,
+        *,
+        members: Tensor,
+        batch_size: int,
+        compute: Compute,
+        on_unreadable: Callable[[str, str], None],
+        count: int = 2,
+        rows: Tensor | None = None,
+    ) -> Generator[Views, None, None]:
+        """`count` views of each batch of a plan, of compute.dtype on the device (see `apply_view`).
+
+        The same draws make the same crops, packed and streamed. Streamed, the plan is read a few batches
+        ahead.
+        members: int64, sorted: all images that the plan may name. batch_size: of the largest batch.
+        rows: int64 [b]: make only these rows of each batch, where other processes make the others; None
+            for all. The draws of an image do not depend on it.
+        on_unreadable(file, reason) is called once for each file that cannot be read; the next of the
+            members takes its place.
+
+        Closing the generator ends its worker processes. Raises UserError as `decode_batches` does.
+        """
+
+    def evaluation_batches(
+        self,
+        index: Tensor,
+        input: Input,
+        *,
+        compute: Compute,
+        on_unreadable: Callable[[str, str], None],
+        batch_size: int = FEATURE_BATCH,
+        tolerated: float | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The evaluation views (see `evaluation_view`) of those images that can be read, in order.
+
+        index: int64 [N]. Yields part after part of it, and [b, C, size, size] of compute.dtype on the
+        device; b may be 0.
+        tolerated: fraction of unreadable streamed files above which it raises UserError; default: 1 %.
+        """
+
+    def canvases(self, index: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """A few images as they are: uint8 or uint16 [n, C, S, S], and their heights and widths [n, 2].
+
+        An image lies in the top left of its canvas; the rest is 0, and so is all of an unreadable one.
+        side: of the canvases of streamed images.
+        """
+
+
+def refuse_lost_classes(source: ImageList, labels: Tensor) -> None:
+    """Raises UserError when none of the readable images has a label of some class."""
+    lost = sorted(set(range(len(source.classes))) - set(labels.tolist()))
+    if lost:
+        raise UserError(
+            f"{source.root}: no readable image left of class {source.classes[lost[0]]}; "
+            "mend or add some, or remove the class"
+        )
+
+
+def refuse_too_many(
+    source: ImageList, unreadable: Sequence[tuple[int, str]], tolerated: float | None = None
+) -> None:
+    """Raises UserError when more than this fraction of the files, by default 1 %, is unreadable."""
+    count = len(source.files)
+    if len(unreadable) <= (MAX_UNREADABLE if tolerated is None else tolerated) * count:
+        return
+    some = "; ".join(f"{shown(source.files[i])}: {reason}" for i, reason in unreadable[:3])
+    raise UserError(
+        f"{source.root}: {len(unreadable)} of {count} images cannot be read ({some}); "
+        "at most 1 % are left out silently: mend or remove them"
+    )

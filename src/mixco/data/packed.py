@@ -1,0 +1,114 @@
+"""Images that were decoded once, in one memory-mapped file."""
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mixco.data.image_list import ImageList
+from mixco.data.images import FEATURE_BATCH, Plan, Views
+from mixco.runtime.device import Compute, send
+from mixco.views.augment import Augmentation, Input, apply_view, evaluation_view, sample_view
+
+
+@dataclass(frozen=True)
+class PackedImages:
+    """The images of one split, decoded. See `Images`; all of these can be read."""
+
+    images: Tensor
+    """uint8 or uint16 [N, C, S, S] by source.pixel, memory-mapped; an image lies in the top left of
+    its canvas, the rest is 0."""
+    extents: Tensor
+    """int64 [N, 2]: height and width of each image."""
+    labels: Tensor | None
+    files: tuple[str, ...]
+    unreadable_files: tuple[tuple[str, str], ...]
+    """(file, reason) of those left out."""
+    source: ImageList
+    path: Path
+    """The packed file."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    @property
+    def loading(self) -> Literal["packed"]:
+        return "packed"
+
+    @property
+    def prefetched(self) -> int:
+        return 0
+
+    @property
+    def longest_side(self) -> int:
+        return self.images.shape[-1]
+
+    @property
+    def readable(self) -> int:
+        return len(self)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def view_batches(
+        self,
+        plan: Plan,
+        augmentation: Augmentation,
+        *,
+        members: Tensor,  # noqa: ARG002
+        batch_size: int,  # noqa: ARG002
+        compute: Compute,
+        on_unreadable: Callable[[str, str], None],  # noqa: ARG002
+        count: int = 2,
+        rows: Tensor | None = None,
+    ) -> Generator[Views, None, None]:
+        images = make_resident(self.images, compute.device)
+        here = slice(None) if rows is None else rows
+
+        def batches() -> Generator[Views, None, None]:
+            for index, generator in plan:
+                batch = take_rows(images, index[here], compute.device)
+                extents = self.extents[index]
+                drawn = [sample_view(extents, augmentation, generator) for _ in range(count)]
+                views = [apply_view(batch, p[here], augmentation, compute.dtype) for p in drawn]
+                yield index[here], views
+
+        return batches()
+
+    def evaluation_batches(
+        self,
+        index: Tensor,
+        input: Input,
+        *,
+        compute: Compute,
+        on_unreadable: Callable[[str, str], None],  # noqa: ARG002
+        batch_size: int = FEATURE_BATCH,
+        tolerated: float | None = None,  # noqa: ARG002
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for part in torch.split(index, batch_size):
+            batch = take_rows(self.images, part, compute.device)
+            yield part, evaluation_view(batch, self.extents[part], input, compute.dtype)
+
+    def canvases(self, index: Tensor, side: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        return self.images[index], self.extents[index]
+
+
+def make_resident(images: Tensor, device: torch.device) -> Tensor:
+    """Copy images [N, C, S, S] to a GPU when they take at most half of its free memory.
+
+    On a CPU the memory-mapped file is the resident copy: the system keeps its pages in memory.
+    """
+    if device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+        return images.to(device)
+    return images
+
+
+def take_rows(images: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """images[index] on the device; index: int64 [B] on the CPU."""
+    # Not every device can index torch.uint16, but all can index int16, which has the same bits.
+    signed = images.view(torch.int16) if images.dtype == torch.uint16 else images
+    return send(signed[send(index, images.device)], device).view(images.dtype)
