@@ -6,7 +6,7 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from mixco.data.images import Images, refuse_lost_classes
 from mixco.data.loading import open_images
 from mixco.embeddings.features import features_of
 from mixco.embeddings.knn import topk_accuracy
-from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
+from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
 from mixco.runtime.device import (
     Compute,
     keep_freed_memory,
@@ -167,16 +167,21 @@ def load_task(config: EvaluationConfig) -> Task:
     for line in encoder.report:
         say(line)
 
-    def of_split(split: str) -> Labelled:
-        return _labelled(config, encoder, list_images(data, data_path, split, cache), split)
-
     cache = config.cache.expanduser()
+    workers = processors() if config.workers is None else config.workers
+
+    def of_split(split: str, labels: str | None = None) -> Labelled:
+        source = with_labels(list_images(data, data_path, split, cache), labels)
+        return _labelled(
+            source, encoder.description, cache=cache, loading=config.loading, workers=workers
+        )
+
     several = one_at_a_time(cache / ".several.lock")
     with several if here.processes > 1 else nullcontext():
         if config.download:
             with downloading(data) as on_progress:
                 download(data, data_path, tell=say, on_progress=on_progress)
-        train, test = of_split("train"), of_split("test")
+        train, test = of_split("train", config.labels), of_split("test")
     folder = config.out or config.run
     if folder is not None:
         _check_writable(folder)
@@ -196,20 +201,23 @@ def load_task(config: EvaluationConfig) -> Task:
 
 
 def _labelled(
-    config: EvaluationConfig, encoder: LoadedEncoder, source: ImageList, split: str
+    source: ImageList,
+    encoder: EncoderDescription,
+    *,
+    cache: Path,
+    loading: Literal["auto", "packed", "streamed"],
+    workers: int,
 ) -> Labelled:
-    """Pack or stream a split's images; of "train" only those with the labels of --labels."""
-    if split == "train":
-        source = with_labels(source, config.labels)
+    """Pack or stream a list of labelled images, for this encoder's input."""
     with counting(f"packing {source.name}") as on_progress:
         images = open_images(
             source,
-            size=encoder.description.size,
-            cache=config.cache.expanduser(),
-            loading=config.loading,
-            workers=processors() if config.workers is None else config.workers,
+            size=encoder.size,
+            cache=cache,
+            loading=loading,
+            workers=workers,
             memory=memory_bytes(),
-            channels=encoder.description.channels,
+            channels=encoder.channels,
             on_progress=on_progress,
         )
     for file, reason in images.unreadable_files:
