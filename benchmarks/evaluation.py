@@ -33,7 +33,8 @@ from torch import Tensor
 from mixco.data.images import FEATURE_BATCH
 from mixco.embeddings import knn
 from mixco.embeddings.features import features_of
-from mixco.evaluation.protocols import compute_features, evaluate_linear
+from mixco.evaluation.features import compute_features
+from mixco.evaluation.protocols import evaluate_linear
 from mixco.evaluation.task import load_task
 from mixco.runtime.device import keep_freed_memory, pick_device
 from mixco.settings.config import (
@@ -140,7 +141,7 @@ def of_features(evaluation: EvaluationConfig, arguments: argparse.Namespace) -> 
     task = load_task(evaluation)
     device, dtype = task.compute
     encoder = task.encoder.description
-    index = torch.arange(len(task.train)).repeat(arguments.passes)
+    index = torch.arange(len(task.train.images)).repeat(arguments.passes)
     backbone = task.encoder.backbone.to(device, memory_format=torch.channels_last)
     shape = (min(FEATURE_BATCH, len(index)), 3, task.input.size, task.input.size)
     batch = torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
@@ -149,7 +150,7 @@ def of_features(evaluation: EvaluationConfig, arguments: argparse.Namespace) -> 
         began = time.perf_counter()
         features_of(
             backbone,
-            task.train,
+            task.train.images,
             index,
             task.input,
             compute=task.compute,
@@ -162,7 +163,7 @@ def of_features(evaluation: EvaluationConfig, arguments: argparse.Namespace) -> 
         backbone.eval()
         began = time.perf_counter()
         for part in index.split(FEATURE_BATCH):
-            with task.compute.autocast():
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 backbone(batch[: len(part)])
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -61,7 +61,7 @@ def few_steps(
     except Enough:
         return {
             "images_per_second": watch.rate,
-            "waiting_share": watch.waiting_share,
+            "waiting_share": watch.data_wait,
             "steps": stepped - untimed,
             "seconds": watch.seconds,
         }

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from configs import pretrain_config
+
 from mixco.encoders.checkpoint import EncoderDescription, save_encoder
 from mixco.models.encoder import build_backbone
 from mixco.runtime.run_folder import new_run_folder, write_json
-from mixco.settings.config import DataConfig, PretrainConfig
 from mixco.settings.resolve import to_dict
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
@@ -15,8 +16,7 @@ ARCH = "test_resnet"
 def random_run(folder: Path, data: str | Path, seed: int = 0) -> Path:
     """A run whose encoder is timm's smallest ResNet at 32 px, with random weights."""
     new_run_folder(folder)
-    config = PretrainConfig(data=DataConfig(data=str(data), size=32))
-    write_json(folder / "config.json", to_dict(config))
+    write_json(folder / "config.json", to_dict(pretrain_config(data=str(data), size=32)))
     save_encoder(
         folder / "encoder.safetensors",
         build_backbone(ARCH, 32, "standard", seed),

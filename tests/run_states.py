@@ -8,7 +8,7 @@ import torch
 from mixco.runtime.run_folder import read_metrics
 from mixco.training.checkpoints import checkpoints
 
-TIMED = {"images_per_second", "waiting_share"}
+TIMED = {"images_per_second", "data_wait"}
 
 
 def final_state(run: Path) -> dict[str, Any]:

@@ -22,8 +22,8 @@ import mixco.training.pretrain
 from mixco.data.datasets import list_images
 from mixco.data.packing import pack
 from mixco.encoders.checkpoint import EncoderDescription, save_encoder
+from mixco.evaluation.classifier import Classifier, save_classifier
 from mixco.evaluation.protocols import evaluate_knn
-from mixco.evaluation.train_classifier import Classifier, save_classifier
 from mixco.models.encoder import build_backbone
 from mixco.plots import draw_curves
 from mixco.runtime.errors import UserError, explain_machine_failures

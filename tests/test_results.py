@@ -1,12 +1,14 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 import mixco.runtime.run_folder
+import mixco.runtime.version
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import (
     add_result,
@@ -20,12 +22,15 @@ from mixco.runtime.run_folder import (
     write_confusions,
     write_json,
 )
+from mixco.runtime.version import VERSION, mixco_version
+
+SOURCE = Path(mixco.__file__).parents[1]
 
 
 def test_a_run_folder_is_new_or_refused(tmp_path: Path) -> None:
     run = new_run_folder(tmp_path / "a" / "b")
     assert (run / "checkpoints").is_dir()
-    with pytest.raises(UserError, match="the folder is not empty; give a new one"):
+    with pytest.raises(UserError, match="not empty; give a new one"):
         new_run_folder(run)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"):
@@ -51,11 +56,11 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_damaged_and_missing_files_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is this a run folder"):
+def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json.*run folder"):
         read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match=r"config\.json.*damaged"):
         read_json(tmp_path / "config.json")
 
 
@@ -66,6 +71,29 @@ def test_metrics_are_a_record_a_line(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == records
 
 
+def test_without_an_installed_package_the_version_is_the_sources(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A copy that is only on the path has no metadata; versions.json needs a version all the same."""
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(mixco.runtime.version, "version", missing)
+    assert mixco_version() == VERSION == versions("cpu")["mixco"]
+
+
+def test_the_version_of_a_copy_on_the_path_loads_nothing_heavy(tmp_path: Path) -> None:
+    """-S and -E: without site-packages, where the metadata of an installed mixco lie."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n"
+        "from mixco.runtime.version import mixco_version; print(mixco_version())"
+    )
+    python = [sys.executable, "-S", "-E", "-c", code]
+    done = subprocess.run(python, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == VERSION
+
+
 def test_versions_name_the_libraries_and_the_hardware() -> None:
     named = versions("cpu, 2 threads")
     assert {"python", "torch", "timm", "mixco", "platform"} <= named.keys()
@@ -74,6 +102,7 @@ def test_versions_name_the_libraries_and_the_hardware() -> None:
 
 WRITER = """
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from mixco.runtime.run_folder import add_result, collect
 folder, name = Path(sys.argv[1]), sys.argv[2]
@@ -126,25 +155,25 @@ def test_a_collection_takes_a_run_as_it_is_now(tmp_path: Path) -> None:
     assert read_json(tmp_path / "all.json") == {"a": entry, "b": entry}
 
 
-def test_what_is_no_file_of_results_is_left_alone(tmp_path: Path) -> None:
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    for content, message in (("[]", "not a file of results"), ("{", "is damaged")):
+    for content, message in (("[]", "not a results file"), ("{", "damaged")):
         path.write_text(content)
         with pytest.raises(UserError, match=message):
             add_result(tmp_path, "knn", {})
         assert path.read_text() == content
-    with pytest.raises(UserError, match="is this a run folder"):
+    with pytest.raises(UserError, match="run folder"):
         collect(tmp_path / "nowhere", tmp_path / "all.json", "x")
     assert not (tmp_path / "all.json").exists()
 
 
-def test_a_lock_that_is_held_is_waited_for_and_then_told(
+def test_a_lock_that_is_held_for_too_long_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mixco.runtime.run_folder, "LONGEST_WAIT", 0.2)
     with (
         FileLock(tmp_path / ".results.json.lock"),
-        pytest.raises(UserError, match=r"another process has held \.results\.json\.lock"),
+        pytest.raises(UserError, match=r"another process.*\.results\.json\.lock"),
     ):
         add_result(tmp_path, "knn", {"top1": 1.0})
     add_result(tmp_path, "knn", {"top1": 1.0})
@@ -164,7 +193,7 @@ def test_confusions_are_written_and_read(tmp_path: Path) -> None:
         "class,taken for,images\nx\n",
     ):
         path.write_text(damaged, "utf-8")
-        with pytest.raises(UserError, match="is damaged"):
+        with pytest.raises(UserError, match="damaged"):
             read_confusions(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_confusions(tmp_path / "confusions-linear.csv")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from mixco.embeddings import commands
 from mixco.embeddings.embedding import Embedder, load_encoder
 from mixco.evaluation import protocols as evaluate
-from mixco.evaluation import trained
+from mixco.evaluation.features import Features
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json, read_metrics
 from mixco.settings.config import (
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """A record an epoch: epoch, loss, clean, lr, images_per_second, waiting_share; mixed, knn."""
+        """A record an epoch: epoch, loss, clean, lr, images_per_second, data_wait; mixed, knn."""
         return read_metrics(self.folder)
 
     @property
@@ -103,19 +103,19 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> Run:
 
 @takes(KNNConfig)
 def evaluate_knn(
-    config: KNNConfig | None = None, features: evaluate.Features | None = None, **settings: Any
+    config: KNNConfig | None = None, features: Features | None = None, **settings: Any
 ) -> dict[str, Any]:
     """Weighted kNN of the test split among the train split: {"top1": percent, "top5": ..., ...}.
 
     By a config, or by the keywords of `mixco knn --help`: `evaluate_knn(run="runs/a")`. Written into the
-    run's results.json too. features: of `evaluation.evaluate.compute_features`, to save their time.
+    run's results.json too. features: of `evaluation.features.compute_features`, to save their time.
     """
     return evaluate.evaluate_knn(with_settings(config or KNNConfig(), settings, "knn"), features)
 
 
 @takes(LinearConfig)
 def evaluate_linear(
-    config: LinearConfig | None = None, features: evaluate.Features | None = None, **settings: Any
+    config: LinearConfig | None = None, features: Features | None = None, **settings: Any
 ) -> dict[str, Any]:
     """A linear classifier on the frozen encoder: {"top1": percent, "top5": ..., ...}.
 
@@ -131,7 +131,7 @@ def finetune(config: FinetuneConfig | None = None, **settings: Any) -> dict[str,
 
     By a config, or by the keywords of `mixco finetune --help`; as `evaluate_knn` otherwise.
     """
-    return trained.finetune(with_settings(config or FinetuneConfig(), settings, "finetune"))
+    return evaluate.finetune(with_settings(config or FinetuneConfig(), settings, "finetune"))
 
 
 @takes(EmbedConfig)

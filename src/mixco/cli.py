@@ -113,7 +113,7 @@ def knn(arguments: list[str]) -> None:
 
 def finetune(arguments: list[str]) -> None:
     config = parse(FinetuneConfig, "finetune", arguments, FinetuneConfig())
-    from mixco.evaluation.trained import finetune as run
+    from mixco.evaluation.protocols import finetune as run
 
     _print_accuracy("fine-tuned", run(config))
 
@@ -232,9 +232,9 @@ def main(arguments: list[str] | None = None) -> None:
             recipes = textwrap.fill(f"Recipes: {', '.join(recipe_names())}.", 100)
             print(f"{USAGE}{recipes}")
         elif verb == "--version":
-            from importlib.metadata import version
+            from mixco.runtime.version import mixco_version
 
-            print(f"mixco {version('mixco')}")
+            print(f"mixco {mixco_version()}")
         elif verb in VERBS:
             VERBS[verb](rest)
         else:

@@ -1,4 +1,4 @@
-"""The verbs neighbours and duplicates, as they are typed."""
+"""The commands neighbours and duplicates, as they are typed."""
 
 import csv
 import json
@@ -103,21 +103,25 @@ def test_images_that_are_no_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["neighbours", "run", "no.jpg"], "no.jpg: neither an image file nor the name of an image"),
-        (["neighbours", "run", "photos/1.jpg", "--k", "0"], "--k 0: at least 1"),
+        (["neighbours", "run", "no.jpg"], "no.jpg: "),
+        (["neighbours", "run", "photos/1.jpg", "--k", "0"], "--k must be at least 1, got 0"),
         (["neighbours", "run/encoder.safetensors", "photos/1.jpg"], "give the images too"),
-        (["neighbours", "other", "photos/1.jpg", "--among", "v.npz"], "made by another encoder"),
-        (["duplicates", "run", "--threshold", "95"], "--threshold 95.0: above 0 and at most 1"),
-        (["duplicates", "run", "--out", "groups.txt"], "ends in .csv or .json"),
+        (["neighbours", "other", "photos/1.jpg", "--among", "v.npz"], "another encoder"),
+        (
+            ["duplicates", "run", "--threshold", "95"],
+            "--threshold must be above 0 and at most 1",
+        ),
+        (["duplicates", "run", "--out", "groups.txt"], "--out must end in .csv or .json"),
         (["duplicates", "v.npz", "--among", "photos"], "leave out --among"),
-        (["duplicates", "nothing.npz"], "nothing.npz: cannot be read (No such file"),
+        (["duplicates", "nothing.npz"], "nothing.npz: cannot be read"),
     ],
 )
-def test_mistakes_are_told(
+def test_mistakes_are_named(
     photos: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     random_run(photos.parent / "other", "photos", seed=1)
     mixco.embed("run", photos, out="v.npz", cache="cache")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         typed(capsys, *arguments)
+    assert stopped.value.code == 2
     assert message in capsys.readouterr().err

@@ -85,16 +85,16 @@ def test_batches_and_processes_change_nothing(photos: Path, encoder: mixco.Embed
 def test_what_cannot_be_embedded_is_named(photos: Path, encoder: mixco.Embedder) -> None:
     broken = photos / "broken.jpg"
     broken.write_bytes(b"not an image")
-    with pytest.raises(mixco.UserError, match=r"broken.jpg cannot be read \(not an image"):
+    with pytest.raises(mixco.UserError, match=r"broken\.jpg.*leave it out"):
         encoder.embed(photos)
-    with pytest.raises(mixco.UserError, match=r"nothing.jpg cannot be read \(No such file"):
+    with pytest.raises(mixco.UserError, match=r"nothing\.jpg cannot be read"):
         encoder.embed([photos / "00.png", "nothing.jpg"])
     for images, what in (
         (sample_images(2).float(), r"Tensor of float32 \[3, 64, 64\]"),
         (np.zeros((8, 8), np.uint8), r"ndarray of uint8 \[8\]"),
-        ([1, 2], "a int cannot be embedded"),
+        ([1, 2], "got int"),
     ):
         with pytest.raises(mixco.UserError, match=what):
             encoder.embed(images)  # type: ignore[arg-type]
-    with pytest.raises(mixco.UserError, match="paths and other things in one list"):
+    with pytest.raises(mixco.UserError, match="expected only paths"):
         encoder.embed(["a.jpg", sample_images(1)])

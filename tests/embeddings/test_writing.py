@@ -1,4 +1,4 @@
-"""Files of vectors: whole, right, and gone on with."""
+"""Files of vectors: complete, correct, and resumed."""
 
 import os
 import signal
@@ -79,7 +79,7 @@ def test_others_read_the_files_without_mixco(tmp_path: Path, run: Path, photos: 
     assert np.array_equal(np.array(table["vector"], np.float32), arrays["vectors"])
 
 
-def test_one_that_was_killed_goes_on_and_ends_the_same(
+def test_one_that_was_killed_resumes_and_ends_the_same(
     tmp_path: Path, run: Path, photos: Path
 ) -> None:
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
@@ -134,33 +134,33 @@ def test_only_the_same_work_goes_on(tmp_path: Path, run: Path, photos: Path) -> 
     mixco.embed(run, photos, out=out, cache=tmp_path)
     assert out.stat() == before, "finished already"
     other = random_run(tmp_path / "other", photos, seed=1)
-    with pytest.raises(mixco.UserError, match="vectors of other images, or of another encoder"):
+    with pytest.raises(mixco.UserError, match=r"v\.npz.*another encoder.*--out"):
         mixco.embed(other, photos, out=out, cache=tmp_path)
 
     half = tmp_path / "half.npz"
     with pytest.raises(KeyboardInterrupt):
         write(half, run, photos, on_progress=stop)
-    with pytest.raises(mixco.UserError, match="begun with other images, or with another encoder"):
+    with pytest.raises(mixco.UserError, match=r"half\.npz\.part.*remove the folder"):
         mixco.embed(run, photos, out=half, cache=tmp_path)
     with (
         FileLock(tmp_path / "half.npz.part" / ".lock"),
-        pytest.raises(mixco.UserError, match="another process is writing it"),
+        pytest.raises(mixco.UserError, match=r"half\.npz.*another process"),
     ):
         write(half, run, photos)
 
 
-def test_mistakes_are_told_before_the_work(tmp_path: Path, run: Path, photos: Path) -> None:
+def test_mistakes_are_named_before_the_work(tmp_path: Path, run: Path, photos: Path) -> None:
     for settings, message in (
         ({}, "give --out"),
-        ({"out": "vectors.csv"}, "ends in .parquet, .npz, .safetensors"),
+        ({"out": "vectors.csv"}, "--out must end in .parquet, .npz, .safetensors"),
         ({"out": tmp_path / "v.npz", "nomralise": True}, "did you mean normalise?"),
     ):
         with pytest.raises(mixco.UserError, match=message):
             mixco.embed(run, photos, **settings)
     for file in photos.rglob("*.jpg"):
         file.write_bytes(b"")
-    with pytest.raises(mixco.UserError, match="none of its 30 images can be read"):
+    with pytest.raises(mixco.UserError, match="none of its 30 images"):
         mixco.embed(run, photos, out=tmp_path / "v.npz", cache=tmp_path)
     (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(mixco.UserError, match="damaged, or not written by"):
+    with pytest.raises(mixco.UserError, match=r"text\.npz.*damaged"):
         read_vectors(tmp_path / "text.npz")

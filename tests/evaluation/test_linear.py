@@ -67,7 +67,7 @@ def test_one_seed_gives_one_probe() -> None:
     assert torch.equal(a.bias, b.bias)
 
 
-def test_a_class_with_one_image_is_told() -> None:
+def test_a_class_with_one_image_is_refused() -> None:
     features, labels = separable(20, 0)
-    with pytest.raises(UserError, match="needs two labelled images of each class, class 6 has 1"):
+    with pytest.raises(UserError, match="class 6 has 1; add"):
         fit_linear_probe(features, torch.cat([labels[:-1], torch.tensor([6])]), classes=7)

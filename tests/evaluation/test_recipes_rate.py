@@ -1,12 +1,14 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from configs import config_of
 from run_folders import random_run
 from sample_images import unpack_sample
 
 from mixco.evaluation.protocols import evaluate_linear
-from mixco.settings.config import ClassifierConfig, EvaluationConfig, LinearConfig
+from mixco.settings.config import LinearConfig
 
 
 def test_the_recipes_rate_is_used_where_none_is_given(tmp_path: Path) -> None:
@@ -14,18 +16,11 @@ def test_the_recipes_rate_is_used_where_none_is_given(tmp_path: Path) -> None:
     unpack_sample(tmp_path / "photos", train=8, test=2, classes=2)
     run = random_run(tmp_path / "run", tmp_path / "photos")
     settings = json.loads((run / "config.json").read_text())
+    common = {"run": run, "cache": tmp_path / "cache", "batch_size": 16, "epochs": 1}
 
-    def rate(**options: object) -> tuple[float, str]:
-        classifier = {k: options.pop(k) for k in ("lr", "optimizer") if k in options}
-        result = evaluate_linear(
-            LinearConfig(
-                EvaluationConfig(run=run, cache=tmp_path / "cache"),
-                protocol="paper",
-                epochs=1,
-                classifier=ClassifierConfig(batch_size=16, **classifier),  # type: ignore[arg-type]
-                **options,  # type: ignore[arg-type]
-            )
-        )
+    def rate(**options: Any) -> tuple[float, str]:
+        config = config_of(LinearConfig, protocol="paper", **common, **options)
+        result = evaluate_linear(config)
         return result["head_lr"], result["head_lr_from"]
 
     from_features = rate()

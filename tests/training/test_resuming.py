@@ -273,7 +273,7 @@ def test_a_config_of_something_else_is_refused(photos: Path, tmp_path: Path) -> 
     out = tmp_path / "run"
     out.mkdir()
     (out / "config.json").write_text('["mine"]')
-    with pytest.raises(UserError, match=r"config\.json is of no run"):
+    with pytest.raises(UserError, match=r"config\.json.*restore it"):
         pretrain(config(photos, out))
     assert [path.name for path in out.iterdir()] == ["config.json"]
 

@@ -1,1 +1,1 @@
-"""What an encoder makes of a collection of images: vectors, neighbours, duplicates."""
+"""A collection of images as an encoder sees it: vectors, neighbours, duplicates."""

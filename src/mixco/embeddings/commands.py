@@ -1,4 +1,4 @@
-"""The verbs about a collection of images: embed, neighbours, duplicates."""
+"""The commands for a collection of images: embed, neighbours, duplicates."""
 
 import csv
 import hashlib
@@ -32,16 +32,16 @@ from mixco.runtime.run_folder import read_json, write_json
 from mixco.settings.config import CollectionConfig, DuplicatesConfig, EmbedConfig, NeighboursConfig
 from mixco.views.augment import Input, evaluation_view
 
-SIDE = 96  # in pixels, of an image in a picture
+SIDE = 96  # pixels of an image in --picture
 
 
 def embed(config: EmbedConfig) -> Path:
-    """Write the vectors of a collection into a file; a stopped call goes on (see writing.py).
+    """Write the vectors of a collection into a file. The same call resumes one that was stopped.
 
-    Returns the file. Raises UserError for what the user can mend.
+    Returns the file. Raises UserError for mistakes that the user can correct.
     """
     if config.out is None:
-        raise UserError(f"give --out, the file of vectors, which ends in {', '.join(KINDS)}")
+        raise UserError(f"give --out, a file that ends in {', '.join(KINDS)}")
     check_kind(config.out)
     encoder = _load(config.run, config.collection)
     return _embed(config.out, encoder, config.run, config.data, config.normalise, config.collection)
@@ -49,37 +49,38 @@ def embed(config: EmbedConfig) -> Path:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest images of one image, the nearest first."""
+    """The images nearest to one image, the nearest first."""
 
     image: str
     paths: tuple[str, ...]
     similarities: tuple[float, ...]
-    """Cosines of the angles between the vectors."""
+    """Cosine similarities, in [-1, 1]."""
 
 
 def neighbours(config: NeighboursConfig) -> list[Neighbours]:
-    """The k nearest images of a collection, for each of some images; itself left out.
+    """For each image the k nearest images of a collection, without itself.
 
-    Raises UserError for what the user can mend.
+    Raises UserError for mistakes that the user can correct.
     """
     if not config.images:
         raise UserError("neighbours: give at least one image")
     if config.k < 1:
-        raise UserError(f"--k {config.k}: at least 1")
+        raise UserError(f"--k must be at least 1, got {config.k}")
     encoder = _load(config.run, config.collection)
     among = _collection(config.run, encoder, config.among, config.collection)
     paths = among.paths()
     places = {path: row for row, path in enumerate(paths)}
     own = [places.get(image, places.get(_whole(image))) for image in config.images]
-    strange = [image for image, row in zip(config.images, own, strict=True) if row is None]
-    for image in strange:
+    outside = [image for image, row in zip(config.images, own, strict=True) if row is None]
+    for image in outside:
         if not Path(image).expanduser().is_file():
             raise UserError(
-                f"{image}: neither an image file nor the name of an image of {among.source.name}"
+                f"{image}: neither an image file nor the name of an image in {among.source.name}; check "
+                "the path"
             )
     device, precision = config.collection.device, config.collection.precision
-    made = iter(encoder.embed(strange, device=device, precision=precision) if strange else ())
-    queries = torch.stack([next(made) if row is None else among.vectors[row] for row in own])
+    embedded = iter(encoder.embed(outside, device=device, precision=precision) if outside else ())
+    queries = torch.stack([next(embedded) if row is None else among.vectors[row] for row in own])
     similarities, rows = nearest_rows(among.vectors, queries, config.k + 1)
     found = []
     for image, row, values, near in zip(config.images, own, similarities, rows, strict=True):
@@ -93,27 +94,27 @@ def neighbours(config: NeighboursConfig) -> list[Neighbours]:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """A group of images, each of which is near the first."""
+    """A group of images, each of them near the first."""
 
     paths: tuple[str, ...]
     similarities: tuple[float, ...]
-    """Of each to the first."""
+    """Cosine similarity of each to the first."""
     same_pixels_as: tuple[str | None, ...]
-    """The earlier image of the group that has exactly the pixels of this one, if one has."""
+    """For each the first image of the group with exactly the same pixels, or None."""
 
 
 def duplicates(config: DuplicatesConfig) -> list[Duplicates]:
-    """Groups of near-duplicates, the tightest first, written into a file if one is given.
+    """Groups of near-duplicates, the tightest first; written to --out, if given.
 
-    See search.near_duplicates for what a group is. Raises UserError for what the user can mend.
+    search.near_duplicates defines a group. Raises UserError for mistakes that the user can correct.
     """
     if not 0 < config.threshold <= 1:
-        raise UserError(f"--threshold {config.threshold}: above 0 and at most 1")
+        raise UserError(f"--threshold must be above 0 and at most 1, got {config.threshold}")
     if config.out is not None and config.out.suffix not in (".csv", ".json"):
-        raise UserError(f"--out {config.out}: a file that ends in .csv or .json was expected")
+        raise UserError(f"--out must end in .csv or .json, got {config.out}")
     if is_vectors(config.run):
         if config.among is not None:
-            raise UserError(f"{config.run}: a file of vectors already; leave out --among")
+            raise UserError(f"{config.run} already holds the vectors; leave out --among")
         among = read_vectors(config.run)
     else:
         encoder = _load(config.run, config.collection)
@@ -123,7 +124,7 @@ def duplicates(config: DuplicatesConfig) -> list[Duplicates]:
         groups = near_duplicates(among.vectors, config.threshold, on_progress)
     names = among.paths()
     found = []
-    with counting("looking at pixels") as on_progress:
+    with counting("comparing pixels") as on_progress:
         for done, group in enumerate(groups, 1):
             paths = tuple(_shown(names[row]) for row, _ in group)
             first_with: dict[str, str] = {}
@@ -149,12 +150,12 @@ def _load(run: Path, settings: CollectionConfig) -> Embedder:
 def _collection(
     run: Path, encoder: Embedder, among: str | None, settings: CollectionConfig
 ) -> Vectors:
-    """The vectors that are searched: of a file, or made now, or kept beside the run since before."""
+    """The vectors to search: from a file, or kept beside the run, or made now."""
     if among is not None and Path(among).suffix in KINDS:
         vectors = read_vectors(Path(among).expanduser())
         if vectors.notes["encoder"] != fingerprint(encoder.backbone):
             raise UserError(
-                f"--among {among}: made by another encoder ({vectors.notes['training']}); embed its "
+                f"--among {among}: vectors of another encoder ({vectors.notes['training']}); embed the "
                 f"images with {run}"
             )
         return vectors
@@ -169,7 +170,7 @@ def _embed(
     normalise: bool,
     settings: CollectionConfig,
 ) -> Path:
-    """Embed a collection into a file, and return it; None for the one that is kept beside the run."""
+    """Embed a collection into a file, and return the file. out: None for a file kept beside the run."""
     source, where = _images(run, data, settings)
     size = encoder.description.size
     notes = {
@@ -190,7 +191,7 @@ def _embed(
     keep_freed_memory(device)
     workers = processors() if settings.workers is None else settings.workers
     if len(source.files) <= FEATURE_BATCH:
-        workers = 0  # one batch, which one process decodes: this one does not have to be started
+        workers = 0  # one batch: this process decodes it sooner than a worker starts
     with counting(f"embedding {source.name}") as on_progress:
         written = embed_to_file(
             out,
@@ -205,8 +206,8 @@ def _embed(
     if written is not None:
         if written < len(source.files):
             say(
-                f"warning: of {len(source.files):,} images {len(source.files) - written:,} cannot be "
-                f"read; they are listed in {out}.unreadable.txt"
+                f"warning: {len(source.files) - written:,} of {len(source.files):,} images cannot be "
+                f"read; {out}.unreadable.txt lists them"
             )
         say(f"{out}: the vectors of {written:,} images")
     return out
@@ -215,13 +216,13 @@ def _embed(
 def _images(
     run: Path, data: str | None, settings: CollectionConfig
 ) -> tuple[ImageList, dict[str, str | None]]:
-    """The images of a collection, and how they can be listed again."""
+    """The images of a collection, and the settings that list them again."""
     split, data_path = settings.split, settings.data_path
     config = run / "config.json"
     trained_on = read_json(config)["data"] if config.is_file() else None
     if data is None:
         if trained_on is None:
-            raise UserError(f"{run}: no run folder, whose data would be known; give the images too")
+            raise UserError(f"{run} is no run folder, so its data are unknown; give the images too")
         data, split = str(trained_on["data"]), split or "pretrain"
     if trained_on is not None and data == trained_on["data"] and trained_on["data_path"]:
         data_path = data_path or Path(trained_on["data_path"])
@@ -240,19 +241,19 @@ def _images(
 
 
 def _whole(image: str) -> str:
-    """The whole path of a file, as `Vectors.paths` has it; a link at its end is not followed."""
+    """The full path of a file, as in `Vectors.paths`; a link at its end is not followed."""
     path = Path(image).expanduser()
     return str(path.parent.resolve() / path.name)
 
 
 def _shown(path: str) -> str:
-    """From the folder that a person is in, where it lies below it."""
+    """The path for people: relative to the current folder, where it lies below it."""
     below = Path(path).is_relative_to(Path.cwd())
     return str(Path(path).relative_to(Path.cwd())) if below else path
 
 
 def _pixel_hash(source: ImageList, index: int) -> str:
-    """Of shape and pixels; "" where the image cannot be read any more."""
+    """A hash of shape and pixels; "" where the image can no longer be read."""
     try:
         pixels = decode(source.read(index), pixel=source.pixel)
     except (UnreadableImage, OSError):
@@ -263,10 +264,10 @@ def _pixel_hash(source: ImageList, index: int) -> str:
 def _draw(path: Path, found: list[Neighbours], among: Vectors, places: dict[str, int]) -> None:
     k = min(len(each.paths) for each in found)
     if k == 0:
-        raise UserError(f"--picture {path}: {among.source.name} has no other image")
+        raise UserError(f"--picture {path}: {among.source.name} has no other image to draw")
 
     def square(name: str) -> Tensor:
-        """[C, SIDE, SIDE] in [0, 1]; of 16 bits the brightest is white"""
+        """float [C, SIDE, SIDE] in [0, 1]; for 16 bits the brightest value is 1"""
         row = places.get(name, places.get(_whole(name)))
         if row is None:
             source, index = ImageList("", Path(), (_whole(name),), None, ()), torch.tensor([0])

@@ -1,11 +1,16 @@
-"""Features of a frozen encoder, streamed once."""
+"""Features of a frozen encoder, for the central square of each image, as in evaluation."""
 
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixco.data.images import Images
+from mixco.data.image_list import ImageList
+from mixco.data.images import FEATURE_BATCH, Images
+from mixco.data.pixel_format import infer_pixel_format
+from mixco.data.streaming import stream
+from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.runtime.device import Compute
 from mixco.runtime.distributed import gather_all, rank, world
 from mixco.runtime.errors import UserError
@@ -22,13 +27,14 @@ def features_of(
     on_unreadable: Callable[[str, str], None],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Features of the images of an index that can be read, by what evaluation sees of them.
+    """Features of some images, and which of these could be read.
 
-    index: int64 [N]. Of packed images all can be read; of streamed ones on_unreadable(file, reason) is
-    called for those that cannot.
+    index: int64 [N]. on_unreadable(file, reason) is called for each unreadable image; only streamed
+    ones may be.
 
-    Returns float32 [n, D] and the index int64 [n] of their images; of several processes each computes
-    a share and all return all. Raises UserError as `extract_features` and `decode_batches` do.
+    Returns float32 [n, D] on the CPU and the index int64 [n] of the images. With several processes
+    each computes a part, and all return everything. Raises UserError as `extract_features` and
+    `decode_batches` do.
     """
     sharded = len(index) >= world()
     if sharded:
@@ -50,12 +56,49 @@ def features_of(
     return gather_all(features), gather_all(torch.cat(seen))
 
 
+def embed_batches(
+    encoder: LoadedEncoder,
+    source: ImageList,
+    index: Tensor,
+    *,
+    normalise: bool,
+    workers: int,
+    compute: Compute,
+    on_unreadable: Callable[[str, str], None],
+    batch_size: int = FEATURE_BATCH,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Embed images of a list, batch after batch, in order.
+
+    index: int64 [N]. Yields the next part of it [B], the readable images of that part [b], and their
+    vectors, float32 [b, D] on the CPU; [0, 0] where b is 0. Before that, on_unreadable(file, reason)
+    is called for each of the others; any number may be unreadable.
+
+    Raises UserError as `extract_features` does.
+    """
+    description = encoder.description
+    images = stream(infer_pixel_format(source, description.channels, None), workers)
+    seen = images.evaluation_batches(
+        index,
+        description.input,
+        compute=compute,
+        on_unreadable=on_unreadable,
+        batch_size=batch_size,
+        tolerated=1.0,
+    )
+    for wanted, (readable, batch) in zip(torch.split(index, batch_size), seen, strict=True):
+        if len(readable) == 0:
+            yield wanted, readable, torch.empty(0, 0)
+            continue
+        vectors = extract_features(encoder.backbone, [batch], compute)
+        yield wanted, readable, F.normalize(vectors, dim=1) if normalise else vectors
+
+
 @torch.no_grad()  # under inference_mode, .to() would leave weights that can never be trained again
 def extract_features(backbone: nn.Module, views: Iterable[Tensor], compute: Compute) -> Tensor:
     """Features of all views, in order: float32 [N, D] on the CPU.
 
-    backbone: [B, C, S, S] -> [B, D]; in evaluation mode here, then put back as it was: its batch norms
-        use and keep their running statistics.
+    backbone: [B, C, S, S] -> [B, D]; put into evaluation mode meanwhile, so that batch norms use
+        their running statistics and keep them.
     views: batches [B, C, S, S] on the device.
 
     Raises UserError when a feature is not finite.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Queries of a block: few enough that the processor still has its similarities when they are looked at.
+# Queries of a block: few enough that its similarities stay in the processor's cache.
 QUERIES = 1024
 GROUP, TAKE = 32, 4
 
@@ -17,13 +17,13 @@ def neighbours(
     """The k nearest rows of the bank by cosine similarity, the nearest first.
 
     bank: [N, D], queries: [M, D], of any length and floating type, on one device. k is cut down to N.
-    chunk: rows of the bank, and at most 1024 queries, that are compared at once.
+    chunk: rows of the bank that are compared at once, with at most 1024 queries.
 
-    Returns similarities float32 [M, k] and indices int64 [M, k]. Exact; products are in float32. Which
-    of equally similar rows come first, or are the last to come in, is not defined.
+    Returns similarities float32 [M, k] and indices int64 [M, k]. Exact; products are in float32. The
+    order of equally similar rows is not defined, nor which of them is the last of the k.
 
-    Beside what is given and returned it needs a float32 copy of the queries, and blocks: less than
-    100 MiB for a chunk of 4096 and a D of up to 2048, whatever N and M are.
+    Memory: a float32 copy of the queries, and blocks of less than 100 MiB for a chunk of 4096 and a D
+    of up to 2048, whatever N and M are.
     """
     k = min(k, len(bank))
     queries = F.normalize(queries.float(), dim=1)
@@ -38,15 +38,15 @@ def neighbours(
 
 
 def _keep_best(block: Tensor, start: int, best: Tensor, where: Tensor) -> None:
-    """Bring the best k so far up to date with a block of similarities, in place.
+    """Update the k best so far with a block of similarities, in place.
 
     block: [m, c], with the bank's rows from `start` on; best: [m, k], falling; where: int64 [m, k].
 
     Sorting the whole block would take longer than computing it. But most of it is below the k-th best
-    already: one look at the maxima of groups tells which groups are not. They are merged a few at a
-    time, the best first, until no group left has anything that is better.
+    already, and the maxima of groups of columns show where it is not. Such groups are merged a few at
+    a time, the best first, until no remaining group has a better value.
     """
-    if missing := -block.shape[1] % GROUP:  # a whole group is no place for a copy of everything
+    if missing := -block.shape[1] % GROUP:  # padding copies the block: only where it is needed
         block = F.pad(block, (0, missing), value=-math.inf)
     block = torch.unflatten(block, 1, (-1, GROUP))
     maxima = block.amax(2)
@@ -75,8 +75,8 @@ def knn_scores(
 
     bank: [N, D] with bank_labels int64 [N] in [0, classes); queries: [M, D].
 
-    Returns float32 [M, classes]; higher is likelier. Votes are relative to the nearest neighbour's,
-    which keeps them from overflowing at any temperature.
+    Returns float32 [M, classes]; higher is likelier. Votes are relative to the nearest neighbour's, so
+    that none overflows at any temperature.
     """
     similarities, index = neighbours(bank, queries, k, chunk=chunk)
     votes = torch.exp((similarities - similarities[:, :1]) / temperature)
@@ -85,10 +85,9 @@ def knn_scores(
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
-    """Percent of rows whose label is among the k highest scores; scores [M, C], labels int64 [M].
+    """Percentage of rows whose label is among the k highest scores; scores [M, C], labels int64 [M].
 
-    With fewer than k classes, k is their number. A tie counts against the label, so that equal
-    scores for all classes are not a success.
+    k may exceed C. A tie counts against the label, so that equal scores for all classes are no success.
     """
     own = scores.gather(1, labels[:, None])
     better = (scores >= own).sum(1) - 1

@@ -1,7 +1,4 @@
-"""Which vectors are near-duplicates of each other; nothing of the size N x N is ever made.
-
-(The k nearest are found by `neighbours` of embeddings/knn.py.)
-"""
+"""Near-duplicates among vectors, block by block: no N x N matrix is ever made."""
 
 from collections.abc import Callable
 
@@ -9,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 1024  # rows that are held against each other at once, and then against all later ones
-CHUNK = 4096
+BLOCK = 1024  # rows that are compared with each other, and then with all later rows
+CHUNK = 4096  # later rows that are compared with a block at once
 ROUNDING = 1e-6  # of the product of a unit vector with itself
 
 Group = list[tuple[int, float]]
@@ -20,16 +17,16 @@ Group = list[tuple[int, float]]
 def near_duplicates(
     vectors: Tensor, threshold: float, on_progress: Callable[[int, int], None] | None = None
 ) -> list[Group]:
-    """Groups of rows that are near the first row of their group.
+    """Groups of at least two rows, each near the first row of its group.
 
     vectors: float [N, D], of any length. threshold: the least cosine similarity, in (0, 1].
 
-    A row that no earlier one has taken is a first, and takes all later rows that are near it and not
-    taken yet. So each member is near its first, and no two firsts (those that took none among them) are
-    near each other: they are what is left when all others go. A chain, each near the next but the ends
-    strangers, is not one group.
+    In order, each row that is not in a group yet starts one and takes all later free rows near it. So
+    every member is near its first row, and no two first rows, including those alone, are near each
+    other: they remain when the others are removed. A chain of rows, each near the next, is no group
+    unless all are near the first.
 
-    Of two rows at least; the first, then the nearest to it. The tightest groups come first.
+    The first row stands first, then the others, the nearest first. The tightest groups come first.
     """
     count = len(vectors)
     free = torch.ones(count, dtype=torch.bool)

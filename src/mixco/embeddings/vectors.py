@@ -1,11 +1,10 @@
-"""Files of vectors: the path of each image, its vector, and notes of where they came from.
+"""Files of vectors: for each image its path and vector, and notes on the images and the encoder.
 
-.safetensors  vectors float32 [N, D]; paths uint8, UTF-8, each with a zero byte behind it
+.safetensors  vectors float32 [N, D]; paths uint8: UTF-8, a zero byte after each path
 .npz          vectors float32 [N, D]; paths, text [N]; notes, JSON
 .parquet      a row an image: path (string), vector (a list of D float32); a row group a shard
 
-Paths are below the notes' root. They are written a part at a time: the vectors need never be in the
-memory together.
+Paths are relative to the notes' root. Vectors are written in parts, so they need not fit in memory.
 """
 
 import io
@@ -37,31 +36,31 @@ class Vectors:
     source: ImageList
     """The images."""
     index: Tensor
-    """int64 [N]: which images of the source."""
+    """int64 [N]: their places in the source."""
     vectors: Tensor
-    """float32 [N, D]; of a safetensors file mapped, not read."""
+    """float32 [N, D]; from a safetensors file memory-mapped."""
     notes: dict[str, Any]
-    """Of whom and by whom: root, data, data_path, split, training, size, normalised, and others."""
+    """The images and the encoder: root, data, data_path, split, training, size, normalised, ..."""
 
     def __len__(self) -> int:
         return len(self.index)
 
     def paths(self) -> list[str]:
-        """Of each row: the whole path of its file, or its name in the file that holds all images."""
+        """For each row the full path of its file, or its name in the archive that holds all images."""
         files = [self.source.files[i] for i in self.index.tolist()]
         return files if self.notes["packed"] else [str(self.source.root / file) for file in files]
 
 
 def check_kind(path: Path, names: Iterable[str] = ()) -> None:
-    """Raises UserError unless vectors of images by these names can be written to such a file."""
+    """Raises UserError unless a file of this kind can hold vectors and images with these names."""
     if path.suffix not in KINDS:
-        raise UserError(f"--out {path}: a file that ends in {', '.join(KINDS)} was expected")
+        raise UserError(f"--out must end in {', '.join(KINDS)}, got {path}")
     if path.suffix == ".parquet":
         _pyarrow()
         for name in names:
             if not _is_unicode(name):
                 raise UserError(
-                    f"{name!r}: a name that is no UTF-8, which a Parquet file cannot hold; rename the "
+                    f"{name!r}: a Parquet file cannot hold this name, which is not UTF-8; rename the "
                     "file, or give --out with .npz or .safetensors"
                 )
 
@@ -69,14 +68,14 @@ def check_kind(path: Path, names: Iterable[str] = ()) -> None:
 def write_vectors(
     path: Path, names: Sequence[str], dim: int, parts: Iterable[Tensor], notes: dict[str, Any]
 ) -> None:
-    """Write a file of vectors, atomically. parts: float32 [n, dim], together as many as the names."""
+    """Write a file of vectors, atomically. parts: float32 [n, dim], together one row a name."""
     write = {".parquet": _write_parquet, ".npz": _write_npz, ".safetensors": _write_safetensors}
     with replacing(path) as temporary:
         write[path.suffix](temporary, names, dim, parts, json.dumps(notes))
 
 
 def is_vectors(path: Path) -> bool:
-    """Is it a file of vectors, by its ending, and not an encoder?"""
+    """Is it a file of vectors? A .safetensors may also be an encoder; its metadata decide."""
     if path.suffix != ".safetensors" or not path.is_file():
         return path.suffix in KINDS[:2]
     try:
@@ -87,20 +86,22 @@ def is_vectors(path: Path) -> bool:
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """The notes of a file of vectors. Raises UserError where it is none."""
+    """Read the notes of a file of vectors. Raises UserError for any other file."""
     return _read(path, notes_only=True)[0]
 
 
 def read_vectors(path: Path) -> Vectors:
-    """A file of vectors, and the list of its images. Raises UserError where it is none."""
+    """Read a file of vectors, and list its images. Raises UserError for any other file."""
     notes, names, vectors = _read(path)
     index = torch.arange(len(names))
-    if notes["packed"]:  # images that are no files: of CIFAR, STL-10, the sample
+    if notes["packed"]:  # images inside archives: CIFAR, STL-10, the sample
         data_path = notes["data_path"] and Path(notes["data_path"])
         source = list_images(notes["data"], data_path, notes["split"])
         places = {file: place for place, file in enumerate(source.files)}
         if not places.keys() >= set(names):
-            raise UserError(f"{path}: made of other images of {notes['data']}; embed them again")
+            raise UserError(
+                f"{path}: {notes['data']} no longer has all of its images; embed them again"
+            )
         index = torch.tensor([places[name] for name in names])
     else:
         source = ImageList(path.name, Path(notes["root"]), names, None, ())
@@ -108,15 +109,15 @@ def read_vectors(path: Path) -> Vectors:
 
 
 def _read(path: Path, notes_only: bool = False) -> tuple[dict[str, Any], tuple[str, ...], Tensor]:
-    """Notes, paths and vectors; of the latter nothing if only notes are wanted."""
+    """Notes, paths and vectors; with notes_only paths and vectors are empty."""
     read = {".parquet": _read_parquet, ".npz": _read_npz, ".safetensors": _read_safetensors}
     if path.suffix not in KINDS:
-        raise UserError(f"{path}: not a file of vectors, which ends in {', '.join(KINDS)}")
+        raise UserError(f"{path}: a file of vectors must end in {', '.join(KINDS)}")
     try:
         text, names, vectors = read[path.suffix](path, notes_only)
         return json.loads(text), names, vectors
     except OSError as error:
-        # Arrow's messages are its own; they tell of damage too.
+        # Arrow raises OSError for damage too, with a message instead of strerror.
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (SafetensorError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
@@ -181,7 +182,7 @@ def _write_parquet(
     fields = [("path", pa.string()), ("vector", pa.list_(pa.float32(), dim))]
     schema = pa.schema(fields, metadata={"mixco": notes})
     done = 0
-    # Vectors neither repeat themselves nor compress.
+    # Vectors have no repeated values and do not compress.
     with parquet.ParquetWriter(path, schema, use_dictionary=False, compression="none") as writer:
         for part in parts:
             values = pa.array(part.flatten().numpy())

@@ -1,7 +1,7 @@
-"""The vectors of a whole collection, into a file: in bounded memory, and gone on with when stopped.
+"""Write the vectors of a collection into a file, in bounded memory; a stopped call can be resumed.
 
-Beside the file lies a folder for as long as it is not finished, <file>.part/: of.json, what is embedded
-by what, and shard-000012.safetensors, the vectors of 2,048 images each.
+Until the file is finished, a folder <file>.part/ lies beside it: of.json names the images and the
+encoder, and each shard-000012.safetensors holds the vectors of 2,048 images.
 """
 
 import json
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH
-from mixco.embeddings.embedding import embedded
+from mixco.embeddings.features import embed_batches
 from mixco.embeddings.vectors import check_kind, read_notes, write_vectors
 from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.runtime.device import Compute
@@ -41,24 +41,23 @@ def embed_to_file(
     on_progress: Callable[[int, int], None] | None = None,
     shard: int = SHARD,
 ) -> int | None:
-    """Write the vectors of all images of a list that can be read; the others into <path>.unreadable.txt.
+    """Write the vectors of all readable images; list the others in <path>.unreadable.txt.
 
-    Returns how many it wrote, None when the file was finished already.
+    Returns the number of vectors, None when the file was finished already.
 
-    notes: kept in the file (see vectors.py), and what tells one such work from another: a file with
-        the same notes is finished already, shards with the same are gone on with.
-    shard: images between two savings; a multiple of 512 makes whole batches.
+    notes: written into the file (see vectors.py). They identify the work: a file with the same notes
+        is finished already, and shards with the same notes are resumed.
+    shard: images between two saves; a multiple of 512 makes whole batches.
 
     Raises UserError when the file or its shards are of other images or of another encoder, when another
-    process is at it, when nothing can be read, and when the disk cannot be written.
+    process is writing it, when no image can be read, and when the disk cannot be written.
     """
     check_kind(path, source.files)
     if path.exists():
         if read_notes(path) == notes:
             return None
         raise UserError(
-            f"{path}: holds vectors of other images, or of another encoder; give another --out, or "
-            "remove it"
+            f"{path}: vectors of other images, or of another encoder; give another --out, or remove it"
         )
     part = path.with_name(f"{path.name}.part")
     try:
@@ -73,7 +72,7 @@ def embed_to_file(
             seen: list[tuple[Tensor, Tensor]] = []
             unreadable: list[tuple[str, str]] = []
             batches = (
-                embedded(
+                embed_batches(
                     encoder,
                     source,
                     torch.cat(index),
@@ -103,8 +102,8 @@ def embed_to_file(
         raise UserError(f"{path}: another process is writing it; wait for it, or end it") from None
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); what was embedded stays in "
-            f"{part.name}, and the same command goes on from there"
+            f"{path}: cannot be written ({error.strerror or error}); the finished part stays in "
+            f"{part.name}, and the same command resumes it"
         ) from None
 
 
@@ -114,8 +113,8 @@ def _claim(part: Path, notes: dict[str, Any]) -> None:
         write_json(identity, notes)
     elif read_json(identity) != json.loads(json.dumps(notes)):
         raise UserError(
-            f"{part}: begun with other images, or with another encoder or other options; give the "
-            "same to go on, or remove the folder to begin anew"
+            f"{part}: begun with other images, another encoder or other options; give the same ones to "
+            "resume, or remove the folder to start again"
         )
 
 

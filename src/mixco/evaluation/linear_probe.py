@@ -1,7 +1,7 @@
 """A linear probe: softmax regression on frozen features, its settings chosen on held-out images.
 
-The whole sweep of learning rates and weight decays is one batched problem: S probes see the same
-batches of features, and one matrix product serves them all.
+The sweep of learning rates and weight decays is one batched problem: S probes see the same batches of
+features, and share each matrix product.
 """
 
 import math
@@ -20,7 +20,7 @@ WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A fitted probe, and how its settings were chosen."""
+    """A fitted probe, and the accuracies by which its settings were chosen."""
 
     weight: Tensor
     """[D, C]"""
@@ -28,7 +28,7 @@ class LinearProbe:
     """[C]"""
     mean: Tensor
     std: Tensor
-    """[D], of the features it was fitted on"""
+    """[D], of the training features"""
     learning_rate: float
     weight_decay: float
     selection: tuple[tuple[float, float, float], ...]
@@ -53,15 +53,15 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """Choose the learning rate and weight decay on a held-out part, then fit again on everything.
 
-    features: float32 [N, D]; labels: int64 [N] in [0, classes). holdout: share of each class.
-    Of settings with equal held-out accuracy, the stronger decay and then the lower rate is taken.
+    features: float32 [N, D]; labels: int64 [N] in [0, classes). holdout: fraction of each class.
+    Ties in held-out accuracy go to the stronger decay, then to the lower rate.
 
     Raises UserError when a class has fewer than two images.
     """
     counts = labels.bincount(minlength=classes)
     if counts.min() < 2:
         raise UserError(
-            f"the linear probe needs two labelled images of each class, class "
+            f"the linear probe needs at least two labelled images of each class; class "
             f"{int(counts.argmin())} has {int(counts.min())}; add some or remove the class"
         )
     generator = torch.Generator().manual_seed(seed)
@@ -81,12 +81,12 @@ def fit_linear_probe(
     return LinearProbe(weight[0], bias[0], mean, std, *chosen, selection)
 
 
-def _stratified(labels: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """bool [N]: of each class at least one image and about `share`, never all."""
+def _stratified(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """bool [N]: about this fraction of each class, at least one image and never all."""
     mask = torch.zeros(len(labels), dtype=torch.bool)
     for label in torch.unique(labels):
         members = (labels == label).nonzero().squeeze(1)
-        count = min(len(members) - 1, max(1, round(share * len(members))))
+        count = min(len(members) - 1, max(1, round(fraction * len(members))))
         mask[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return mask
 
@@ -115,8 +115,7 @@ def _fit(
     generator = torch.Generator().manual_seed(seed)
     batch_size = min(batch_size, len(x))
     batches = len(x) // batch_size
-    # The gradient of softmax regression is short enough to be written out, and then all S probes
-    # share two matrix products a step.
+    # With the gradient of softmax regression written out, all S probes share two matrix products a step.
     for step in range(epochs * batches):
         if step % batches == 0:
             order = torch.randperm(len(x), generator=generator)

@@ -1,64 +1,38 @@
-"""A classifier trained on augmented images: on the frozen encoder, or the whole network with it.
+"""The loop that trains a classifier on augmented images, with the encoder frozen or not.
 
 Frozen, it is linear evaluation as published (He et al. 2020, section 4.1; Kim et al. 2020): the
-encoder stays as it is, running statistics included, and a linear layer learns on top. Otherwise it is
-fine-tuning, or from random weights the supervised baseline.
+encoder and its running statistics stay as they are, and a linear layer learns on top. Otherwise it
+is fine-tuning or, from random weights, the supervised baseline.
 """
 
-import json
 import math
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixco.data.images import Images, Plan
+from mixco.data.images import Plan
 from mixco.data.loading import epoch_batches
 from mixco.encoders.checkpoint import fingerprint
+from mixco.evaluation.classifier import Classifier
+from mixco.evaluation.task import Labelled, warn_unreadable
 from mixco.models.encoder import drops_at_random
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import replacing
 from mixco.runtime.progress import Stopwatch, say, training, waited
 from mixco.runtime.seeding import generator_for, global_draws
 from mixco.training.schedules import learning_rate
+from mixco.training.step import update
 from mixco.views.augment import Augmentation
-
-
-class Classifier(nn.Module):
-    """Backbone, then a linear layer in float32: images [B, C, S, S] -> logits float32 [B, classes].
-
-    The layer's weights are drawn from N(0, 0.01), its biases are zero, as published.
-    """
-
-    def __init__(self, backbone: nn.Module, features: int, classes: int, seed: int = 0) -> None:
-        super().__init__()
-        self.backbone = backbone
-        # Without torch's own initialisation, which would draw from the global generator.
-        self.head = nn.utils.skip_init(nn.Linear, features, classes)  # type: ignore[no-untyped-call]
-        nn.init.normal_(self.head.weight, std=0.01, generator=generator_for(seed, "classifier"))
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.backbone(images))
-
-    def classify(self, features: Tensor) -> Tensor:
-        """[B, D] of any dtype -> logits; outside autocast, whose logits would be coarse."""
-        with torch.autocast(features.device.type, enabled=False):
-            return cast(Tensor, self.head(features.float()))
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to; top1 and top5 in percent of the test split."""
+    """The result of one epoch: mean training loss; top1 and top5 in percent of the test split."""
 
     epoch: int
     loss: float
@@ -68,7 +42,7 @@ class Epoch:
 
 def train_classifier(
     model: Classifier,
-    images: Images,
+    train: Labelled,
     test: Callable[[], tuple[float, float]],
     *,
     frozen: bool,
@@ -85,10 +59,10 @@ def train_classifier(
     compute: Compute,
     name: str,
 ) -> list[Epoch]:
-    """Train in place; the records of all epochs, of which the last is the result.
+    """Train the classifier in place. Returns a record an epoch; the last one is the result.
 
-    images: labelled. test: top-1 and top-5 in percent, asked after each epoch; nothing is chosen by it.
-    frozen: the backbone is in evaluation mode and no gradient reaches it. Else all of it learns.
+    test: returns top-1 and top-5; called after each epoch, and nothing is chosen by it.
+    frozen: the backbone stays in evaluation mode and gets no gradient. Else all of it learns.
     optimizer: "sgd" (momentum 0.9) or "adam". lr: peak rate of the backbone; head_lr: of the layer.
     schedule, milestones: see training/schedules.py. batch_size: cut down to the number of images;
         images that fill no batch are left out of an epoch, others in each.
@@ -96,80 +70,56 @@ def train_classifier(
 
     Raises UserError when the loss is not finite, RuntimeError when a frozen backbone has changed.
     """
-    assert images.labels is not None
     device = compute.device
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train(not frozen)
     model.backbone.requires_grad_(not frozen)
     before = fingerprint(model.backbone) if frozen else ""
     drops = not frozen and drops_at_random(model)
-    groups = [{"params": list(model.head.parameters()), "peak": head_lr}]
-    if not frozen:
-        groups.append({"params": list(model.backbone.parameters()), "peak": lr})
-    chosen: torch.optim.Optimizer = (
-        torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=weight_decay)
-        if optimizer == "sgd"
-        else torch.optim.Adam(groups, lr=0.0, weight_decay=weight_decay)
-    )
-    members = torch.arange(len(images))
+    peaks = [head_lr] if frozen else [head_lr, lr]
+    stepper = _optimizer(model, optimizer, weight_decay, frozen)
+    members = torch.arange(len(train.labels))
     batch_size = min(batch_size, len(members))
     steps_per_epoch = len(members) // batch_size
     steps = epochs * steps_per_epoch
-    views = images.view_batches(
+    views = train.images.view_batches(
         plan(members, batch_size, epochs, seed),
         augmentation,
         members=members,
         batch_size=batch_size,
         compute=compute,
-        on_unreadable=lambda file, reason: say(f"warning: {file} cannot be read ({reason})"),
+        on_unreadable=warn_unreadable,
         count=1,
     )
-    records: list[Epoch] = []
-    watch = Stopwatch()
-    step = 0
-    with training(name, steps) as on_step, closing(views):
-        for epoch in range(1, epochs + 1):
-            watch.reset()
-            total = torch.zeros((), device=device)
-            for index, (view,) in waited(islice(views, steps_per_epoch), watch):
-                labels = images.labels[index].to(device)
-                for group in chosen.param_groups:
-                    group["lr"] = learning_rate(
-                        step,
-                        steps=steps,
-                        peak=group["peak"],
-                        schedule=schedule,
-                        milestones=milestones,
-                    )
-                dropout = generator_for(seed, "classifier dropout", step=step)
-                with (
-                    compute.autocast(),
-                    global_draws(dropout, device) if drops else nullcontext(),
-                ):
-                    loss = F.cross_entropy(model(view), labels)
-                loss.backward()  # type: ignore[no-untyped-call]
-                chosen.step()
-                chosen.zero_grad(set_to_none=True)
-                total += loss.detach()
-                step += 1
-                watch.images += len(index)
-                on_step(f"epoch {epoch}/{epochs}", {}, watch)
 
-            # Once an epoch: each look waits for the device, and until the end nothing is saved.
-            if not math.isfinite(total.item()):
-                raise UserError(
-                    f"{name}: the loss is not finite in epoch {epoch}; nothing was saved. Lower --lr "
-                    f"(the peak rate of the layer was {head_lr:g}), or give --precision float32"
+    records: list[Epoch] = []
+    watch, total, step = Stopwatch(), torch.zeros((), device=device), 0
+    with training(name, steps) as on_step, closing(views):
+        for index, (view,) in waited(views, watch):
+            rates = [
+                learning_rate(
+                    step, steps=steps, peak=peak, schedule=schedule, milestones=milestones
                 )
-            top1, top5 = test()
-            records.append(
-                Epoch(epoch, total.item() / steps_per_epoch, round(top1, 2), round(top5, 2))
-            )
-            if epoch in (1, epochs) or epoch % max(1, epochs // 10) == 0:
-                say(
-                    f"epoch {epoch:>4}/{epochs}  loss {records[-1].loss:.3f}  "
-                    f"top-1 {top1:.1f} %  {watch.rate:,.0f} images/s"
-                )
+                for peak in peaks
+            ]
+            dropout = generator_for(seed, "classifier dropout", step=step) if drops else None
+            loss = forward(model, view, train.labels[index].to(device), dropout, compute)
+            loss.backward()  # type: ignore[no-untyped-call]
+            update(stepper, rates)
+            total += loss.detach()
+            watch.images += len(index)
+            on_step(f"epoch {step // steps_per_epoch + 1}/{epochs}", {}, watch)
+            step += 1
+            if step % steps_per_epoch == 0:
+                # Read once an epoch: each reading waits for the device, and nothing is saved yet.
+                mean_loss = total.item() / steps_per_epoch
+                if not math.isfinite(mean_loss):
+                    raise _not_finite(name, len(records) + 1, head_lr)
+                top1, top5 = test()
+                records.append(Epoch(len(records) + 1, mean_loss, round(top1, 2), round(top5, 2)))
+                _say_epoch(records[-1], epochs, watch)
+                total.zero_()
+                watch.reset()
     if frozen and fingerprint(model.backbone) != before:
         raise RuntimeError(
             "the frozen encoder has changed while the classifier was trained: a weight or a running "
@@ -178,8 +128,52 @@ def train_classifier(
     return records
 
 
+def forward(
+    model: Classifier,
+    view: Tensor,
+    labels: Tensor,
+    dropout: torch.Generator | None,
+    compute: Compute,
+) -> Tensor:
+    """The mean loss of a batch [B, C, S, S] with labels int64 [B], both on the device.
+
+    dropout: draws for dropout and stochastic depth; None where the model has neither.
+    """
+    random = nullcontext() if dropout is None else global_draws(dropout, compute.device)
+    with compute.autocast(), random:
+        return F.cross_entropy(model(view), labels)
+
+
+def _optimizer(
+    model: Classifier, name: str, weight_decay: float, frozen: bool
+) -> torch.optim.Optimizer:
+    """Two parameter groups, the head's and the backbone's; of a frozen backbone none."""
+    parts = [model.head] if frozen else [model.head, model.backbone]
+    groups = [{"params": list(part.parameters())} for part in parts]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=weight_decay)
+    return torch.optim.Adam(groups, lr=0.0, weight_decay=weight_decay)
+
+
+def _not_finite(name: str, epoch: int, head_lr: float) -> UserError:
+    return UserError(
+        f"{name}: the loss is not finite in epoch {epoch}; nothing was saved. Lower --lr (the peak "
+        f"rate of the layer was {head_lr:g}), or give --precision float32"
+    )
+
+
+def _say_epoch(record: Epoch, epochs: int, watch: Stopwatch) -> None:
+    """A line for the first epoch, the last, and about ten between."""
+    epoch = record.epoch
+    if epoch in (1, epochs) or epoch % max(1, epochs // 10) == 0:
+        say(
+            f"epoch {epoch:>4}/{epochs}  loss {record.loss:.3f}  "
+            f"top-1 {record.top1:.1f} %  {watch.rate:,.0f} images/s"
+        )
+
+
 def plan(members: Tensor, batch_size: int, epochs: int, seed: int) -> Plan:
-    """Of every step the images, int64 [B], and where the draws of their views come from."""
+    """For each step: the images, int64 [B], and the generator that draws their views."""
     step = 0
     for epoch in range(1, epochs + 1):
         shuffle = generator_for(seed, "classifier epoch", step=epoch)
@@ -188,54 +182,18 @@ def plan(members: Tensor, batch_size: int, epochs: int, seed: int) -> Plan:
             step += 1
 
 
-def save_classifier(
-    path: Path, model: Classifier, classes: tuple[str, ...], *, whole: bool
-) -> None:
-    """Write atomically: the linear layer and which encoder it is for, or the whole network.
+def last_and_best(records: list[Epoch]) -> dict[str, Any]:
+    """The result: top-1 and top-5 of the last epoch. The best epoch has entries of its own.
 
-    Keys are head.weight [classes, D], head.bias, and for the whole network backbone.* with timm's
-    keys. The file's metadata hold the class names.
+    The 2020 code reported the best top-1 of all epochs on the test split, with the last top-5.
     """
-    tensors = {
-        key: value.detach().cpu().contiguous()
-        for key, value in model.state_dict().items()
-        if whole or key.startswith("head.")
+    last, best = records[-1], max(records, key=lambda record: record.top1)
+    return {
+        "top1": last.top1,
+        "top5": last.top5,
+        "reported": "last epoch",
+        "best_top1": best.top1,
+        "best_epoch": best.epoch,
+        "best_is": "the highest of all epochs on the test split: a choice on it, not a result",
+        "loss": round(last.loss, 4),
     }
-    notes = {"classes": classes, "encoder": None if whole else fingerprint(model.backbone)}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"mixco-classifier": json.dumps(notes)})
-
-
-def load_classifier(path: Path, model: Classifier, classes: tuple[str, ...]) -> None:
-    """Load what `save_classifier` wrote into the model, all of it.
-
-    Raises UserError when the file is missing, damaged or of another kind, when its classes are not
-    `classes`, and when a linear layer was trained on another encoder than the model's.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; train the classifier before --evaluate")
-    try:
-        with safe_open(path, "pt") as file:
-            notes = json.loads((file.metadata() or {}).get("mixco-classifier", "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not a classifier ({error}); train it again") from None
-    if notes is None:
-        raise UserError(f"{path}: a safetensors file, but not a classifier of mixco")
-    if tuple(notes["classes"]) != classes:
-        raise UserError(
-            f"{path}: this classifier knows the {len(notes['classes'])} classes "
-            f"{', '.join(notes['classes'][:3])}, ...; the images have {len(classes)}: "
-            f"{', '.join(classes[:3])}, ..."
-        )
-    if notes["encoder"] is not None:
-        if notes["encoder"] != fingerprint(model.backbone):
-            raise UserError(
-                f"{path}: this classifier was trained on another encoder; train it again"
-            )
-        tensors |= {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: the weights do not fit this network ({reason})") from None

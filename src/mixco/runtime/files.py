@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, whatever happens while they are written."""
+"""Atomic files: a reader finds the old file or the new one, whatever happens during writing."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from filelock import FileLock
 
 
 def free_space(path: Path) -> int:
-    """Bytes that are free where `path` is, or would be made."""
+    """Free bytes on the disk of `path`, which need not exist yet."""
     there = next(p for p in (path, *path.absolute().parents) if p.is_dir())
     return shutil.disk_usage(there).free
 
@@ -21,10 +21,10 @@ def free_space(path: Path) -> int:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; synced and renamed to it at the end, removed on errors.
 
-    The suffix stays, for writers that go by it.
+    It has the suffix of `path`, for writers that choose the format by it.
 
-    Raises OSError that names `path`, also for a writer that only mentions the system's error in a text
-    of its own, as that of safetensors does.
+    Raises OSError that names `path`, also where a library, such as safetensors, reports the system's
+    error only in a message of its own.
     """
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    """Rename; Windows refuses while somebody reads the old file, or scans the new one for viruses."""
+    """Rename. Windows refuses while a reader or a virus scanner has a file open, so try again there."""
     for wait in (0.01, 0.1, 1.0):
         try:
             temporary.replace(path)
@@ -54,7 +54,7 @@ def _replace(temporary: Path, path: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; synced and renamed to it at the end, removed on errors.
 
-    path: not there yet, or an empty folder.
+    path: must not exist, or be an empty folder.
     """
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     temporary.mkdir(parents=True)
@@ -72,7 +72,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the system raised inside name this path: those of a full disk name none."""
+    """Inside, every OSError names this path; that of a full disk would name none."""
     try:
         yield
     except OSError as error:
@@ -87,13 +87,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def shown(name: str) -> str:
-    """A file's name for people: as it is, or escaped where it holds what cannot be shown in a line."""
+    """A file's name for people; escaped where it has line breaks or other unprintable characters."""
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
 @contextmanager
 def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Inside is only one process at a time, the others wait. The lock ends with its process."""
+    """Only one process at a time is inside; the others wait. The lock ends with its process."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
         yield

@@ -1,10 +1,13 @@
-"""What a table names by a text such as "mixco.methods.moco:build": so a table costs no import."""
+"""Import strings, "module:name": tables of names need not load what they name."""
 
 from importlib import import_module
 from typing import Any
 
 
-def load(name: str) -> Any:
-    """The object that "module:name" stands for; its module is imported now."""
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
+def load(where: str) -> Any:
+    """The object behind an import string, such as "mixco.settings.config:KNNConfig".
+
+    Raises ImportError or AttributeError where there is no such module or name.
+    """
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)

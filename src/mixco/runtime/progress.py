@@ -1,4 +1,4 @@
-"""What a person sees while it runs: a bar in a terminal or a notebook, a line an epoch in a log file."""
+"""Progress for people: a bar in a terminal or a notebook, a line an epoch in a log file."""
 
 import os
 import sys
@@ -28,12 +28,12 @@ from mixco.runtime.files import shown
 
 T = TypeVar("T")
 
-# Of the processes that torchrun starts the first one speaks for all.
+# Under torchrun only the first process prints.
 console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
 
 class Stopwatch:
-    """Images a second and the share of time spent waiting for data, since the last reset."""
+    """Images a second, and the part of the time spent waiting for data, since the last reset."""
 
     def __init__(self) -> None:
         self.reset()
@@ -42,7 +42,7 @@ class Stopwatch:
         self.go_on(0.0, 0.0, 0)
 
     def go_on(self, seconds: float, waited: float, images: int) -> None:
-        """From what an earlier part of the run came to."""
+        """Continue from the totals of an earlier part of the run."""
         self.started = time.perf_counter() - seconds
         self.waited = waited
         self.images = images
@@ -63,11 +63,12 @@ class Stopwatch:
 
     @property
     def data_wait(self) -> float:
+        """In [0, 1]: the part of the time spent waiting for data."""
         return self.waited / self.seconds
 
 
 def waited(items: Iterator[T], *watches: Stopwatch) -> Iterator[T]:
-    """The items; what the next one takes to come counts as waiting."""
+    """The items; the time until each one comes counts as waiting."""
     while True:
         with ExitStack() as stack:
             for watch in watches:
@@ -93,14 +94,14 @@ def _bar(*columns: ProgressColumn) -> Progress:
 
 
 def redraws() -> bool:
-    """Can what was shown be changed? In a terminal, and in a notebook with ipywidgets."""
+    """Can a shown line be redrawn? In a terminal, and in a notebook with ipywidgets."""
     in_notebook = console.is_jupyter and find_spec("ipywidgets") is not None
     return not console.quiet and (sys.stderr.isatty() or in_notebook)
 
 
 @contextmanager
 def counting(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields on_progress(done, total) for something that is counted; no bar if it never is."""
+    """Yields on_progress(done, total). The bar appears with the first call."""
     with _bar(MofNCompleteColumn()) as progress:
         task = progress.add_task(description, total=None, visible=False)
         yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
@@ -108,7 +109,7 @@ def counting(description: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def downloading(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields on_progress(bytes, of bytes); shows the speed too."""
+    """Yields on_progress(bytes, total bytes); shows the speed too."""
     with _bar(DownloadColumn(), TransferSpeedColumn()) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -123,24 +124,24 @@ def training(
 ) -> Iterator[Callable[[str, Mapping[str, float], Stopwatch], None]]:
     """Yields on_step(text, numbers, stopwatch of the epoch), to be called once a step.
 
-    Shows two lines: how far it is and the time left, and below it the numbers, with the last kNN of
-    the records. Where nothing can be redrawn, a line of long epochs every five minutes.
+    Shows a bar with the time left, and below it the numbers and the last kNN of the records. Where
+    lines cannot be redrawn, a long epoch prints one every five minutes.
     """
     progress = _bar(TextColumn("{task.percentage:.0f}%"))
     task = progress.add_task(description, total=steps, completed=done)
     numbers_below = Text(no_wrap=True, overflow="ellipsis")
-    told = 0
+    printed = 0
 
     def on_step(text: str, numbers: Mapping[str, float], watch: Stopwatch) -> None:
-        nonlocal told
+        nonlocal printed
         progress.update(task, advance=1, description=f"{description}  {text}")
         checks = [record["knn"] for record in records if "knn" in record]
         speed = {"images_per_second": watch.rate, "data_wait": watch.data_wait}
         shown_now = {**numbers, **speed, **({"knn": checks[-1]} if checks else {})}
         if redraws():
             numbers_below.plain = f"  {in_words(shown_now)}"
-        elif (now := int(watch.seconds // SILENT)) != told:
-            told = now
+        elif (now := int(watch.seconds // SILENT)) != printed:
+            printed = now
             if now:
                 left = progress.tasks[task].time_remaining
                 say(f"{text}  {in_words(shown_now, left=left)}")
@@ -152,15 +153,15 @@ def training(
         yield on_step
 
 
-SILENT = 300  # seconds, the longest that a log file waits for a line
+SILENT = 300  # seconds between two lines of a log file, at most
 
-# What is shown of a record, in this order and width.
+# The entries of a record that are shown, in this order and width.
 NUMBERS = {
     "loss": "loss {:6.3f}",
     "accuracy": "acc {:5.1f}%",
     "lr": "lr {:.1e}",
     "images_per_second": "{:,.0f} images/s",
-    "data_wait": "waiting {:.0%}",
+    "data_wait": "data wait {:.0%}",
     "knn": "kNN {:.1f}%",
 }
 
@@ -170,7 +171,7 @@ def in_words(
     names: Collection[str] = NUMBERS.keys(),
     left: float | None = None,
 ) -> str:
-    """The numbers of a record that have these names, in a line; left: seconds to the end."""
+    """The named numbers of a record as a line. left: seconds to the end."""
     words = [form.format(record[n]) for n, form in NUMBERS.items() if n in record and n in names]
     if left is not None:
         words.append(f"left {timedelta(seconds=round(left))}")
@@ -179,11 +180,11 @@ def in_words(
 
 @contextmanager
 def doing(description: str) -> Iterator[None]:
-    """Inside, a terminal shows what takes its time."""
+    """Inside, a terminal shows the description and a spinner."""
     with console.status(description) if sys.stderr.isatty() else nullcontext():
         yield
 
 
 def say(text: str) -> None:
-    """A line for the person; above the bar where there is one. Of several processes only the first's."""
+    """Print a line, above the bar where there is one. Under torchrun only the first process prints."""
     console.print("\n".join(map(shown, text.split("\n"))), soft_wrap=True, markup=False)

@@ -1,20 +1,20 @@
-"""The run folder and what is written into it.
+"""The run folder and its files.
 
 config.json          the resolved config
-versions.json        of Python, the libraries and mixco, and the hardware
+versions.json        Python, the libraries, mixco and the hardware
 metrics.jsonl        one record an epoch
 tensorboard/         the same for TensorBoard
-loggers.json         {"wandb": {"id": ..., "epochs": ...}, ...}, of services that are told; when asked
-checkpoints/         step-00000780.pt, the last two, and those that are kept for good
-encoder.safetensors  the backbone, in timm's (for ResNets also torchvision's) keys
-unreadable.txt       the images that were left out, and why; only when there are any
+loggers.json         {"wandb": {"id": ..., "epochs": ...}, ...}; only with --log-to
+checkpoints/         step-00000780.pt: the last two, and those of --keep-every
+encoder.safetensors  the backbone, with timm's (for ResNets also torchvision's) keys
+unreadable.txt       the images that were left out, and why; only if there are any
 results.json         {"pretrain": {...}, "knn": {...}, "linear": {...}, ...}; see docs/results.md
-confusions-*.csv     of knn and linear: how many test images of a class were taken for which
-*.safetensors        classifiers that were trained on it: classifier, supervised, finetune
+confusions-*.csv     test images by class and predicted class, for evaluations of features
+*.safetensors        trained classifiers: classifier, supervised, finetune
 *.png                pictures
-exports/             what `mixco export` made
+exports/             the output of `mixco export`
 
-The results of many runs may be collected in one file: {name: {"config": {...}, "pretrain": {...}, ...}}.
+One file may collect the results of many runs: {name: {"config": {...}, "pretrain": {...}, ...}}.
 """
 
 import csv
@@ -30,14 +30,15 @@ from filelock import FileLock, Timeout
 
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import naming, replacing
+from mixco.runtime.version import mixco_version
 
-LIBRARIES = ("mixco", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 CONFUSIONS = ("class", "taken for", "images")
-LONGEST_WAIT = 60  # seconds for a file of results; writing one takes milliseconds
+LONGEST_WAIT = 60  # seconds for the lock of a results file; writing one takes milliseconds
 
 
 def new_run_folder(path: Path) -> Path:
-    """Make the run folder. Raises UserError when it is not new or empty: runs are never overwritten."""
+    """Make the run folder. Raises UserError where it is not empty: no run is ever overwritten."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
@@ -69,36 +70,36 @@ def read_json(path: Path) -> Any:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a dict. Raises UserError for any other."""
+    """Read a JSON file that holds a dict. Raises UserError for any other."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a file of results; give another one")
+        raise UserError(f"{path}: not a results file; give another one")
     return content
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """A run's config.json: its sections, "data" and "run" among them, all of them dicts.
+    """Read a run's config.json; its sections "data", "method" and "run" are dicts.
 
-    Raises UserError when it is missing, damaged, or no run's.
+    Raises UserError when the file is missing, damaged, or not of a run.
     """
     path = run / "config.json"
     config = read_json(path)
     sections = ("data", "method", "run")
     if not isinstance(config, dict) or not all(isinstance(config.get(s), dict) for s in sections):
-        raise UserError(f"{path} is of no run; restore it, or give another folder")
+        raise UserError(f"{path}: not the config of a run; restore it, or give another folder")
     return config
 
 
 @contextmanager
 def changing_json(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields what a JSON file holds, {} where there is none, and writes it back as it is left.
+    """Yields the dict of a JSON file, {} where there is none; at the end writes the changed dict.
 
-    One process at a time: others wait, so that none loses what another has written. Readers need not
-    wait, for the file is replaced as a whole. The lock is the system's, on a file beside it; it ends
-    with the process that holds it.
+    Only one process at a time changes the file, so that none loses the changes of another. Readers
+    need no lock, because the file is replaced as a whole. The lock is the system's, on a file beside
+    it, and ends with its process.
 
-    Raises UserError when the file is damaged or cannot be written, or when another process holds it
-    for longer than a minute. On any error the old file stays.
+    Raises UserError when the file is damaged or cannot be written, or when another process holds the
+    lock for longer than a minute. On any error the old file stays.
     """
     lock = path.with_name(f".{path.name}.lock")
     try:
@@ -117,13 +118,13 @@ def changing_json(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def add_result(run: Path, kind: str, values: dict[str, Any]) -> None:
-    """Set results.json's entry of one kind ("pretrain", "knn", "linear"); keep the others."""
+    """Set one entry of results.json ("pretrain", "knn", "linear", ...); keep the others."""
     with changing_json(run / "results.json") as results:
         results[kind] = values
 
 
 def write_confusions(run: Path, kind: str, counts: dict[tuple[str, str], int]) -> None:
-    """confusions-<kind>.csv; counts: (class, what it was taken for) -> test images."""
+    """Write confusions-<kind>.csv. counts: (class, predicted class) -> number of test images."""
     rows = [CONFUSIONS, *((*pair, number) for pair, number in counts.items())]
     with (
         replacing(run / f"confusions-{kind}.csv") as temporary,
@@ -133,7 +134,10 @@ def write_confusions(run: Path, kind: str, counts: dict[tuple[str, str], int]) -
 
 
 def read_confusions(path: Path) -> dict[tuple[str, str], int]:
-    """Raises UserError when the file is missing or damaged."""
+    """(class, predicted class) -> number of test images.
+
+    Raises UserError when the file is missing or damaged.
+    """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             head, *rows = csv.reader(file)
@@ -147,9 +151,9 @@ def read_confusions(path: Path) -> dict[tuple[str, str], int]:
 
 
 def run_results(run: Path) -> dict[str, Any]:
-    """{"config": config.json, and the entries of results.json}, as a collection has them.
+    """The entry of a run in a collection: "config", and the entries of its results.json.
 
-    Raises UserError when there are no results. An evaluation with --out has no config.
+    The folder of an evaluation with --out has no config. Raises UserError without results.
     """
     config = run / "config.json"
     settings = {"config": read_results(config)} if config.exists() else {}
@@ -157,9 +161,9 @@ def run_results(run: Path) -> dict[str, Any]:
 
 
 def collect(run: Path, collection: Path, name: str) -> None:
-    """Set a collection's entry of one run to the run's results as they are; keep those of the others.
+    """Set the entry of one run in a collection to its present results; keep the others.
 
-    The run is read while the collection is held: of two processes, the later one knows the more.
+    The run is read under the collection's lock, so that of two processes the later one reads later.
     """
     with changing_json(collection) as results:
         results[name] = run_results(run)
@@ -183,8 +187,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def versions(hardware: str) -> dict[str, str]:
+    """The content of versions.json."""
     return {
         "python": platform.python_version(),
+        "mixco": mixco_version(),
         **{name: version(name) for name in LIBRARIES},
         "platform": platform.platform(),
         "hardware": hardware,

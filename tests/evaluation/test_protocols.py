@@ -1,4 +1,4 @@
-"""Linear evaluation as published, the supervised baseline and fine-tuning, by their commands."""
+"""Linear as published, supervised and fine-tuned, by their functions and their commands."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from configs import config_of, evaluation_config
 from run_folders import random_run
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -13,13 +14,12 @@ from sample_images import unpack_sample
 
 import mixco.cli
 from mixco.encoders.checkpoint import fingerprint
-from mixco.evaluation.protocols import evaluate_linear
+from mixco.evaluation.protocols import evaluate_linear, finetune
 from mixco.evaluation.task import load_task
-from mixco.evaluation.train_classifier import Epoch
-from mixco.evaluation.trained import finetune, last_and_best
+from mixco.evaluation.train_classifier import Epoch, last_and_best
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json
-from mixco.settings.config import ClassifierConfig, EvaluationConfig, FinetuneConfig, LinearConfig
+from mixco.settings.config import EvaluationConfig, FinetuneConfig, LinearConfig
 
 CLASSES = 4
 
@@ -33,19 +33,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def evaluation(place: Path, out: Path, **options: Any) -> EvaluationConfig:
-    return EvaluationConfig(
-        **{"run": place / "run", "out": out, "cache": place / "cache", **options}
-    )
+def where(place: Path, out: Path) -> dict[str, Path]:
+    return {"run": place / "run", "out": out, "cache": place / "cache"}
 
 
-def small(**options: Any) -> ClassifierConfig:
-    return ClassifierConfig(**{"batch_size": 40, **options})
+def evaluation(place: Path, out: Path) -> EvaluationConfig:
+    return evaluation_config(**where(place, out))
 
 
 def published(place: Path, out: Path, **options: Any) -> LinearConfig:
-    settings: dict[str, Any] = {"protocol": "paper", "epochs": 15, "classifier": small()}
-    return LinearConfig(evaluation(place, out), **{**settings, **options})
+    settings = {**where(place, out), "protocol": "paper", "epochs": 15, "batch_size": 40, **options}
+    return config_of(LinearConfig, **settings)
+
+
+def tuning(place: Path, out: Path, **options: Any) -> FinetuneConfig:
+    return config_of(FinetuneConfig, **where(place, out), batch_size=40, **options)
 
 
 def test_linear_evaluation_as_published(place: Path, tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ def test_linear_evaluation_as_published(place: Path, tmp_path: Path) -> None:
 
 
 def test_adam_learns_too(place: Path, tmp_path: Path) -> None:
-    result = evaluate_linear(published(place, tmp_path, classifier=small(optimizer="adam")))
+    result = evaluate_linear(published(place, tmp_path, optimizer="adam"))
     assert result["top1"] > 60
 
 
@@ -100,31 +102,25 @@ def test_the_supervised_baseline_does_not_begin_with_the_encoder(
 ) -> None:
     random_run(tmp_path / "run", place / "photos", seed=5)
     for run in (place / "run", tmp_path / "run"):
-        config = evaluation(place, tmp_path / run.parent.name, run=run)
-        evaluate_linear(
-            LinearConfig(config, protocol="paper", supervised=True, epochs=1, classifier=small())
-        )
+        out = tmp_path / run.parent.name
+        evaluate_linear(published(place, out, run=run, supervised=True, epochs=1))
     a, b = (load_file(tmp_path / n / "supervised.safetensors") for n in (place.name, tmp_path.name))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_fine_tuning_moves_everything_from_the_encoder_on(place: Path, tmp_path: Path) -> None:
-    config = FinetuneConfig(
-        evaluation(place, tmp_path), epochs=15, classifier=small(lr=0.05), head_lr=0.1
-    )
-    result = finetune(config)
+    result = finetune(tuning(place, tmp_path, epochs=15, lr=0.05, head_lr=0.1))
     assert result["top1"] > 50
     assert read_json(tmp_path / "results.json") == {"finetune": result}
     tuned = load_file(tmp_path / "finetune.safetensors")
     encoder = load_file(place / "run" / "encoder.safetensors")
     assert {k.removeprefix("backbone.") for k in tuned} == {*encoder, "head.weight", "head.bias"}
     assert not [k for k, v in encoder.items() if torch.equal(v, tuned[f"backbone.{k}"])]
-    tested = finetune(FinetuneConfig(evaluation(place, tmp_path), evaluate=True))
+    tested = finetune(tuning(place, tmp_path, evaluate=True))
     assert (tested["top1"], tested["top5"]) == (result["top1"], result["top5"])
 
     # At a rate of next to nothing the network that comes out is the encoder that went in.
-    still = FinetuneConfig(evaluation(place, tmp_path / "b"), epochs=1, classifier=small(lr=1e-30))
-    finetune(still)
+    finetune(tuning(place, tmp_path / "b", epochs=1, lr=1e-30))
     tuned = load_file(tmp_path / "b" / "finetune.safetensors")
     weights = [k for k in encoder if k.endswith(("weight", "bias"))]
     assert weights
@@ -150,13 +146,14 @@ def test_the_rate_follows_the_scale_of_the_features(place: Path, tmp_path: Path)
     assert task.head_rate("adam") == pytest.approx(length**-0.5, rel=0.01)
 
 
-def test_a_rate_that_is_too_high_is_told(
+def test_a_rate_that_is_too_high_is_warned_of(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate_linear(published(place, tmp_path, epochs=1, classifier=small(lr=1000.0)))
-    assert "above that of guessing" in capsys.readouterr().err
-    evaluate_linear(published(place, tmp_path, epochs=1, classifier=small(lr=0.1)))
-    assert "above that of guessing" not in capsys.readouterr().err
+    evaluate_linear(published(place, tmp_path, epochs=1, lr=1000.0))
+    warning = capsys.readouterr().err
+    assert "guessing" in warning and "--lr" in warning
+    evaluate_linear(published(place, tmp_path, epochs=1, lr=0.1))
+    assert "guessing" not in capsys.readouterr().err
 
 
 def test_results_of_other_data_and_of_fewer_labels_stand_beside_the_runs_own(
@@ -208,11 +205,11 @@ def test_results_of_other_data_and_of_fewer_labels_stand_beside_the_runs_own(
     assert "kNN: top-1" in capsys.readouterr().out
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_the_training(
+def test_a_folder_that_cannot_be_made_is_refused_before_the_training(
     place: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--out .*file: cannot be made"):
+    with pytest.raises(UserError, match=r"--out .*file"):
         evaluate_linear(published(place, tmp_path / "file"))
 
 
@@ -224,9 +221,9 @@ def test_from_the_command_line(
     common = ["--run", str(run), "--cache", str(place / "cache"), "--protocol", "paper"]
     mixco.cli.main(["linear", *common, "--epochs", "2", "--milestones", "0.5"])
     shown = capsys.readouterr()
-    assert "linear classifier, as published: top-1" in shown.out
-    assert "the last of 2 epochs; the best on the test split, which is no result" in shown.out
-    assert "weights matched test_resnet" in shown.err
+    assert "as published: top-1" in shown.out
+    assert "2 epochs" in shown.out and "best" in shown.out
+    assert "test_resnet" in shown.err
     assert {"results.json", "classifier.safetensors"} <= {p.name for p in run.iterdir()}
 
     mixco.cli.main(["linear", *common, "--evaluate"])
@@ -243,4 +240,4 @@ def test_from_the_command_line(
     assert "fine-tuned: top-1" in capsys.readouterr().out
     (key,) = read_json(tmp_path / "tuned" / "results.json")
     assert key == "finetune@photos", "of a checkpoint no data are its own"
-    assert fingerprint(load_task(evaluation(place, tmp_path, run=run)).encoder.backbone)
+    assert fingerprint(load_task(evaluation_config(run, cache=place / "cache")).encoder.backbone)

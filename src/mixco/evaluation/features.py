@@ -1,0 +1,55 @@
+"""Features of the labelled images of a task, which several evaluations share."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mixco.evaluation.task import Task, load_task
+from mixco.runtime.distributed import process_group
+from mixco.runtime.errors import explain_machine_failures
+from mixco.settings.config import EvaluationConfig
+
+REMEDY = "lower --size, or give --device cpu"
+MINUTES = 30.0  # the longest wait of a process for the features of the others
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the labelled train and test split, and the task they belong to."""
+
+    task: Task
+    train_features: Tensor
+    """float32 [N, D]"""
+    train_index: Tensor
+    """int64 [N]: their images in task.train"""
+    test_features: Tensor
+    """float32 [M, D]"""
+    test_index: Tensor
+    """int64 [M]: their images in task.test"""
+
+    @property
+    def train_labels(self) -> Tensor:
+        """int64 [N] in [0, classes)"""
+        return self.task.train.labels[self.train_index]
+
+    @property
+    def test_labels(self) -> Tensor:
+        """int64 [M] in [0, classes)"""
+        return self.task.test.labels[self.test_index]
+
+    @property
+    def classes(self) -> int:
+        return len(self.task.classes)
+
+
+@explain_machine_failures(REMEDY)
+def compute_features(config: EvaluationConfig) -> Features:
+    """The task's features, computed once for all evaluations that need them.
+
+    Under torchrun each process computes a part, and all return all features.
+    """
+    task = load_task(config)
+    backbone = task.encoder.backbone
+    with process_group(task.compute.device, MINUTES):
+        train, test = task.outputs(backbone, task.train), task.outputs(backbone, task.test)
+    return Features(task, *train, *test)
