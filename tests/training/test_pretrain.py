@@ -62,7 +62,7 @@ def test_one_seed_is_one_run(photos: Path, tmp_path: Path, method: str, mix: str
     )
     assert all(torch.equal(weights(a)[k], v) for k, v in weights(b).items())
     assert not all(torch.equal(weights(a)[k], v) for k, v in weights(other).items())
-    timed = {"images_per_second", "waiting_share"}
+    timed = {"images_per_second", "data_wait"}
     stripped = [
         [{k: v for k, v in record.items() if k not in timed} for record in read_metrics(run)]
         for run in (a, b)
@@ -83,7 +83,7 @@ def test_what_a_run_leaves_behind(photos: Path, tmp_path: Path) -> None:
     records = read_metrics(run)
     assert [r["epoch"] for r in records] == [1, 2]
     assert {"loss", "clean", "mixed", "lr", "knn", "images_per_second"} <= records[0].keys()
-    assert all(0 < r["waiting_share"] < 1 for r in records)
+    assert all(0 < r["data_wait"] < 1 for r in records)
     result = read_json(run / "results.json")["pretrain"]
     assert (result["method"], result["images"], result["epochs"]) == ("moco+mixco", 48, 2)
     assert list((run / "tensorboard").glob("events.*"))
