@@ -301,7 +301,7 @@ def dots(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> Figure:
 def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """counts: [true class, predicted class]; the more of a row a cell has, the darker it is."""
     size = len(classes)
-    side = 1.5 + 0.3 * size
+    side = 0.8 + 0.3 * size + 0.08 * min(40, max(map(len, classes)))  # with room for the names
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     totals = np.maximum(counts.sum(1, keepdims=True), 1)
