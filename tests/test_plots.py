@@ -8,7 +8,16 @@ import torch
 from PIL import Image
 from sample_images import sample_images
 
-from mixco.plots import draw_comparison, draw_curves, draw_neighbours, draw_views
+from mixco.plots import (
+    MIXED,
+    RIGHT,
+    WRONG,
+    draw_comparison,
+    draw_curves,
+    draw_neighbours,
+    draw_views,
+    to_image,
+)
 
 RECORDS = [
     {"epoch": e, "loss": 9 - e / 5, "clean": 4 - e / 10, "mixed": 5 - e / 10} for e in range(1, 11)
@@ -24,22 +33,25 @@ def read(path: Path) -> np.ndarray:
     return pixels
 
 
-def holds(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
-    """Is there a patch of about this colour?"""
-    return int((np.abs(picture.astype(int) - colour).max(2) <= 3).sum()) > 500
+def holds(picture: np.ndarray, colour: str) -> bool:
+    """Is there a patch of about this colour, "#rrggbb"?"""
+    return (
+        int((np.abs(picture.astype(int) - tuple(bytes.fromhex(colour[1:]))).max(2) <= 3).sum())
+        > 500
+    )
 
 
-def test_views_and_mixtures(tmp_path: Path) -> None:
+def test_views_and_mixed_images(tmp_path: Path) -> None:
     originals = sample_images(4)
-    colours = {"q": (1.0, 0.0, 0.0), "k": (0.0, 0.0, 1.0), "mixed": (0.0, 1.0, 0.0)}
+    colours = {"#ff0000": (1.0, 0.0, 0.0), "#0000ff": (0.0, 0.0, 1.0), "#00ff00": (0.0, 1.0, 0.0)}
     q, k, mixed = (torch.tensor(c).view(1, 3, 1, 1).expand(4, 3, 64, 64) for c in colours.values())
     draw_views(tmp_path / "a.png", originals, q, k, mixed[:2], [(0, 2, 0.3), (1, 3, 0.9)])
     picture = read(tmp_path / "a.png")
-    assert all(holds(picture, tuple(int(255 * v) for v in c)) for c in colours.values())
+    assert all(holds(picture, colour) for colour in colours)
     draw_views(tmp_path / "b.png", originals, q, k, None, [])
     plain = read(tmp_path / "b.png")
     assert plain.shape[0] < picture.shape[0]
-    assert not holds(plain, (0, 255, 0))
+    assert not holds(plain, "#00ff00")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
@@ -54,7 +66,6 @@ def test_curves_with_and_without_knn(tmp_path: Path, checked: bool) -> None:
 def test_neighbours_are_framed_by_their_class(tmp_path: Path) -> None:
     queries = sample_images(2)
     neighbours = sample_images(6).view(2, 3, 3, 64, 64)
-    green, orange = (0, 158, 115), (213, 94, 0)
     for correct in (True, False):
         draw_neighbours(
             tmp_path / "n.png",
@@ -66,8 +77,8 @@ def test_neighbours_are_framed_by_their_class(tmp_path: Path) -> None:
             "an encoder",
         )
         picture = read(tmp_path / "n.png")
-        assert holds(picture, green) == correct
-        assert holds(picture, orange) != correct
+        assert holds(picture, RIGHT) == correct
+        assert holds(picture, WRONG) != correct
 
 
 def test_comparison(tmp_path: Path) -> None:
@@ -76,4 +87,11 @@ def test_comparison(tmp_path: Path) -> None:
         for name, value in {"random": 50.0, "moco": 60.0, "moco+mixco": 65.0}.items()
     }
     draw_comparison(tmp_path / "c.png", results)
-    assert holds(read(tmp_path / "c.png"), (0, 114, 178))
+    assert holds(read(tmp_path / "c.png"), MIXED)
+
+
+def test_an_image_of_any_number_of_channels() -> None:
+    bytes_ = torch.tensor([10, 20, 30, 40], dtype=torch.uint8).view(4, 1, 1)
+    for channels, expected in ((1, (10, 10, 10)), (2, (15, 15, 15)), (4, (10, 20, 30))):
+        for picture in (bytes_[:channels], bytes_[:channels] / 255):
+            assert to_image(picture).getpixel((0, 0)) == expected

@@ -69,6 +69,16 @@ def test_metrics_are_a_record_a_line(tmp_path: Path) -> None:
     for record in records:
         append_metrics(tmp_path, record)
     assert read_metrics(tmp_path) == records
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "lo')
+    assert read_metrics(tmp_path) == records, "the last line is still being written"
+
+
+def test_names_of_version_0_1_are_read_as_those_of_today(tmp_path: Path) -> None:
+    append_metrics(tmp_path, {"epoch": 1, "waiting_share": 0.5})
+    assert read_metrics(tmp_path) == [{"epoch": 1, "data_wait": 0.5}]
+    write_json(tmp_path / "all.json", {"a": {"pretrain": {"waiting_share": 0.25}}})
+    assert read_json(tmp_path / "all.json") == {"a": {"pretrain": {"data_wait": 0.25}}}
 
 
 def test_without_an_installed_package_the_version_is_the_sources(

@@ -45,7 +45,10 @@ def main() -> None:
         ),
     )
     recorded = read_metrics(pretrain(config))[1]
-    figures = {name: float(recorded[name]) for name in ("images_per_second", "waiting_share")}
+    figures = {
+        "images_per_second": float(recorded["images_per_second"]),
+        "waiting_share": float(recorded["data_wait"]),
+    }
     tell(figures, settings, str(pick_dtype(settings.device, settings.precision)))
 
 

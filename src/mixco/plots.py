@@ -1,94 +1,115 @@
-"""The pictures that people look at, as PNG files. They take tensors and records, nothing of mixco."""
+"""All figures, drawn with matplotlib in one style: PNG files of a run, and the figures of its page.
+
+Functions that begin with `draw_` write a PNG file; the others return a Figure, which `save` writes. They
+take tensors and plain values and know nothing of runs or settings.
+"""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from mixco.runtime.files import replacing, shown
 
-# Okabe and Ito's colours, told apart by everybody: what was mixed, its base, what was not trained.
-MIXED, BASE, UNTRAINED = "#0072B2", "#E69F00", "#999999"
-RIGHT, WRONG = "#009E73", "#D55E00"
-INK = "#333333"
-DPI = 150
+# The first five are told apart with any kind of colour vision, and all of them are legible on white.
+SERIES = (
+    *("#0072b2", "#c85200", "#00805c", "#a8508c", "#8c6d00"),
+    *("#2f8fcb", "#7a4a2b", "#5b5bd6", "#c2255c", "#5f6b74"),
+)
+MIXED, BASE, UNTRAINED = SERIES[0], SERIES[1], SERIES[9]  # trained with mixing, without, not at all
+RIGHT, WRONG = SERIES[2], SERIES[1]
+INK, QUIET, LINE = "#1c1c1e", "#5c6068", "#dcdee2"  # text, secondary text, rules
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a class may be called "$"
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), QUIET),
+}
+SMALL = 7  # points
+DPI = 200
 
 
+@contextmanager
+def styled() -> Iterator[None]:
+    """Apply STYLE, and do not warn of letters that the font lacks: they show as boxes."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        yield
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG file on white, atomically."""
+    with styled(), replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, facecolor="white")
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """An RGB image of a picture with any number of channels.
+
+    picture: [C, H, W], uint8 or float in [0, 1]. The first three channels are red, green and blue; of
+        fewer, the mean is shown in grey.
+    """
+    if picture.is_floating_point():
+        picture = (255 * picture.float()).round().clamp(0, 255).byte()
+    if len(picture) < 3:
+        picture = picture.float().mean(0, keepdim=True).round().byte().expand(3, -1, -1)
+    return Image.fromarray(np.ascontiguousarray(picture[:3].permute(1, 2, 0).cpu().numpy()))
+
+
+# Images
+
+
+@styled()
 def draw_views(
     path: Path,
     originals: Tensor,
     view_q: Tensor,
     view_k: Tensor,
     mixed: Tensor | None,
-    shares: Sequence[tuple[int, int, float]],
+    pairs: Sequence[tuple[int, int, float]],
 ) -> None:
-    """What the network saw: images, two views of each, and mixtures of pairs of the first views.
+    """Draw what the network saw: images, two views of each, and mixed images of the first views.
 
-    originals: uint8 or float in [0, 1], [B, C, H, W]; views: float [B, C, S, S] in [0, 1], not
-        normalised. Of four channels and more the first three are shown as red, green and blue.
-    mixed: float [M, C, S, S] in [0, 1], and for each its (first, second, share of the first);
-        None where nothing is mixed.
+    originals: [B, C, H, W]; views: [B, C, S, S], not normalised; see `to_image`.
+    mixed: [M, C, S, S], or None where nothing is mixed. pairs: for each mixed image the indices of its
+        first and second source, and lambda, the part of the first in [0, 1].
     """
-    pairs = shares or [(i, i + 1, 1.0) for i in range(0, len(originals) - 1, 2)]
+    pairs = pairs or [(i, i + 1, 1.0) for i in range(0, len(originals) - 1, 2)]
     order = [i for first, second, _ in pairs for i in (first, second)]
     rows = [("image", originals), ("view 1", view_q), ("view 2", view_k)]
-    height = len(rows) + (1.6 if mixed is not None else 0)
-    figure = Figure(figsize=(1.15 * len(order) + 0.6, 1.15 * height + 0.3), layout="constrained")
-    grid = figure.add_gridspec(
-        len(rows) + (mixed is not None),
-        len(order),
-        height_ratios=[1.0] * len(rows) + [1.6] * (mixed is not None),
-    )
+    heights = [1.0] * len(rows) + [1.6] * (mixed is not None)
+    size = (0.86 * len(order) + 0.45, 0.86 * sum(heights) + 0.22)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.add_gridspec(len(heights), len(order), height_ratios=heights)
     for row, (name, images) in enumerate(rows):
         for column, index in enumerate(order):
-            axes = figure.add_subplot(grid[row, column])
-            _show(axes, images[index])
+            axes = _show(figure, grid[row, column], images[index])
             if column == 0:
-                axes.set_ylabel(name, color=INK, fontsize=10)
+                axes.set_ylabel(name)
     if mixed is not None:
-        for number, (_, _, share) in enumerate(pairs):
-            axes = figure.add_subplot(grid[len(rows), 2 * number : 2 * number + 2])
-            _show(axes, mixed[number])
-            left = round(100 * share)
-            axes.set_xlabel(f"{left} % left, {100 - left} % right", color=INK, fontsize=9)
+        for number, (_, _, lam) in enumerate(pairs):
+            axes = _show(figure, grid[len(rows), 2 * number : 2 * number + 2], mixed[number])
+            left = round(100 * lam)
+            axes.set_xlabel(f"{left} % left, {100 - left} % right", fontsize=SMALL)
             if number == 0:
-                axes.set_ylabel("mixture of\ntwo views 1", color=INK, fontsize=10)
-    _save(figure, path)
+                axes.set_ylabel("mixed image\nof two views 1")
+    save(figure, path)
 
 
-def draw_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Losses and, where there are any, kNN checks over the epochs, a colour a run.
-
-    runs: name -> the records of metrics.jsonl.
-    """
-    checked = any("knn" in record for records in runs.values() for record in records)
-    figure = Figure(figsize=(9.5 if checked else 5, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2 if checked else 1, squeeze=False)[0]
-    for name, records in runs.items():
-        colour = MIXED if "+" in name else BASE
-        epochs = [record["epoch"] for record in records]
-        axes[0].plot(epochs, [r["clean"] for r in records], color=colour, label=f"{name}: clean")
-        if "mixed" in records[-1]:
-            mixed = [r["mixed"] for r in records]
-            axes[0].plot(epochs, mixed, color=colour, ls="--", label=f"{name}: mixtures")
-        points = [(r["epoch"], r["knn"]) for r in records if "knn" in r]
-        if points:
-            axes[1].plot(*zip(*points, strict=True), color=colour, marker="o", ms=4, label=name)
-    axes[0].set_title("Contrastive loss", loc="left", fontsize=11)
-    if checked:
-        axes[1].set_title("kNN top-1 on held-out training images, %", loc="left", fontsize=11)
-    for one in axes:
-        one.set_xlabel("epoch")
-        one.xaxis.get_major_locator().set_params(integer=True)
-        one.legend(frameon=False, fontsize=9)
-        _quieten(one)
-    _save(figure, path)
-
-
+@styled()
 def draw_neighbours(
     path: Path,
     queries: Tensor,
@@ -98,92 +119,236 @@ def draw_neighbours(
     names: Sequence[str],
     title: str,
 ) -> None:
-    """Each query, then the images whose features are nearest to its own, nearest first.
+    """Draw each query beside the images whose features are nearest to its own, the nearest first.
 
-    queries: [Q, C, H, W], neighbours: [Q, K, C, H, W], both uint8 or float in [0, 1], shown as by
-        `draw_views`; similarities: [Q, K] in [-1, 1].
-    correct: bool [Q, K], whether the neighbour is of the query's class: the frame's colour; None where
-        there are no classes.
-    names: the class of each query, or whatever it is called.
+    queries: [Q, C, H, W], neighbours: [Q, K, C, H, W], see `to_image`; similarities: [Q, K], cosines.
+    correct: bool [Q, K], whether the neighbour is of the query's class, which the frame shows; None
+        where there are no classes.
+    names: of the queries' classes, or of the queries.
     """
-    title = _plain(title)
     frames = "solid green: of the same class; dashed orange: of another; "
-    title += f"\n{frames if correct is not None else ''}below: cosine similarity"
+    title = f"{shown(title)}\n{frames if correct is not None else ''}below: cosine similarity"
     count, k = similarities.shape
-    figure = Figure(figsize=(1.0 * (k + 1.9), 1.05 * count + 0.9), layout="constrained")
-    figure.suptitle(title, fontsize=11, color=INK)
+    figure = Figure(figsize=(0.75 * (k + 1.9), 0.79 * count + 0.68), layout="constrained")
+    figure.suptitle(title, fontsize=8.5)
     grid = figure.add_gridspec(count, k + 2, width_ratios=[1, 0.15] + [1] * k)
     for row in range(count):
-        axes = figure.add_subplot(grid[row, 0])
-        _show(axes, queries[row])
-        axes.set_ylabel(
-            _plain(names[row]),
-            color=INK,
-            fontsize=8,
-            rotation=0,
-            ha="right",
-            va="center",
-            labelpad=6,
-        )
+        axes = _show(figure, grid[row, 0], queries[row])
+        beside: dict[str, Any] = {"rotation": 0, "ha": "right", "va": "center", "labelpad": 5}
+        axes.set_ylabel(shown(names[row]), fontsize=6, **beside)
         for column in range(k):
-            axes = figure.add_subplot(grid[row, column + 2])
-            right = correct is None or bool(correct[row, column])
-            frame = None if correct is None else RIGHT if right else WRONG
-            _show(axes, neighbours[row, column], frame=frame, dashed=not right)
-            value = float(similarities[row, column])
-            text = f"{value:.4f}" if correct is None else f"{value:.2f}"  # among all, many are near
-            axes.set_xlabel(text, fontsize=7, color=INK, labelpad=2)
-    _save(figure, path)
+            axes = _show(figure, grid[row, column + 2], neighbours[row, column])
+            if correct is not None:
+                right = bool(correct[row, column])
+                axes.spines[:].set(visible=True, linewidth=1.9, color=RIGHT if right else WRONG)
+                axes.spines[:].set_linestyle("-" if right else "--")
+            # Without classes the neighbours come from any number of images, and many are near.
+            text = f"{similarities[row, column]:.{4 if correct is None else 2}f}"
+            axes.set_xlabel(text, fontsize=5.3, labelpad=1.5)
+    save(figure, path)
 
 
+def _show(figure: Figure, place: Any, image: Tensor) -> Axes:
+    axes = figure.add_subplot(place)
+    axes.imshow(to_image(image), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+# Curves
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of one run, or the mean of several."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    """(epoch, value)"""
+    colour: str
+    dashed: bool = False
+    faint: bool = False
+    ending: str = ""
+    """Written where the line ends."""
+
+
+@styled()
+def panel(lines: Sequence[Line], title: str, unit: str, epochs: Sequence[int]) -> Figure:
+    """One quantity over the epochs. epochs: all that the axis has room for."""
+    figure = Figure(figsize=(3.3, 2.0), layout="constrained")
+    _plot_lines(figure.subplots(), lines, title, unit, epochs)
+    return figure
+
+
+@styled()
+def draw_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Draw the losses over the epochs and, where there are any, the kNN checks.
+
+    runs: name -> the records of metrics.jsonl. A name with a "+" is of a run with mixing.
+    """
+    losses, checks = [], []
+    for name, records in runs.items():
+        colour = MIXED if "+" in name else BASE
+        for key, what in (("clean", "clean"), ("mixed", "mixed images")):
+            if points := [(r["epoch"], r[key]) for r in records if key in r]:
+                losses.append(Line(f"{name}: {what}", points, colour, dashed=key == "mixed"))
+        if points := [(r["epoch"], r["knn"]) for r in records if "knn" in r]:
+            checks.append(Line(name, points, colour))
+    panels = [(losses, "Contrastive loss", "")]
+    if checks:
+        panels.append((checks, "kNN top-1, held-out training images", "%"))
+    epochs = [record["epoch"] for records in runs.values() for record in records]
+    figure = Figure(figsize=(3.6 * len(panels), 2.5), layout="constrained")
+    for axes, (lines, title, unit) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        _plot_lines(axes, lines, title, unit, epochs)
+    save(figure, path)
+
+
+def _plot_lines(
+    axes: Axes, lines: Sequence[Line], title: str, unit: str, epochs: Sequence[int]
+) -> None:
+    labelled: set[str] = set()
+    for line in lines:
+        when, values = zip(*line.points, strict=True)
+        axes.plot(
+            when,
+            values,
+            color=line.colour,
+            linestyle="--" if line.dashed else "-",
+            linewidth=0.8 if line.faint else 1.6,
+            alpha=0.45 if line.faint else 1,
+            marker="o" if len(when) <= 12 and not line.faint else None,
+            markersize=3,
+            label="_" if line.faint or line.label in labelled else line.label,
+        )
+        if not line.faint:
+            labelled.add(line.label)
+        if line.ending:
+            axes.annotate(
+                line.ending,
+                (when[-1], values[-1]),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=SMALL,
+                annotation_clip=False,
+            )
+    _finish_axes(axes, title, unit)
+    axes.set_xlabel("epoch", fontsize=SMALL, color=QUIET, loc="right", labelpad=1)
+    axes.locator_params(axis="x", nbins=5, integer=True)
+    axes.locator_params(axis="y", nbins=5)
+    pad = max(0.5, 0.04 * (max(epochs) - min(epochs)))
+    axes.set_xlim(min(epochs) - pad, max(epochs) + pad)
+    if len(labelled) > 1:
+        axes.legend(frameon=False, fontsize=6.5, handlelength=1.4)
+
+
+def _finish_axes(axes: Axes, title: str, unit: str) -> None:
+    """Give axes their title and unit, a quiet grid and two spines."""
+    axes.set_title(title, loc="left", fontsize=8.5, fontweight="bold")
+    axes.set_title(unit, loc="right", fontsize=SMALL, color=QUIET)
+    axes.tick_params(labelsize=SMALL, length=0)
+    axes.grid(color=LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+
+
+# Results
+
+
+@styled()
 def draw_comparison(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Bars: kNN and linear probe, top-1 in percent, for each encoder of a results.json."""
-    figure = Figure(figsize=(8, 0.55 * len(results) + 1.0), layout="constrained")
+    """Draw bars of the top-1 of kNN and linear probe, in percent, for each encoder of a results.json."""
+    figure = Figure(figsize=(6, 0.41 * len(results) + 0.75), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     names = list(results)
-    for axes, kind, title in zip(
-        panels, ("knn", "linear"), ("kNN top-1, %", "linear probe top-1, %"), strict=True
-    ):
+    colours = [UNTRAINED if n == "random" else MIXED if "+" in n else BASE for n in names]
+    kinds = {"knn": "kNN top-1", "linear": "linear probe top-1"}
+    for axes, (kind, title) in zip(panels, kinds.items(), strict=True):
         values = [results[name][kind]["top1"] for name in names]
-        colours = [UNTRAINED if n == "random" else MIXED if "+" in n else BASE for n in names]
         bars = axes.barh(names, values, color=colours, height=0.65)
-        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9, color=INK)
-        axes.set_xlim(0, 105)
-        axes.set_title(title, loc="left", fontsize=11)
-        _quieten(axes)
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=SMALL)
+        axes.set_xlim(0, 109)
+        _finish_axes(axes, title, "%")
+    panels[0].tick_params(axis="y", labelcolor=INK, labelsize=8)
     panels[0].invert_yaxis()
-    _save(figure, path)
+    save(figure, path)
 
 
-def _show(axes: Axes, image: Tensor, frame: str | None = None, dashed: bool = False) -> None:
-    """image: uint8 or float in [0, 1], [C, H, W]: the first three channels, or the mean of two."""
-    if len(image) < 3:
-        most = 1 if image.is_floating_point() else 255
-        grey = image.float().mean(0).cpu().numpy()
-        axes.imshow(grey, cmap="gray", vmin=0, vmax=most, interpolation="nearest")
-    else:
-        axes.imshow(image[:3].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set(visible=frame is not None, color=frame or INK, linewidth=2.5)
-        spine.set_linestyle("--" if dashed else "-")
+@styled()
+def dots(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> Figure:
+    """A row a setting, with a dot for each run and a bar at their mean; values in percent."""
+    figure = Figure(figsize=(3.3, 0.55 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, values) in enumerate(rows):
+        colour = SERIES[place % len(SERIES)]
+        axes.plot(values, [place] * len(values), "o", ms=6, color=colour, alpha=0.7, mew=0)
+        if len(values) > 1:
+            axes.plot([np.mean(values)] * 2, [place - 0.32, place + 0.32], color=colour, lw=2)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows], color=INK)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.margins(x=0.15)
+    axes.locator_params(axis="x", nbins=5)
+    _finish_axes(axes, title, "%")
+    return figure
 
 
-def _quieten(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9)
-    axes.grid(color="#EEEEEE")
-    axes.set_axisbelow(True)
+@styled()
+def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """counts: [true class, predicted class]; the more of a row a cell has, the darker it is."""
+    size = len(classes)
+    side = 0.8 + 0.3 * size + 0.08 * min(40, max(map(len, classes)))  # with room for the names
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    totals = np.maximum(counts.sum(1, keepdims=True), 1)
+    for row, column in np.argwhere(counts):
+        alpha = 0.06 + 0.5 * counts[row, column] / totals[row, 0]
+        axes.add_patch(Rectangle((column, row), 1, 1, color=SERIES[0], alpha=alpha, lw=0))
+        number = str(counts[row, column])
+        axes.text(column + 0.5, row + 0.5, number, ha="center", va="center", fontsize=SMALL)
+    axes.set(xlim=(0, size), ylim=(size, 0), aspect="equal")
+    middles = np.arange(size) + 0.5
+    axes.set_yticks(middles, classes, color=INK)
+    axes.set_xticks(middles, classes, color=INK, rotation=90)
+    axes.xaxis.tick_top()
+    axes.set_ylabel("class", color=QUIET)
+    axes.set_xlabel("taken for", color=QUIET)
+    axes.xaxis.set_label_position("top")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary, warnings.catch_warnings():
-        # Of names in letters that the font lacks: they show as boxes.
-        warnings.filterwarnings("ignore", "Glyph")
-        figure.savefig(temporary, dpi=DPI, facecolor="white")
+@styled()
+def scatter(
+    places: NDArray[np.float32],
+    groups: Sequence[tuple[str, Sequence[int], int | None]],
+    thumbnails: Sequence[tuple[int, Image.Image]],
+    size: tuple[int, int],
+    thumbnail: float,
+) -> Figure:
+    """A map of the embedding, as on the page before anybody zooms in.
 
-
-def _plain(name: str) -> str:
-    """A name of the user's: dollars are no formulas, and what is no text is escaped."""
-    return shown(name).replace("$", r"\$")
+    places: [n, 2], in units of the map, from the top left. size: of the map, in units.
+    groups: (name, rows of `places`, index into SERIES or None for grey).
+    thumbnails: (row of `places`, square image), drawn `thumbnail` units wide.
+    """
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), layout="constrained")
+    axes = figure.subplots()
+    for name, rows, colour in groups:
+        x, y = places[list(rows)].T
+        fill = LINE if colour is None else SERIES[colour]
+        axes.scatter(x, y, s=14, lw=0, label=name, color=fill)
+    half = thumbnail / 2
+    for row, image in thumbnails:
+        x, y = places[row]
+        axes.imshow(image, extent=(x - half, x + half, y + half, y - half), zorder=3)
+    axes.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="equal")
+    axes.set_axis_off()
+    if len(groups) > 1:
+        figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure

@@ -9,6 +9,7 @@ from sample_images import unpack_sample
 
 from mixco.encoders.checkpoint import load_encoder, save_encoder
 from mixco.encoders.export.export import export
+from mixco.evaluation import EVALUATIONS
 from mixco.runtime.run_folder import add_result, read_json, write_json
 from mixco.settings.config import ExportConfig, PretrainConfig
 from mixco.settings.resolve import from_dict, resolve, to_dict
@@ -39,7 +40,8 @@ def run(tmp_path: Path) -> Path:
     add_result(run, "pretrain", {"images": 1600, "data": "photos/pretrain", "seconds": 120.0})
     add_result(run, "knn", {**these, "top1": 50.0})
     add_result(run, "linear", {**these, "top1": 77.7, "checkpoint": "step-00000010.pt"})
-    add_result(run, "supervised", {**these, "top1": 88.8})
+    add_result(run, "supervised", {**these, "top1": 88.8, "checkpoint": None})
+    add_result(run, "finetune-10percent", {**these, "top1": 66.6})
     return run
 
 
@@ -54,7 +56,9 @@ def test_a_card_tells_the_training_the_results_and_the_licence(
     assert header["library_name"] == "timm"
     assert {"simclr", "mixco"} <= set(header["tags"])
     assert "datasets" not in header, "a folder of one's own is no data set of the hub's"
-    assert "| photos/test, 400 images | 1,600 | 50.0 ± 2.5 | 95.0 |" in text
+    numbers = "photos/test, 400 images | 1,600 | 50.0 ± 2.5 | 95.0 |"
+    assert f"| {EVALUATIONS['knn'].title} | {numbers}" in text
+    assert f"| {EVALUATIONS['finetune'].title} (10percent) | photos/test" in text
     assert "1,600 of photos/pretrain" in text
     assert "The weights: cc-by-4.0." in text
     assert "77.7" not in text, "these are another checkpoint's"
@@ -69,7 +73,7 @@ def test_a_card_of_a_file_alone_says_that_little_is_known(run: Path, tmp_path: P
     text = (export(ExportConfig(path)) / "README.md").read_text("utf-8")
     assert f"All that the file says: {TRAINING}." in text
     assert "have not been evaluated" in text
-    assert "Of the weights: unknown." in text
+    assert "licence of the weights is unknown" in text
     assert "16 images of sample/train" in text
     assert not text.startswith("---"), "what the hub needs is for the hub"
 
@@ -80,5 +84,5 @@ def test_images_that_are_gone_are_told_and_the_samples_taken(
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
     export(ExportConfig(run))
     told = capfd.readouterr().err
-    assert "the run's own images cannot be had" in told
+    assert "the run's own images" in told
     assert "16 images of sample/train" in told

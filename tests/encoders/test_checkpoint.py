@@ -103,10 +103,10 @@ def test_what_is_no_encoder_is_told(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="damaged or not a safetensors file"):
         load_encoder(saved)
 
-    foreign = tmp_path / "foreign.safetensors"
-    save_file({"x": torch.zeros(1)}, foreign)
+    other = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(1)}, other)
     with pytest.raises(UserError, match="of no layout known here"):
-        load_encoder(foreign)
+        load_encoder(other)
 
     torch.save({"state_dict": {}}, tmp_path / "moco.pth.tar")
     with pytest.raises(UserError, match="no weights in it"):

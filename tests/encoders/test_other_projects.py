@@ -205,7 +205,7 @@ class Bomb:
 
 
 class Settings:
-    """Somebody's own class: harmless, but who knows."""
+    """Somebody's own class: harmless, perhaps."""
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
@@ -256,5 +256,5 @@ def test_our_own_files_name_their_architecture(tmp_path: Path) -> None:
     description = EncoderDescription("resnet18", "auto", 32, (0.5,) * 3, (0.5,) * 3, "random")
     save_encoder(path, build_backbone("resnet18", 32), description)
     for given in ({"arch": "resnet18"}, {"stem": "conv3s1"}):
-        with pytest.raises(UserError, match="it says itself that it is resnet18 with stem auto"):
+        with pytest.raises(UserError, match="resnet18 with stem auto; leave out"):
             load_encoder(path, **given)  # type: ignore[arg-type]

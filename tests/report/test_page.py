@@ -15,6 +15,7 @@ from PIL import Image
 from sample_images import unpack_sample
 
 import mixco.cli
+from mixco.evaluation import EVALUATIONS
 from mixco.report.figures import slug
 from mixco.report.page import write_page
 from mixco.runtime.run_folder import read_confusions, read_json, read_metrics, write_json
@@ -43,9 +44,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings = ["--size", "32", "--arch", "test_resnet", "--epochs", "3", "--batch-size", "16"]
         paths = ["--data", data, "--cache", place / "cache", "--out", place / name]
         mixco.cli.main(["pretrain", *map(str, paths), *settings, "--holdout", "0.2", *more])
-    for verb in ("knn", "linear"):
+    for command in ("knn", "linear"):
         paths = ["--run", place / "labelled", "--cache", place / "cache"]
-        mixco.cli.main([verb, *map(str, paths)])
+        mixco.cli.main([command, *map(str, paths)])
     return place
 
 
@@ -113,10 +114,11 @@ def test_the_page_of_a_run(place: Path, page: Path) -> None:
     for value in (check, results["knn"]["top1"], results["linear"]["top1"]):
         assert f'<dd class="value">{value:.1f} %</dd>' in text
     assert "kNN, 8 held-out training images" in text
-    for picture in ("loss", "knn", "lr", "images-per-second", "waiting-share", "views", "map-pca"):
+    for picture in ("loss", "knn", "lr", "images-per-second", "data-wait", "views", "map-pca"):
         with Image.open(page.with_suffix("") / f"{picture}.png") as file:
             assert min(file.size) > 300
-    others = {"neighbours.png", "confusions-knn-test-images.png"}
+    confusions = slug(f"confusions {EVALUATIONS['knn'].title}, test images")
+    others = {"neighbours.png", f"{confusions}.png"}
     assert others < {p.name for p in page.with_suffix("").iterdir()}
     assert "<span>mixco pretrain</span> <span>--data " in text
     assert sorted(p.name for p in page.parent.iterdir()) == ["a", "a.html"]
@@ -176,7 +178,7 @@ def test_chosen_images(place: Path, tmp_path: Path) -> None:
     name = next((place / "photos" / "train" / HOSTILE).iterdir())
     chosen = (own, inside, name.relative_to(place / "photos" / "train"))
     text = checked(page_of(place / "labelled", out=tmp_path / "a.html", images=chosen))
-    part = text[text.index("Of chosen images") : text.index("Of random images")]
+    part = text[text.index("Chosen images") : text.index("Random images")]
     queries = re.findall(r'<figure class="query">.*?alt="([^"]*)"', part, re.DOTALL)
     assert queries[0] == str(own)
     assert queries[1].startswith(f"Forest/{inside.name}, Forest")
@@ -192,8 +194,9 @@ def test_images_that_are_gone(place: Path, tmp_path: Path) -> None:
     write_json(run / "config.json", config)
     text = checked(page_of(run, out=tmp_path / "a.html"))
     assert sections(text) == ["results", "curves", "classes", "settings"]
-    assert "The run&#39;s images are not at hand" in text
-    assert "linear probe, test images" in text, "what the evaluations left is still shown"
+    assert f"{tmp_path}/nowhere" in text
+    title = EVALUATIONS["linear"].title
+    assert f"{title}, test images" in text, "what the evaluations left is still shown"
     moved = {"data": str(place / "photos"), "most_images": 20}
     again = checked(page_of(run, out=tmp_path / "b.html", **moved))
     assert "neighbours" in sections(again)
@@ -219,7 +222,7 @@ def test_a_run_that_is_not_finished(place: Path, tmp_path: Path) -> None:
     assert sections(text) == ["results", "saw", "settings"]
 
 
-def test_columns_that_nobody_knows_are_drawn(place: Path, tmp_path: Path) -> None:
+def test_unknown_columns_are_drawn(place: Path, tmp_path: Path) -> None:
     run = shutil.copytree(place / "labelled", tmp_path / "run")
     records = [
         {
@@ -277,11 +280,11 @@ def test_an_encoder_that_was_not_trained(place: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["nowhere"], "is this a run folder?"),
-        (["all.json"], "a page needs a run folder; of collections alone give --table"),
+        (["all.json"], "--table"),
         (["RUN", "--images", "missing.jpg"], "--images missing.jpg: cannot be read"),
-        (["RUN", "--out", "."], "a file that ends in .html"),
+        (["RUN", "--out", "."], ".html"),
         (["RUN", "--out", "RUN/config.json/x.html"], "cannot be written"),
-        (["RUN", "--most-images", "3"], "--most-images 3: at least 10"),
+        (["RUN", "--most-images", "3"], "--most-images must be at least 10"),
         (["BROKEN"], "metrics.jsonl is damaged"),
     ],
 )

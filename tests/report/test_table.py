@@ -1,23 +1,20 @@
 """`mixco report`: the table of several runs, from run folders and from collections."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+from configs import pretrain_config
 
 import mixco.cli
-from mixco.report.table import spread, table
+from mixco.evaluation import EVALUATIONS
+from mixco.evaluation.kinds import in_order, title_of
+from mixco.report.table import distinguishes, spread, table
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import add_result, read_json, write_json
-from mixco.settings.config import (
-    DataConfig,
-    MethodConfig,
-    OptimisationConfig,
-    PretrainConfig,
-    RunConfig,
-)
 from mixco.settings.resolve import to_dict
+
+KNN, PAPER = EVALUATIONS["knn"].title, EVALUATIONS["linear_paper"].title
 
 
 def write_run(
@@ -30,14 +27,9 @@ def write_run(
 ) -> Path:
     """A run folder as the commands leave it, without the pretraining."""
     folder.mkdir(parents=True)
-    config = PretrainConfig(
-        data=DataConfig(data="cifar10", data_path=folder, size=32),
-        method=dataclasses.replace(
-            MethodConfig(method="moco", mix="none", temperature=0.2), **method
-        ),
-        optimisation=OptimisationConfig(epochs=7),
-        run=RunConfig(out=folder, seed=seed),
-    )
+    settings = {"method": "moco", "mix": "none", "temperature": 0.2, **method}
+    where = {"data": "cifar10", "data_path": folder, "size": 32, "out": folder}
+    config = pretrain_config(**where, epochs=7, seed=seed, **settings)
     write_json(folder / "config.json", to_dict(config))
     name = config.method.method + ("" if config.method.mix == "none" else f"+{config.method.mix}")
     shown = {"method": name, "data": "cifar10/train", "images": 50, "arch": "resnet18", "size": 32}
@@ -73,16 +65,16 @@ def test_runs_that_differ_by_their_seed_alone_are_one_row(tmp_path: Path) -> Non
         {
             "method": "moco",
             **setting,
-            "kNN top-1": "62.0 +- 2.0 (3)",
-            "linear as published top-1": "70.0 +- 0.0 (3)",
-            "linear as published top-5": "96.0 +- 1.0 (3)",
+            f"{KNN} top-1": "62.0 +- 2.0 (3)",
+            f"{PAPER} top-1": "70.0 +- 0.0 (3)",
+            f"{PAPER} top-5": "96.0 +- 1.0 (3)",
         },
         {
             "method": "moco+mixco",
             **setting,
-            "kNN top-1": "65.0",
-            "linear as published top-1": "",
-            "linear as published top-5": "",
+            f"{KNN} top-1": "65.0",
+            f"{PAPER} top-1": "",
+            f"{PAPER} top-5": "",
         },
     ]
 
@@ -91,14 +83,14 @@ def test_a_missing_evaluation_does_not_part_seeds(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", 0, knn=60.0, paper=(50.0, 90.0))
     b = write_run(tmp_path / "b", 1, knn=61.0)
     (row,) = rows(a, b)
-    assert row["kNN top-1"] == "60.5 +- 0.7 (2)"
-    assert row["linear as published top-1"] == "50.0"
+    assert row[f"{KNN} top-1"] == "60.5 +- 0.7 (2)"
+    assert row[f"{PAPER} top-1"] == "50.0"
 
 
 def test_any_other_setting_makes_a_row_that_says_so(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", 0, knn=60.0)
     b = write_run(tmp_path / "b", 1, knn=50.0, temperature=0.1)
-    assert [(row["otherwise"], row["kNN top-1"]) for row in rows(a, b)] == [
+    assert [(row["otherwise"], row[f"{KNN} top-1"]) for row in rows(a, b)] == [
         ("temperature 0.2", "60.0"),
         ("temperature 0.1", "50.0"),
     ]
@@ -108,15 +100,32 @@ def test_evaluations_with_different_settings_stay_apart(tmp_path: Path) -> None:
     a, b = (write_run(tmp_path / f"s{k}", k, knn=60.0 + k) for k in range(2))
     add_result(b, "knn", {**read_json(b / "results.json")["knn"], "k": 200})
     (row,) = rows(a, b)
-    assert row["kNN top-1"] == "60.0 / 61.0"
-    assert "A / parts evaluations with different settings" in table((a, b))
+    assert row[f"{KNN} top-1"] == "60.0 / 61.0"
+    assert "different settings" in table((a, b))
 
 
 def test_transfers_and_fewer_labels_have_columns_of_their_own(tmp_path: Path) -> None:
     others = {"knn@photos": {"top1": 40.0, "top5": 80.0}, "finetune-10percent": {"top1": 30.0}}
     (row,) = rows(write_run(tmp_path / "a", knn=60.0, others=others))
-    assert row["knn@photos top-1"] == "40.0"
-    assert row["finetune-10percent top-1"] == "30.0"
+    assert row[f"{KNN} (photos) top-1"] == "40.0"
+    assert row[f"{EVALUATIONS['finetune'].title} (10percent) top-1"] == "30.0"
+
+
+def test_kinds_have_titles_and_an_order() -> None:
+    title = EVALUATIONS["linear"].title
+    assert title_of("linear-my-list@photos") == f"{title} (my-list, photos)"
+    assert title_of("kNN, held-out") == "kNN, held-out", "unknown"
+    assert in_order(["new", "linear", "knn@photos", "linear", "knn"]) == [
+        *("knn@photos", "knn", "linear", "new")
+    ]
+
+
+def test_settings_without_effect_do_not_part_runs(tmp_path: Path) -> None:
+    assert not distinguishes("optimisation.micro_batches")
+    assert distinguishes("optimisation.lr")
+    a = write_run(tmp_path / "a", 0, knn=60.0)
+    b = write_run(tmp_path / "b", 1, knn=62.0, micro_batches=2)
+    assert [row[f"{KNN} top-1"] for row in rows(a, b)] == ["61.0 +- 1.4 (2)"]
 
 
 def test_a_run_counts_once_and_a_collection_is_its_runs(
@@ -128,7 +137,7 @@ def test_a_run_counts_once_and_a_collection_is_its_runs(
     assert capsys.readouterr().out == ""
     assert list(read_json(collection)) == ["s0", "s1", "s2"]
     for paths in ((collection,), (collection.parent,), (*runs, collection, runs[0])):
-        assert rows(*paths)[0]["kNN top-1"] == "61.0 +- 1.0 (3)"
+        assert rows(*paths)[0][f"{KNN} top-1"] == "61.0 +- 1.0 (3)"
     mixco.cli.main(["report", str(runs[0]), "--name", "first", "--collect", str(collection)])
     assert read_json(collection)["first"] == read_json(collection)["s0"]
     mixco.cli.main(["report", str(collection), "--table"])
@@ -140,7 +149,7 @@ def test_results_without_a_pretraining_are_a_row(tmp_path: Path) -> None:
     training = "trained elsewhere, keys of moco"
     add_result(tmp_path, "knn@photos", {"top1": 33.0, "training": training})
     (row,) = rows(tmp_path)
-    assert (row["method"], row["knn@photos top-1"]) == (training, "33.0")
+    assert (row["method"], row[f"{KNN} (photos) top-1"]) == (training, "33.0")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +162,7 @@ def test_results_without_a_pretraining_are_a_row(tmp_path: Path) -> None:
         (["nowhere", "--collect", "all.json"], "is this a run folder?"),
         (["empty.json", "--table"], "there are no results yet"),
         (["list.json", "--table"], "not a file of results"),
-        (["both.json", "--table"], "neither the results of a run nor of several"),
+        (["both.json", "--table"], "both.json: damaged"),
         (["word.json", "--table"], "damaged, top1 is 'high'; expected a percentage"),
         (["deep.json", "--table"], "is damaged"),
     ],

@@ -1,7 +1,7 @@
-"""The one schema of saved encoders: written by pretraining, read by every evaluation.
+"""The one format of saved encoders: pretraining writes it, every evaluation reads it.
 
-An encoder is its weights and a description that suffices to build it and to feed it. It is saved
-alone as encoder.safetensors (the description in the file's metadata), and inside checkpoints.
+An encoder is its weights and a description with all that it takes to build and feed it. It is saved
+alone as encoder.safetensors, with the description in the file's metadata, and inside checkpoints.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mixco.encoders import other_projects as foreign
+from mixco.encoders import other_projects
 from mixco.encoders.safe_load import safe_load
 from mixco.models.encoder import (
     Stem,
@@ -32,21 +32,21 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Input
 
-LARGEST = 4096  # pixels of an encoder's input; a larger side in a file is damage
+LARGEST = 4096  # pixels of an encoder's input; a file with a larger side is damaged
 
 
 @dataclass(frozen=True)
 class EncoderDescription:
-    """How to build the backbone, and what it expects to see."""
+    """How to build the backbone, and what images it expects."""
 
     arch: str
     stem: str
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Of the pixels' share of their type's maximum; one number for each channel that it sees."""
+    """mean and std have one number for each channel, of pixels in [0, 1]."""
     training: str
-    """How it was trained, in words: "simclr+mixco, 40 epochs, seed 0" or "random weights, seed 0"."""
+    """How it was trained: "simclr+mixco, 40 epochs, seed 0" or "random weights, seed 0"."""
 
     @property
     def channels(self) -> int:
@@ -65,13 +65,13 @@ class LoadedEncoder:
     description: EncoderDescription
     path: Path
     matched: int
-    """Number of the backbone's tensors, all of which came from the file."""
+    """How many tensors the backbone has, all of them from the file."""
     report: tuple[str, ...] = ()
-    """Of another project's file: what was left out of it, and what was assumed; lines of text."""
+    """For another project's file, lines of text: what was left out, and what was assumed."""
 
 
 def save_encoder(path: Path, backbone: nn.Module, description: EncoderDescription) -> None:
-    """Write encoder.safetensors atomically; keys are timm's."""
+    """Write encoder.safetensors atomically, with timm's keys."""
     tensors = {
         key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()
     }
@@ -80,7 +80,7 @@ def save_encoder(path: Path, backbone: nn.Module, description: EncoderDescriptio
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically: temporary name, synced to the disk, renamed."""
+    """Write a checkpoint atomically: under a temporary name, synced to the disk, then renamed."""
     with replacing(path) as temporary:
         torch.save(state, temporary)
 
@@ -88,31 +88,30 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_encoder(
     path: Path | str, *, arch: str | None = None, stem: Stem | None = None, size: int | None = None
 ) -> LoadedEncoder:
-    """Build the backbone that a file holds and load its weights, all of them.
+    """Build the backbone that a file describes, and load all of its weights.
 
     path: an encoder.safetensors, a checkpoint of a run (checkpoints/*.pt), a run folder, or another
-        project's checkpoint (see encoders/other_projects.py); never more than weights are read from it.
-    arch, stem: of another project's encoder; needed where its weights do not tell.
-    size: side in pixels of the images that it will see, if not what the file says.
+        project's checkpoint (see encoders/other_projects.py). No code in it is run.
+    arch, stem: for another project's encoder, where its weights do not tell.
+    size: the side of the images in pixels, if not the one in the file.
 
     Raises UserError when the file is missing, damaged or of an unknown layout, and when any weight of
-    the backbone is missing, left over or of another shape. There is no way to get random weights
-    from here.
+    the backbone is missing, left over or of another shape. So it never returns random weights.
     """
     path = Path(path)
     if path.is_dir():
         path = path / "encoder.safetensors"
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; expected a run's encoder or checkpoint")
+        raise UserError(f"{path}: there is no such file; give a run, an encoder or a checkpoint")
     if size is not None and not 1 <= size <= LARGEST:
-        raise UserError(f"--size {size}: 1 to {LARGEST} pixels")
+        raise UserError(f"--size must be between 1 and {LARGEST} pixels, got {size}")
     content, description = _read(path)
     if description is None:
-        return _load_foreign(path, content, arch, stem, size)
+        return _load_other_project(path, content, arch, stem, size)
     if arch is not None or stem is not None:
         raise UserError(
-            f"{path}: it says itself that it is {description.arch} with stem {description.stem}; "
-            "leave out --arch and --stem"
+            f"{path}: the file itself names {description.arch} with stem {description.stem}; leave out "
+            "--arch and --stem"
         )
     backbone = build_backbone(
         description.arch,
@@ -122,7 +121,7 @@ def load_encoder(
     )
     _fill(backbone, content, description, path)
     if size is not None and size != description.size:
-        feature_dim(backbone, size)  # refuses what it cannot take
+        feature_dim(backbone, size)  # refuses a size that the backbone cannot take
         description = dataclasses.replace(description, size=size)
     return LoadedEncoder(backbone.eval(), description, path, len(content))
 
@@ -136,41 +135,46 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _load_foreign(
+def _load_other_project(
     path: Path, content: Any, arch: str | None, stem: Stem | None, size: int | None
 ) -> LoadedEncoder:
-    weights, beside = foreign.find_weights(content, str(path))
-    found = foreign.recognise(weights, str(path))
-    name = arch or foreign.resnet_name(found.backbone)
+    weights, beside = other_projects.find_weights(content, str(path))
+    found = other_projects.recognise(weights, str(path))
+    name = arch or other_projects.resnet_name(found.backbone)
     if name is None:
-        raise UserError(f"{path}: {foreign.unknown_arch(found)}; give --arch, timm's name of it")
+        raise UserError(
+            f"{path}: {other_projects.unknown_arch(found)}; give --arch, timm's name of it"
+        )
     assumed = ""
     if stem is None:
-        is_resnet = foreign.is_resnet(found.backbone)
-        stem, assumed = foreign.resnet_stem(found, str(path)) if is_resnet else ("standard", "")
+        is_resnet = other_projects.is_resnet(found.backbone)
+        stem, assumed = (
+            other_projects.resnet_stem(found, str(path)) if is_resnet else ("standard", "")
+        )
     size = size or (usual_size(name) if stem == "standard" else 32)
     backbone = build_backbone(name, size, stem)
     first = found.backbone.get(f"{first_convolution(backbone)}.weight")
     if first is not None and first.ndim == 4 and first.shape[1] != 3:
         raise UserError(
-            f"{path}: its first convolution sees {first.shape[1]} channels; of other projects' encoders "
-            "only those of RGB are taken, since a file does not tell what other images are normalised "
-            "with"
+            f"{path}: its first convolution has {first.shape[1]} channels; other projects' encoders "
+            "must be of RGB images, since their files do not say how other images are normalised"
         )
-    found = foreign.without_classifier(found, classifier_layers(backbone), backbone.state_dict())
+    found = other_projects.without_classifier(
+        found, classifier_layers(backbone), backbone.state_dict()
+    )
     description = EncoderDescription(
         arch=name,
         stem=stem,
         size=size,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        training=f"trained elsewhere, keys of {found.kind}",
+        training=f"trained elsewhere, keys of {found.project}",
     )
     _fill(backbone, found.backbone, description, path)
     norm = f"images of {size} px, normalised with ImageNet's mean and standard deviation"
     report = (
-        *foreign.report(found, beside),
-        f"assumed: {norm}" + (f"; {assumed}" if assumed else ""),
+        *other_projects.report(found, beside),
+        "assumed: " + "; ".join(filter(None, (norm, assumed))),
     )
     return LoadedEncoder(backbone.eval(), description, path, len(found.backbone), report)
 
@@ -181,7 +185,7 @@ def _fill(
     description: EncoderDescription,
     path: Path,
 ) -> None:
-    """Load the weights. Raises UserError unless they are exactly those of the backbone."""
+    """Load the weights. Raises UserError unless names and shapes are exactly the backbone's."""
     expected = backbone.state_dict()
     wrong = [
         *(f"{key} is missing" for key in expected.keys() - weights.keys()),
@@ -202,7 +206,7 @@ def _fill(
         )
     try:
         backbone.load_state_dict(dict(weights))
-    except Exception as error:  # of numbers that are none, for instance quantised ones
+    except Exception as error:  # for instance for quantised weights
         reason = str(error).splitlines()[-1].strip()
         raise UserError(
             f"{path}: the weights cannot be loaded into {description.arch} ({reason}); save them as "
@@ -211,7 +215,7 @@ def _fill(
 
 
 def _read(path: Path) -> tuple[Any, EncoderDescription | None]:
-    """Our own backbone's weights and description; or whatever another file holds, and None."""
+    """The weights and description of a backbone of mixco's; of other files, the content and None."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -239,15 +243,19 @@ def _read(path: Path) -> tuple[Any, EncoderDescription | None]:
 
 
 def _describe(values: dict[str, Any]) -> EncoderDescription:
-    """Raises ValueError, TypeError or KeyError for what describes no encoder."""
-    said = EncoderDescription(
+    """Raises ValueError, TypeError or KeyError for a damaged description."""
+    about = EncoderDescription(
         **{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])}
     )
-    texts = all(isinstance(text, str) for text in (said.arch, said.stem, said.training))
-    if not (texts and said.stem in get_args(Stem) and type(said.size) is int):
+    texts = all(isinstance(text, str) for text in (about.arch, about.stem, about.training))
+    if not (
+        texts
+        and about.stem in get_args(Stem)
+        and type(about.size) is int
+        and 1 <= about.size <= LARGEST
+        and len(about.mean) == len(about.std) >= 1
+        and all(math.isfinite(value) for value in about.mean + about.std)
+        and min(about.std) > 0
+    ):
         raise ValueError("its description is damaged")
-    if not (1 <= said.size <= LARGEST and len(said.mean) == len(said.std) >= 1):
-        raise ValueError("its description is damaged")
-    if not all(math.isfinite(value) for value in said.mean + said.std) or min(said.std) <= 0:
-        raise ValueError("its description is damaged")
-    return said
+    return about

@@ -1,8 +1,8 @@
-"""Checkpoints of other projects: whose they are, by their keys, and the backbone in timm's keys.
+"""Checkpoints of other projects: find the project by the keys, and the backbone in timm's keys.
 
-The layouts are those of facebookresearch/moco and of the MixCo code of 2020, of lightly 1.6,
-lightly-train 0.18 and solo-learn 1.0.6, read from their code and from files that they wrote.
-timm's ResNets share torchvision's keys.
+The layouts are those of facebookresearch/moco, of the MixCo code of 2020, and of lightly 1.6,
+lightly-train 0.18 and solo-learn 1.0.6, taken from their code and from files that they wrote. timm's
+ResNets have torchvision's keys.
 """
 
 import re
@@ -15,16 +15,15 @@ from torch import Tensor
 from mixco.models.encoder import Stem
 from mixco.runtime.errors import UserError
 
-# Whose, the prefix of the backbone's keys, and what must begin some key of the file besides; the
-# first row that fits is taken.
+# Project, prefix of the backbone's keys, and a pattern that some key of the file must begin with. The
+# first row that fits counts.
 LAYOUTS = (
     ("MoCo (facebookresearch's, or MixCo's of 2020)", "encoder_q.", ""),
     ("SimCLR of MixCo's code of 2020", "features.", r"l1\.|features\.\d+\.0\.conv1\."),
     *(
-        ("lightly-train", f"{who}wrapped_model.{part}.", "")
-        # Where there is a teacher and a student, the teacher is what lightly-train exports; without
-        # a teacher (its distillation leaves it out) it is the student.
-        for who in ("embedding_model.", "teacher_embedding_model.", "student_embedding_model.", "")
+        ("lightly-train", f"{role}wrapped_model.{part}.", "")
+        # lightly-train exports the teacher, if there is one; its distillation has a student alone.
+        for role in ("embedding_model.", "teacher_embedding_model.", "student_embedding_model.", "")
         for part in ("_features", "_model")
     ),
     ("lightly", "backbone.vit.", ""),
@@ -36,14 +35,14 @@ LAYOUTS = (
     ("torchvision or timm", "", ""),
 )
 
-# Put around a model by data parallelism and by the compiler; no part of it.
+# Names that data parallelism and the compiler put before a model's keys.
 WRAPPERS = ("module", "_orig_mod")
 
-# Where a file keeps the weights, when they are not all it holds.
+# The entry of a file that holds the weights, when they are not all of it.
 ENTRIES = ("state_dict", "model", "model_state_dict")
 
-# nn.Sequential(*resnet.children()) numbers its parts. Those with weights come in one order, whether
-# or not activations and pooling lie between them.
+# nn.Sequential(*resnet.children()) numbers its parts. Those with weights have this order, with or
+# without activations and pooling between them.
 PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
 
 # (blocks of the stages, inner channels of the first block's 3x3 convolution, bottleneck)
@@ -58,7 +57,7 @@ RESNETS = {
     ((3, 4, 6, 3), (128, 4), True): "resnext50_32x4d",
 }
 
-# A key that gives the family away, and the timm models to look among.
+# A key that only one family has, and the names of its models in timm.
 FAMILIES = (
     ("blocks.0.attn.qkv.weight", "vit_*"),
     ("layers.0.blocks.0.attn.qkv.weight", "swin_*"),
@@ -76,25 +75,25 @@ GROUPS = (
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """A checkpoint of another project, taken apart."""
+class OtherCheckpoint:
+    """A checkpoint of another project, taken apart. Keys are without wrappers."""
 
-    kind: str
-    """Whose it is: the first column of LAYOUTS."""
+    project: str
+    """The first column of LAYOUTS."""
     prefix: str
-    """What the backbone's keys begin with in the file, wrappers left aside."""
+    """What the backbone's keys begin with in the file."""
     backbone: dict[str, Tensor]
-    """In timm's keys."""
+    """The backbone's weights, by timm's keys."""
     left_out: dict[str, list[str]]
-    """Weights that are not of the backbone: group -> their keys in the file, wrappers left aside."""
+    """The other weights: group -> their keys in the file."""
     before_layer1: int | None
-    """Of a ResNet with numbered parts: how many lie before layer1. Else None."""
+    """How many parts lie before layer1, for a ResNet with numbered parts; else None."""
 
 
 def find_weights(content: Any, where: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The dict of tensors in a file's content, and the names of what lies beside it.
+    """The dict of tensors in a file's content, and the names of what else the file holds.
 
-    Raises UserError, which begins with `where`, when there is none.
+    Raises UserError, which begins with `where`, when there are no tensors.
     """
     entries: list[str] = []
     if isinstance(content, dict) and not any(isinstance(v, Tensor) for v in content.values()):
@@ -112,11 +111,11 @@ def find_weights(content: Any, where: str) -> tuple[dict[str, Tensor], list[str]
     return tensors, entries + sorted(str(key) for key in weights if str(key) not in tensors)
 
 
-def recognise(weights: Mapping[str, Tensor], where: str) -> Foreign:
-    """Whose weights these are, and the backbone among them.
+def recognise(weights: Mapping[str, Tensor], where: str) -> OtherCheckpoint:
+    """Find out which project the weights are from, and which of them are the backbone.
 
-    Every key ends up in `backbone` or in `left_out`. Whether the backbone is whole is for the caller
-    to see, who builds one. Raises UserError, which begins with `where`, for two keys of one meaning.
+    Every key ends up in `backbone` or in `left_out`. Whether the backbone is complete is not checked
+    here. Raises UserError, which begins with `where`, for two keys with one meaning.
     """
     bare: dict[str, Tensor] = {}
     for key, value in weights.items():
@@ -127,32 +126,32 @@ def recognise(weights: Mapping[str, Tensor], where: str) -> Foreign:
     while all(key.startswith("model.") for key in bare):
         bare = {key.removeprefix("model."): value for key, value in bare.items()}
 
-    kind, prefix, _ = next(
-        (kind, prefix, mark)
-        for kind, prefix, mark in LAYOUTS
+    project, prefix = next(
+        (project, prefix)
+        for project, prefix, mark in LAYOUTS
         if any(key.startswith(prefix) for key in bare) and any(re.match(mark, key) for key in bare)
     )
     backbone, before_layer1 = _name_parts(
         {key.removeprefix(prefix): v for key, v in bare.items() if key.startswith(prefix)}
     )
     outside = [key for key in bare if not key.startswith(prefix)]
-    # A ResNet's classifier, or the projection head that MoCo puts in its place.
+    # A ResNet's classifier, or the projection head that MoCo has in its place.
     heads = [k for k in backbone if k.startswith(("fc.", "linear."))] if is_resnet(backbone) else []
     left_out: dict[str, list[str]] = {}
     for key in [*(prefix + k for k in heads), *outside]:
         own = key.removeprefix(prefix)
-        if prefix.startswith("teacher_"):  # its head is no second encoder's
+        if prefix.startswith("teacher_"):  # otherwise its head would count as a second encoder's
             own = own.removeprefix("teacher_")
         group = next(name for name, pattern in GROUPS if re.search(pattern, own))
         left_out.setdefault(group, []).append(key)
     inside = {key: value for key, value in backbone.items() if key not in heads}
-    return Foreign(kind, prefix, inside, left_out, before_layer1)
+    return OtherCheckpoint(project, prefix, inside, left_out, before_layer1)
 
 
 def _name_parts(backbone: dict[str, Tensor]) -> tuple[dict[str, Tensor], int | None]:
-    """Names for the numbered parts of a ResNet, and how many lie before layer1 (None: not numbered).
+    """Name the numbered parts of a ResNet; also, how many lie before layer1 (None: not numbered).
 
-    lightly's small ResNets say shortcut where torchvision says downsample.
+    lightly's small ResNets have "shortcut" where torchvision has "downsample".
     """
     numbers = sorted({int(first) for k in backbone if (first := k.partition(".")[0]).isdigit()})
     numbered = "0.weight" in backbone and len(numbers) in (6, 7)
@@ -172,7 +171,7 @@ def is_resnet(backbone: Mapping[str, Tensor]) -> bool:
 
 
 def resnet_name(backbone: Mapping[str, Tensor]) -> str | None:
-    """timm's (and torchvision's) name of a ResNet, from the shapes of its weights; None if unknown."""
+    """The name of a ResNet in timm and torchvision, by the shapes of its weights; None if unknown."""
     if not is_resnet(backbone):
         return None
     blocks = tuple(
@@ -184,10 +183,10 @@ def resnet_name(backbone: Mapping[str, Tensor]) -> str | None:
     return RESNETS.get((blocks, tuple(inner), bottleneck))  # type: ignore[arg-type]
 
 
-def unknown_arch(foreign: Foreign) -> str:
-    """Why the architecture cannot be told from the weights, and where to look for its name."""
-    keys = foreign.backbone.keys()
-    if is_resnet(foreign.backbone):
+def unknown_arch(other: OtherCheckpoint) -> str:
+    """Why the weights do not tell the architecture, and where to look for its name."""
+    keys = other.backbone.keys()
+    if is_resnet(other.backbone):
         return f"a ResNet of a shape not known here ({len(keys)} weights)"
     names = next((names for key, names in FAMILIES if key in keys), None)
     if names:
@@ -196,32 +195,32 @@ def unknown_arch(foreign: Foreign) -> str:
 
 
 def without_classifier(
-    foreign: Foreign, layers: tuple[str, ...], expected: Collection[str]
-) -> Foreign:
-    """Leave out the weights of the classifier's layers, unless the backbone has (`expected`) them."""
+    other: OtherCheckpoint, layers: tuple[str, ...], expected: Collection[str]
+) -> OtherCheckpoint:
+    """Leave out the weights of the classifier's layers, except those that the backbone expects."""
     begins = tuple(f"{name}." for name in layers)
-    dropped = [k for k in foreign.backbone if k.startswith(begins) and k not in expected]
+    dropped = [k for k in other.backbone if k.startswith(begins) and k not in expected]
     if not dropped:
-        return foreign
-    heads = foreign.left_out.get("heads", []) + [foreign.prefix + key for key in dropped]
+        return other
+    heads = other.left_out.get("heads", []) + [other.prefix + key for key in dropped]
     return replace(
-        foreign,
-        backbone={k: v for k, v in foreign.backbone.items() if k not in dropped},
-        left_out={**foreign.left_out, "heads": heads},
+        other,
+        backbone={k: v for k, v in other.backbone.items() if k not in dropped},
+        left_out={**other.left_out, "heads": heads},
     )
 
 
-def report(foreign: Foreign, beside: list[str]) -> list[str]:
-    """What of the file was taken and what was left out, every key counted; lines of text.
+def report(other: OtherCheckpoint, beside: list[str]) -> list[str]:
+    """Lines of text that say which weights were taken and which left out; every key is counted.
 
-    beside: names of what the file holds beside its weights.
+    beside: the names of what else the file holds.
     """
-    of_prefix = f" ({foreign.prefix}*)" if foreign.prefix else ""
-    lines = [f"taken: {len(foreign.backbone)} weights of the backbone{of_prefix}"]
-    for group, keys in foreign.left_out.items():
+    of_prefix = f" ({other.prefix}*)" if other.prefix else ""
+    lines = [f"taken: {len(other.backbone)} weights of the backbone{of_prefix}"]
+    for group, keys in other.left_out.items():
         names = dict.fromkeys(
-            (foreign.prefix if key.startswith(foreign.prefix) else "")
-            + key.removeprefix(foreign.prefix).partition(".")[0]
+            (other.prefix if key.startswith(other.prefix) else "")
+            + key.removeprefix(other.prefix).partition(".")[0]
             for key in keys
         )
         lines.append(f"left out: {len(keys)} of {group} ({', '.join(names)})")
@@ -230,24 +229,24 @@ def report(foreign: Foreign, beside: list[str]) -> list[str]:
     return lines
 
 
-def resnet_stem(foreign: Foreign, where: str) -> tuple[Stem, str]:
-    """The stem of a ResNet, and what had to be assumed: weights do not tell stride and padding.
+def resnet_stem(other: OtherCheckpoint, where: str) -> tuple[Stem, str]:
+    """The stem of a ResNet, and what was assumed, since weights do not tell stride and padding.
 
     Raises UserError, which begins with `where`, for a stem that cannot be built.
     """
-    kernel = foreign.backbone["conv1.weight"].shape[-1]
+    kernel = other.backbone["conv1.weight"].shape[-1]
     if kernel != 3:
-        if foreign.before_layer1 not in (None, 4):
+        if other.before_layer1 not in (None, 4):
             raise UserError(
-                f"{where}: {foreign.before_layer1} parts before layer1, where a ResNet has four "
+                f"{where}: {other.before_layer1} parts before layer1, where a ResNet has four "
                 "(convolution, norm, activation, max-pool); only 3x3 stems may have fewer"
             )
         return "standard", ""
-    said = "3x3 stem with stride 1, no max-pool"
-    if foreign.before_layer1 == 2:
-        # lightly's small ResNets call their first activation as a function: it gets lost when their
-        # parts are put into an nn.Sequential, as lightly's examples do. The weights know no other.
-        return "conv3s1linear", f"{said}, and no activation, since none is among the parts"
-    if foreign.kind == "solo-learn":
-        return "conv3s1p2", f"{said}, padding 2, as solo-learn has it for CIFAR"
-    return "conv3s1", f"{said}, padding 1, as is usual for CIFAR (--stem gives another)"
+    assumed = "3x3 stem with stride 1, no max-pool"
+    if other.before_layer1 == 2:
+        # lightly's small ResNets call their first activation as a function, so it gets lost in an
+        # nn.Sequential of their parts, as in lightly's examples; the weights were trained without it.
+        return "conv3s1linear", f"{assumed}, and no activation, since none is among the parts"
+    if other.project == "solo-learn":
+        return "conv3s1p2", f"{assumed}, padding 2, as solo-learn has it for CIFAR"
+    return "conv3s1", f"{assumed}, padding 1, as is usual for CIFAR (--stem gives another)"

@@ -1,4 +1,4 @@
-"""Files of torch.save, read so that nothing in them is run, whoever made them."""
+"""Read files of torch.save without running any code in them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from mixco.runtime.errors import UserError
 
-# What trainers put beside the weights: settings, numbers, paths, modules. None of it is needed, so
-# none of it is built: a placeholder stands for each. Whatever is not named here is refused.
+# Types that trainers save beside the weights: settings, numbers, paths, modules. None of them is needed,
+# so a placeholder is built for each. All other types are refused.
 PACKAGES = (
     *("torch.nn.", "torchvision.", "timm.", "lightly.", "lightly_train."),
     *("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf."),
@@ -27,7 +27,7 @@ TYPES = (
 
 
 class Placeholder:
-    """Stands for an object that is not built: it takes whatever it is given, and does nothing."""
+    """Stands for an object that is not built; takes any arguments and does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -35,19 +35,19 @@ class Placeholder:
 
 
 def _empty_dict(*_: Any) -> dict[Any, Any]:
-    """Stands for a defaultdict, whose items follow it in the file."""
+    """Stands for a defaultdict; its items follow it in the file."""
     return {}
 
 
 def safe_load(path: Path) -> Any:
     """The content of a torch.save file: tensors, numbers, texts, and lists and dicts of them.
 
-    Loaded with weights_only=True. For an object of the types above there is a placeholder. Raises
-    UserError for an object of any other type, and torch's errors for a damaged file.
+    Loads with weights_only=True, with a placeholder for each object of the types above. Raises UserError
+    for objects of other types, and torch's errors for a damaged file.
     """
     try:
         found = get_unsafe_globals_in_checkpoint(path)
-    except ValueError:  # the format before torch 1.6, which cannot be asked beforehand
+    except ValueError:  # the format before torch 1.6, whose types show only on loading
         found = []
     refused = sorted(n for n in found if n not in TYPES and not n.startswith(PACKAGES))
     if refused:
@@ -68,7 +68,7 @@ def safe_load(path: Path) -> Any:
 
 def _refusal(path: Path, names: str) -> UserError:
     return UserError(
-        f"{path}: it holds more than weights ({names}), and loading that could run code of whoever "
-        "made the file. If you trust it, save its weights alone where it was made, for instance by "
+        f"{path}: it holds more than weights ({names}), and loading that could run code of its author. "
+        "If you trust it, save its weights alone where it was made, for instance by "
         f"torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pt')"
     )

@@ -95,6 +95,7 @@ def evaluate_linear(config: LinearConfig, features: Features | None = None) -> d
     features: of an earlier evaluation, for the fast protocol.
     """
     check_ranges(config)
+    check_protocol(config)
     kind, training = measured("linear", config), config.classifier
     if kind == "linear":
         return _probe(config, features or compute_features(config.evaluation))

@@ -1,4 +1,4 @@
-"""Of the page: how the classes do, and what they are taken for."""
+"""The page's section on classes: how well each does, and what it is confused with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mixco.report import embedding as of
-from mixco.report.embedding import Embedding, Guesses
-from mixco.report.figures import Drawing, confusion_matrix, finish
+from mixco.plots import confusion_matrix
+from mixco.report.embedding import Embedding, Guesses, worst_confusions
+from mixco.report.figures import Drawing, finish
 from mixco.report.sections import SHOWN_AS, Picture
 from mixco.report.thumbnails import data_uri, squares
 
@@ -17,22 +17,22 @@ MOST_IN_MATRIX = 25
 MOST_IN_TABLE = 40
 
 Counts = dict[tuple[str, str], int]
-"""(class, what it was taken for) -> images, as results.read_confusions has it."""
+"""(class, what it was taken for) -> images, as `read_confusions` returns it."""
 
 
 @dataclass(frozen=True)
 class PerClass:
-    """How the classes do, by each of several evaluations."""
+    """The accuracy of each class in each of several evaluations."""
 
     columns: list[str]
     rows: list[tuple[str, list[tuple[float, int] | None]]]
-    """Class, and for each column its percentage and number of images; the worst first."""
+    """Each class with its (percentage, number of images) in each column; the worst first."""
     left_out: int
-    """Classes in the middle that are not shown."""
+    """How many classes in the middle are not shown."""
 
 
 def per_class(evaluations: dict[str, Counts]) -> PerClass | None:
-    """evaluations: by name."""
+    """evaluations: by name. None where there are none."""
     if not evaluations:
         return None
     classes = sorted({truth for counts in evaluations.values() for truth, _ in counts})
@@ -52,7 +52,7 @@ def per_class(evaluations: dict[str, Counts]) -> PerClass | None:
 
 
 def matrix(name: str, counts: Counts, folder: Path) -> Drawing | None:
-    """None where there are too many classes to be read."""
+    """A confusion matrix; None for more classes than can be read."""
     classes = sorted({c for pair in counts for c in pair})
     if not 2 <= len(classes) <= MOST_IN_MATRIX:
         return None
@@ -65,10 +65,10 @@ def matrix(name: str, counts: Counts, folder: Path) -> Drawing | None:
 
 
 def most_frequent(counts: Counts, most: int = 5) -> str:
-    """ "River taken for Highway 4 times; ..." """
+    """ "River taken for Highway: 4; ..." """
     wrong = sorted(((n, *pair) for pair, n in counts.items() if pair[0] != pair[1]), reverse=True)
-    told = [f"{truth} taken for {guess}: {n}" for n, truth, guess in wrong[:most]]
-    return ("; ".join(told) or "none") + "."
+    listed = [f"{truth} taken for {guess}: {n}" for n, truth, guess in wrong[:most]]
+    return ("; ".join(listed) or "none") + "."
 
 
 def counts_of(guesses: Guesses, classes: Sequence[str]) -> Counts:
@@ -78,7 +78,7 @@ def counts_of(guesses: Guesses, classes: Sequence[str]) -> Counts:
 
 @dataclass(frozen=True)
 class Confused:
-    """A class that is taken for another, with examples."""
+    """A class that is taken for another, with examples: the image, and the one that misled."""
 
     truth: str
     guess: str
@@ -87,14 +87,12 @@ class Confused:
 
 
 def confused(embedding: Embedding, guesses: Guesses) -> list[Confused]:
-    """The most frequent mistakes: each image beside the one that misled."""
+    """The most frequent mistakes, each image beside the one that misled."""
     classes = embedding.images.classes
 
     def picture(row: int, caption: str) -> Picture:
         image = squares(*embedding.pictures(torch.tensor([row])), SHOWN_AS)[0]
-        return Picture(
-            data_uri(image), f"{embedding.name(row)}, {embedding.class_of(row)}", caption
-        )
+        return Picture(data_uri(image), embedding.title(row), caption)
 
     return [
         Confused(
@@ -106,5 +104,5 @@ def confused(embedding: Embedding, guesses: Guesses) -> list[Confused]:
                 for row, other, similarity in c.examples
             ],
         )
-        for c in of.worst_confusions(embedding, guesses, pairs=6, examples=3)
+        for c in worst_confusions(embedding, guesses, pairs=6, examples=3)
     ]

@@ -1,4 +1,4 @@
-"""The images of a run by its encoder: features, neighbours, what kNN takes for what, and maps."""
+"""A run's images in the features of its encoder: neighbours, confusions of kNN, and maps."""
 
 import warnings
 from collections.abc import Callable
@@ -25,8 +25,8 @@ from mixco.views.preview import brightened
 
 WIDTH, HEIGHT = 1000, 700  # of a map, in units
 THUMBNAIL = 44  # pixels of a screen
-# Pixels of a screen that a unit is long, from a phone's to a map that is zoomed in on. At each of these
-# scales there are thumbnails that do not overlap, and all of the scales before stay.
+# Pixels of a screen for each unit of a map, from a phone to a map that is zoomed in. Each scale adds
+# thumbnails to those of the scales before, without overlaps.
 SCALES = (0.32, 0.5, 0.85, 1.7, 3.4, 6.8)
 
 
@@ -36,11 +36,11 @@ class Embedding:
 
     images: Images
     index: Tensor
-    """int64 [n]: which of the images."""
+    """int64 [n]: which images, by their place in `images`."""
     features: Tensor
     """float32 [n, D], of unit length."""
     held_out: Tensor
-    """bool [n]: those that the kNN check asks about."""
+    """bool [n]: whether the kNN check asks about the image."""
     encoder: LoadedEncoder
     compute: Compute
 
@@ -52,12 +52,16 @@ class Embedding:
     def name(self, row: int) -> str:
         return self.images.files[int(self.index[row])]
 
+    def title(self, row: int) -> str:
+        """Its name, and its class if it has one."""
+        return ", ".join(filter(None, (self.name(row), self.class_of(row))))
+
     def class_of(self, row: int) -> str | None:
         labels = self.images.labels
         return None if labels is None else self.images.classes[int(labels[self.index[row]])]
 
     def pictures(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Canvases [n, C, S, S], as they are shown, and extents [n, 2] of some of them."""
+        """Some of the images, to be shown: canvases [n, C, S, S] and their extents, int64 [n, 2]."""
         found, extents = self.images.canvases(self.index[rows], self.side)
         return brightened(found, self.encoder.description.input), extents
 
@@ -78,10 +82,10 @@ def embed(
     on_unreadable: Callable[[str, str], None],
     on_progress: Callable[[int, int], None],
 ) -> Embedding:
-    """Features of the images, or of a random part of them.
+    """Compute the features of the images, or of a random part of them.
 
-    bank, held_out: int64, together all images, see `split_holdout`. most: of images; when there are
-        more, at most half of these are held out.
+    bank, held_out: int64, together all images, see `split_holdout`.
+    most: how many images at most; when there are more, at most half of those taken are held out.
 
     Raises UserError as `features_of` does.
     """
@@ -105,15 +109,15 @@ def embed(
 
 @dataclass(frozen=True)
 class Query:
-    """An image, and those that are nearest to it."""
+    """An image, and the images that are nearest to it."""
 
     canvas: Tensor
     extent: Tensor
     name: str
     row: int | None
-    """Where it is in the embedding; None when it is not of the run's images."""
+    """Its row in the embedding; None when it is not one of the run's images."""
     nearest: Tensor
-    """int64 [k]: rows of the embedding, without the image itself; the nearest first."""
+    """int64 [k]: rows of the embedding, the nearest first, without the image itself."""
     similarities: Tensor
     """float32 [k], cosines."""
 
@@ -125,7 +129,7 @@ def random_queries(embedding: Embedding, count: int, k: int, seed: int) -> list[
 
 
 def chosen_query(embedding: Embedding, path: Path, k: int) -> Query:
-    """path: of an image file, or a file of the run's images by its name below their folder.
+    """path: an image file, or the name of one of the run's images below their folder.
 
     Raises UserError when it is neither, or cannot be read.
     """
@@ -182,10 +186,10 @@ def _query_of_row(embedding: Embedding, row: int, k: int) -> Query:
 
 @dataclass(frozen=True)
 class Guesses:
-    """What kNN takes the held-out images for."""
+    """The classes that kNN predicts for the held-out images."""
 
     rows: Tensor
-    """int64 [m]: which rows of the embedding were asked about."""
+    """int64 [m]: rows of the embedding."""
     truth: Tensor
     """int64 [m]"""
     guess: Tensor
@@ -194,18 +198,17 @@ class Guesses:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """[classes, classes]: images of the one that were taken for the other."""
+        """The confusion matrix: [true class, predicted class], in images."""
         both = self.truth * self.classes + self.guess
         counts = both.bincount(minlength=self.classes**2).view(self.classes, self.classes)
         return np.asarray(counts.numpy(), np.int64)
 
-    @property
-    def top1(self) -> float:
-        return 100 * (self.truth == self.guess).float().mean().item()
-
 
 def guess_held_out(embedding: Embedding) -> Guesses | None:
-    """By the 20 nearest images that are not held out, as in the run's own check."""
+    """Predict by the 20 nearest images that are not held out, as the run's own check does.
+
+    None without labels, or where no image or every image is held out.
+    """
     labels, asked = embedding.labels, embedding.held_out
     if labels is None or not asked.any() or asked.all():
         return None
@@ -222,19 +225,19 @@ def guess_held_out(embedding: Embedding) -> Guesses | None:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Two classes, of which images of the first are taken for the second."""
+    """A class whose images are taken for another class."""
 
     truth: int
     guess: int
     images: int
     examples: list[tuple[int, int, float]]
-    """(row of the image, row of the nearest of the other class, their similarity)"""
+    """(row of the image, row of the nearest image of the other class, their similarity)"""
 
 
 def worst_confusions(
     embedding: Embedding, guesses: Guesses, pairs: int, examples: int
 ) -> list[Confusion]:
-    """The most frequent mistakes first; of each a few images and what misled them."""
+    """The most frequent mistakes, each with a few images and what misled them."""
     counts = guesses.counts.copy()
     np.fill_diagonal(counts, 0)
     labels = embedding.labels
@@ -254,18 +257,18 @@ def worst_confusions(
 
 
 def pca(features: Tensor) -> tuple[NDArray[np.float32], float]:
-    """The two directions in which features [n, D] vary most: [n, 2], and their share of the variance."""
+    """features [n, D] -> [n, 2], the two directions of most variance, and the part of it they hold."""
     centred = features - features.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     axes = vectors[:, -2:].flip(1)
-    # An axis may point either way; one way is chosen, so that a map stays as it is.
+    # Either sign is right; one is chosen, so that a map is always the same.
     axes = axes * torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))
-    share = values[-2:].sum() / values.clamp(min=0).sum().clamp(min=1e-12)
-    return np.asarray((centred @ axes).numpy()), float(share)
+    explained = values[-2:].sum() / values.clamp(min=0).sum().clamp(min=1e-12)
+    return np.asarray((centred @ axes).numpy()), float(explained)
 
 
 def umap(features: Tensor, seed: int) -> NDArray[np.float32] | None:
-    """[n, 2], neighbours by the cosine; None where umap-learn is not installed, or of few images."""
+    """features [n, D] -> [n, 2], by cosines; None without umap-learn, or for less than 50 images."""
     if len(features) < 50:
         return None
     with warnings.catch_warnings():
@@ -279,7 +282,7 @@ def umap(features: Tensor, seed: int) -> NDArray[np.float32] | None:
 
 
 def place(points: NDArray[np.float32], margin: float = 48) -> NDArray[np.float32]:
-    """[n, 2] in the units of a map, the first axis to the right, the second upwards."""
+    """points [n, 2], the second axis upwards -> [n, 2] in units of a map, from its top left."""
     low, high = points.min(0), points.max(0)
     unit = (points - low) / np.maximum(high - low, 1e-12)
     unit[:, 1] = 1 - unit[:, 1]
@@ -288,9 +291,9 @@ def place(points: NDArray[np.float32], margin: float = 48) -> NDArray[np.float32
 
 
 def spread_thumbnails(places: NDArray[np.float32], most: int, seed: int) -> list[list[int]]:
-    """For each of SCALES the rows that get a thumbnail there, beside those of the scales before.
+    """For each of SCALES the rows that get a thumbnail from that scale on; none overlap.
 
-    At no scale do two that are shown overlap.
+    places: [n, 2], see `place`. most: thumbnails in all.
     """
     order = torch.randperm(len(places), generator=generator_for(seed, "thumbnails")).tolist()
     kept: list[int] = []

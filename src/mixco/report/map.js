@@ -1,4 +1,4 @@
-// The maps: zoom, move, show a class alone. Without it they stand still.
+// The maps: zoom, move, show one class alone. Without this script they stand still.
 "use strict";
 document.documentElement.classList.add("scripted");
 for (const figure of document.querySelectorAll("figure.map")) {
@@ -23,7 +23,7 @@ for (const figure of document.querySelectorAll("figure.map")) {
 
   function unit() { return width / zoom / svg.clientWidth; }
 
-  // What lies at a place of the screen stays there.
+  // The point of the map below (px, py) on the screen stays where it is.
   function zoomBy(factor, px, py) {
     const box = svg.getBoundingClientRect(), before = unit();
     const dx = (px ?? box.left + box.width / 2) - box.left, dy = (py ?? box.top + box.height / 2) - box.top;

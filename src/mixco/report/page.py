@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing else, and its figures as PNGs in a folder beside it."""
+"""The page: one HTML file that loads nothing, and its figures as PNGs in a folder beside it."""
 
 import base64
 import hashlib
@@ -18,9 +18,9 @@ from mixco.data.images import Images
 from mixco.data.loading import open_images
 from mixco.data.normalisation import measure
 from mixco.encoders.checkpoint import load_encoder
+from mixco.evaluation.kinds import title_of
 from mixco.mixing import MIXERS
-from mixco.report import sections
-from mixco.report import text as words
+from mixco.report import sections, text
 from mixco.report.classes import Counts, confused, counts_of, matrix, per_class
 from mixco.report.embedding import (
     Embedding,
@@ -43,32 +43,32 @@ from mixco.training.telling import what_it_sees
 from mixco.views import augment as views
 from mixco.views.preview import Preview
 
-SEED = 0  # of what is drawn for the page: which images are shown
+SEED = 0  # decides which images the page shows
 QUERIES, NEIGHBOURS = 6, 8
-THUMBNAILS = 700  # of a map at most; a kilobyte each
+THUMBNAILS = 700  # at most on a map; a kilobyte each
 
 
 def write_page(config: ReportConfig) -> Path:
     """Write the page of a run, or of several, and return its path.
 
-    Pictures are of the first run. What cannot be shown, because the images or the encoder are not
-    there, is left out, and the page says so.
+    Pictures are of the first run. Sections whose images or encoder are missing are left out, and the
+    page says so.
 
-    Raises UserError when there is no run folder, when a file of it is damaged, and when what is given
-    beside it (--images, --device, --out) cannot be had.
+    Raises UserError when there is no run folder, when a file in it is damaged, and when one of the
+    other options (--images, --device, --out) cannot be followed.
     """
     folders = [path for path in config.runs if not _is_collection(path)]
     if not folders:
-        raise UserError("report: a page needs a run folder; of collections alone give --table")
+        raise UserError("report: a page needs a run folder; for collections alone give --table")
     if config.most_images < 10:
-        raise UserError(f"--most-images {config.most_images}: at least 10")
+        raise UserError(f"--most-images must be at least 10, got {config.most_images}")
     runs = [read_run(folder) for folder in folders]
     run = runs[0]
     several = len(config.runs) > 1
     beside = run.folder.absolute().parent if several else run.folder
     out = config.out or beside / "report.html"
     if out.is_dir() or not out.suffix:
-        raise UserError(f"--out {out}: a file that ends in .html")
+        raise UserError(f"--out must be a file that ends in .html, got {out}")
     pictures = out.with_suffix("")
     try:
         pictures.mkdir(parents=True, exist_ok=True)
@@ -97,10 +97,10 @@ def _content(config: ReportConfig, runs: list[Run], pictures: Path) -> dict[str,
     if guesses is not None and embedding is not None:
         name = f"kNN, {len(guesses.rows):,} held-out training images"
         evaluations[name] = counts_of(guesses, embedding.images.classes)
-    for kind, name in (("knn", "kNN, test images"), ("linear", "linear probe, test images")):
+    for kind in text.evaluations_of(run):
         path = run.folder / f"confusions-{kind}.csv"
-        if path.exists() and kind in run.results:
-            evaluations[name] = read_confusions(path)
+        if path.exists() and "@" not in kind:  # other data has other classes
+            evaluations[f"{title_of(kind)}, test images"] = read_confusions(path)
     groups = sections.settings(runs)
     results = [load(path) for path in config.runs if _has_results(path)]
     asked_for = [chosen_query(embedding, p, NEIGHBOURS) for p in config.images] if embedding else []
@@ -109,11 +109,11 @@ def _content(config: ReportConfig, runs: list[Run], pictures: Path) -> dict[str,
     return {
         "run": run,
         "runs": runs,
-        "trained": words.what_was_trained(run),
-        "summary": words.summary(run, classes),
-        "numbers": list(words.numbers(run, looked.held_out, classes)),
-        "caveats": words.caveats(run, labelled),
-        "warnings": words.warnings(run, None if images is None else len(images)),
+        "trained": text.what_was_trained(run),
+        "summary": text.summary(run, classes),
+        "numbers": list(text.numbers(run, looked.held_out, classes)),
+        "caveats": text.caveats(run, labelled),
+        "warnings": text.warnings(run, None if images is None else len(images)),
         "missing": looked.missing,
         "labelled": labelled,
         "settings": groups,
@@ -150,7 +150,7 @@ def _has_results(path: Path) -> bool:
 
 
 def with_check(result: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
-    """A run's results with its last check on held-out images, which results.json does not hold."""
+    """A run's results and the last check on held-out images, which results.json does not have."""
     for run in runs:
         check = run.last("knn")
         if check is not None and run.results and result.items() >= run.results.items():
@@ -160,7 +160,7 @@ def with_check(result: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Looked:
-    """What there is to look at, and why not more."""
+    """What there is to look at."""
 
     images: Images | None = None
     held_out: int | None = None
@@ -168,6 +168,7 @@ class Looked:
     seen: Preview | None = None
     embedding: Embedding | None = None
     missing: tuple[str, ...] = ()
+    """Why there is not more; sentences."""
 
 
 def look(run: Run, config: ReportConfig) -> Looked:
@@ -176,7 +177,7 @@ def look(run: Run, config: ReportConfig) -> Looked:
     try:
         images = open_run_images(run, config)
     except UserError as error:
-        return Looked(missing=(f"The run's images are not at hand: {error}.",))
+        return Looked(missing=(f"The run's images cannot be opened: {error}.",))
     settings = run.config
     seed = settings.get("run.seed", 0)
     bank, held_out = split_holdout(images, settings.get("run.holdout", 0.1), seed)
@@ -207,11 +208,11 @@ def look(run: Run, config: ReportConfig) -> Looked:
 
 
 def open_run_images(run: Run, config: ReportConfig) -> Images:
-    """As the run had them. Raises UserError when they are gone, or damaged."""
+    """Open the images as the run did. Raises UserError when they are gone or damaged."""
     settings = run.config
-    if "data.data" not in settings:
+    if config.data is None and "data.data" not in settings:
         raise UserError(
-            f"{run.folder}: its config.json does not say which images it was trained on"
+            f"{run.folder}/config.json does not say which images the run had; give --data"
         )
     data_path = config.data_path or (Path(p) if (p := settings.get("data.data_path")) else None)
     cache = Path(settings.get("data.cache", "~/.cache/mixco")).expanduser()
@@ -231,7 +232,7 @@ def open_run_images(run: Run, config: ReportConfig) -> Images:
 
 
 def sees(run: Run, images: Images) -> Preview | None:
-    """What the network saw; None for an augmentation or a mixing that is not known here."""
+    """What the network saw; None for an augmentation or a mixer of another version."""
     settings = run.config
     named = views.AUGMENTATIONS.get(settings.get("method.augmentation", ""))
     mix = settings.get("method.mix", "none")
@@ -239,7 +240,7 @@ def sees(run: Run, images: Images) -> Preview | None:
         return None
     source = images.source
     mean, std = settings.get("data.mean"), settings.get("data.std")
-    if not mean or not std:  # of a run before these stood in its config
+    if not mean or not std:  # an early config.json does not have them
         mean, std = (source.mean, source.std) if source.pixel == RGB else measure(images)
     augmentation = views.weaken_jitter(
         named(views.Input(settings["data.size"], tuple(mean), tuple(std))),
@@ -249,7 +250,7 @@ def sees(run: Run, images: Images) -> Preview | None:
 
 
 def render(content: dict[str, Any]) -> str:
-    """page.html with its style and script in it, and a policy that lets it load nothing."""
+    """Fill in page.html, with its style and script, and a policy that lets it load nothing."""
     files = resources.files("mixco.report")
     style, script = (files.joinpath(n).read_text("utf-8") for n in ("style.css", "map.js"))
     environment = Environment(
@@ -268,5 +269,5 @@ def render(content: dict[str, Any]) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """A name that may be broken where a word begins in it: HerbaceousVegetation, method.mix."""
+    """A name that may break across lines where a word begins: HerbaceousVegetation, method.mix."""
     return Markup("<wbr>").join(re.split(r"(?<=[a-z])(?=[A-Z])|(?<=[._/-])", name))

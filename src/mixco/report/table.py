@@ -8,50 +8,57 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from mixco.evaluation.kinds import in_order, title_of
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json, run_results
 
-# What a row shows of its setting; the rest is told only where two rows would look alike.
+# The columns that identify a row; other settings are named only where two rows would look alike.
 SHOWN = ("method", "data", "arch", "size", "epochs")
 
-# Of a config: what says where a run lies and how it is watched, and has no part in what is learned.
-# What of it is shown is taken from the results, where it says what was really there.
-IGNORED = {
-    *("recipe", "data.data", "data.data_path", "data.download", "data.cache", "data.size"),
-    *("data.workers", "model.arch", "optimisation.epochs", "run.out", "run.seed"),
-    *("run.device", "run.knn_every", "run.linear_lr", "run.report", "run.log_to"),
+# Settings whose values a row shows already, as the run recorded them in its results.
+SHOWN_SETTINGS = {"data.data", "data.size", "model.arch", "optimisation.epochs"}
+
+# Settings that change where a run lies, how it is watched or how fast it is, but not what it learns.
+WITHOUT_EFFECT = {
+    *("recipe", "data.data_path", "data.download", "data.cache", "data.workers"),
+    *("optimisation.micro_batches", "optimisation.pieces"),  # pieces: in version 0.1
+    *("run.out", "run.device", "run.knn_every", "run.linear_lr", "run.report", "run.log_to"),
     *("run.checkpoint_minutes", "run.checkpoint_steps", "run.keep_every", "run.timeout_minutes"),
 }
 
-# Of an evaluation: what was set beforehand, not what came out or was chosen by the data.
+# What an evaluation was set to beforehand; not what it found or chose by the data.
 EVALUATED_WITH = (
     *("k", "temperature", "epochs", "optimizer", "schedule", "milestones", "batch_size", "lr"),
     *("labels", "size", "train_images", "test_images"),
 )
 
-# The entry of results.json, what it is called, and which of its numbers are shown.
-COLUMNS = {
-    "knn": ("kNN", ("top1",)),
-    "linear": ("linear", ("top1", "top5")),
-    "linear_paper": ("linear as published", ("top1", "top5")),
-}
 NUMBERS = {"top1": "top-1", "top5": "top-5"}
+NO_RESULTS = ("config", "pretrain")  # entries of a run's results that are no evaluations
+
+
+def distinguishes(name: str) -> bool:
+    """Whether runs that differ in a setting are different experiments; name: "data.size", ...
+
+    Not the seed: runs that differ in nothing else are repetitions of one experiment.
+    """
+    # SWITCH: from the declarations of the settings (`affects`), once they have it.
+    return name not in WITHOUT_EFFECT and name != "run.seed"
 
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one setting."""
+    """The runs of one experiment."""
 
     shown: tuple[str, ...]
     settings: dict[str, Any]
-    """All that was set, by dotted names, but for what is shown and what is ignored."""
+    """Those that distinguish it and are not shown, by dotted names."""
     runs: list[dict[str, Any]]
-    """As `run_results` gives them."""
+    """As `run_results` returns them."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts below a head, and sentences that belong to it."""
+    """A head, lines of cells below it, and notes to be read with them."""
 
     head: list[str]
     lines: list[list[str]]
@@ -59,7 +66,7 @@ class Table:
 
 
 def table(paths: tuple[Path, ...]) -> str:
-    """Markdown with a row a setting, in the order in which they come.
+    """A Markdown table with one row for all runs that differ by nothing but their seed.
 
     paths: run folders, or files or folders of collections. A run that is given twice counts once.
 
@@ -75,21 +82,24 @@ def table(paths: tuple[Path, ...]) -> str:
 
 
 def tabulate(rows: list[Row]) -> Table:
-    """A line a row. Cells are percentages; of several runs `mean +- standard deviation (number of
-    runs)`, the deviation being the sample's (n - 1). Columns that no run has are left out.
+    """One line for each row, with a column for each evaluation that any run has.
+
+    Cells are percentages; those of several runs are `mean +- standard deviation (number of runs)`, with
+    the deviation of a sample (n - 1).
     """
-    kinds = [k for row in rows for run in row.runs for k in run if k not in ("config", "pretrain")]
+    kinds = in_order(k for row in rows for run in row.runs for k in run if k not in NO_RESULTS)
     columns = [
-        *((kind, number) for kind, (_, numbers) in COLUMNS.items() for number in numbers),
-        *((kind, "top1") for kind in dict.fromkeys(kinds) if kind not in COLUMNS),
+        (kind, number)
+        for kind in kinds
+        for number in NUMBERS
+        if any(_shows(run.get(kind, {}), number) for row in rows for run in row.runs)
     ]
-    columns = [(kind, number) for kind, number in columns if kind in kinds]
     differences = [difference(row, rows) for row in rows]
     told = any(differences)
     head = [
         *SHOWN,
         *(["otherwise"] if told else []),
-        *(f"{COLUMNS.get(kind, (kind,))[0]} {NUMBERS[number]}" for kind, number in columns),
+        *(f"{title_of(kind)} {NUMBERS[number]}" for kind, number in columns),
     ]
     lines = []
     for row, own in zip(rows, differences, strict=True):
@@ -100,23 +110,30 @@ def tabulate(rows: list[Row]) -> Table:
         lines.append([*row.shown, *([own] if told else []), *cells])
     notes = ["In percent; of several seeds `mean +- standard deviation (seeds)`."]
     if any(" / " in text for line in lines for text in line[len(SHOWN) + told :]):
-        notes.append("A / parts evaluations with different settings.")
+        notes.append("A / separates evaluations with different settings.")
     return Table(head, lines, notes)
 
 
-def load(path: Path) -> list[dict[str, Any]]:
-    """The runs of a run folder (one) or of a collection (any number), as `run_results` gives them.
+def _shows(result: dict[str, Any], number: str) -> bool:
+    """Whether a result has a number to show. A vote of k neighbours ranks few classes: no top-5."""
+    return number in result and not (number == "top5" and "k" in result)
 
-    Raises UserError when there is no results.json or it is neither.
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The one run of a run folder, or all runs of a collection, as `run_results` returns them.
+
+    Raises UserError when there is no results.json, or it is damaged.
     """
     results = run_results(path) if path.is_dir() else read_json(path)
     if not isinstance(results, dict) or not all(isinstance(v, dict) for v in results.values()):
-        raise UserError(f"{path}: not a file of results")
+        raise UserError(f"{path}: not a file of results; give a run folder or a results.json")
     # A run's entries hold numbers and texts; those of a collection are runs, which hold entries.
     entries = {key: entry for key, entry in results.items() if key != "config"}
     nested = [all(isinstance(v, dict) for v in entry.values()) for entry in entries.values()]
     if any(nested) and not all(nested):
-        raise UserError(f"{path}: neither the results of a run nor of several")
+        raise UserError(
+            f"{path}: damaged, neither the results of one run nor of several; restore it"
+        )
     runs = list(entries.values()) if all(nested) else [results]
     for entry in (entry for run in runs for entry in run.values()):
         for number in NUMBERS.keys() & entry.keys():
@@ -129,7 +146,7 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 def group(runs: list[dict[str, Any]]) -> list[Row]:
-    """Runs that differ by nothing but their seed, together; the same run twice counts once."""
+    """Put runs that differ by nothing but their seed into one row; the same run twice counts once."""
     rows: list[Row] = []
     for run in runs:
         pretraining = run.get("pretrain", {})
@@ -138,7 +155,7 @@ def group(runs: list[dict[str, Any]]) -> list[Row]:
         settings = {
             name: value
             for name, value in flat(run.get("config", {})).items()
-            if name not in IGNORED
+            if distinguishes(name) and name not in SHOWN_SETTINGS
         }
         settings["images"] = pretraining.get("images")
         shown = tuple(str(value) for value in describe(run))
@@ -153,7 +170,7 @@ def group(runs: list[dict[str, Any]]) -> list[Row]:
 
 
 def describe(run: dict[str, Any]) -> tuple[Any, ...]:
-    """What is SHOWN of a run, from what it wrote of itself, or else from its config."""
+    """The values of the columns SHOWN: as the run recorded them, or else from its config."""
     config = flat(run.get("config", {}))
     pretraining = {
         "arch": config.get("model.arch", ""),
@@ -177,7 +194,7 @@ def flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def difference(row: Row, rows: list[Row]) -> str:
-    """What a row has otherwise than those that look like it: "temperature 0.1, queue 4096"."""
+    """The settings that tell a row from those that look like it: "temperature 0.1, queue 4096"."""
     alike = [other.settings for other in rows if other.shown == row.shown]
     names = dict.fromkeys(name for settings in alike for name in settings)
     differing = [n for n in names if any(s.get(n) != row.settings.get(n) for s in alike)]
@@ -185,7 +202,7 @@ def difference(row: Row, rows: list[Row]) -> str:
 
 
 def cell(results: list[dict[str, Any]], number: str) -> str:
-    """The results of one evaluation of a row's runs; those with different settings stay apart."""
+    """The results of one evaluation of a row's runs: one spread for each way of evaluating."""
 
     def settings(result: dict[str, Any]) -> list[Any]:
         given = result.get("head_lr_from") == "settings"

@@ -1,13 +1,27 @@
-"""What a run's numbers say, in plain words, and what they do not say."""
+"""What a run's numbers say, in plain sentences, and what they do not say."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from mixco.evaluation import EVALUATIONS
+from mixco.evaluation.kinds import base_kind, in_order, title_of
 from mixco.report.run import Run
 
-SLOW_DATA = 0.2  # share of the time that a run waits for its images
+# SWITCH: the titles of all entries of METHODS and MIXERS, once mixco.methods has these tables.
+TITLES = {"moco": "MoCo", "simclr": "SimCLR", "mixco": "MixCo"}
+SLOW_DATA = 0.2  # part of the time that a run waits for its images
+
+
+def method_title(method: str, mix: str) -> str:
+    """ "SimCLR with MixCo" of "simclr" and "mixco"; unknown names as they are."""
+    title = TITLES.get(method, method)
+    return title if mix in ("none", "") else f"{title} with {TITLES.get(mix, mix)}"
+
+
+def method_of(run: Run) -> str:
+    method, mix = (str(run.config.get(f"method.{key}", "")) for key in ("method", "mix"))
+    return method_title(method, mix)
 
 
 @dataclass(frozen=True)
@@ -20,39 +34,19 @@ class Number:
     """What the number is, and is not."""
 
 
-EVALUATIONS = {
-    "knn": "Nearest neighbours, test images",
-    "linear": "Linear probe, test images",
-    "linear_paper": "Linear classifier as published, test images",
-    "finetune": "Fine-tuned, test images",
-    "supervised": "Trained with labels, test images",
-}
-MEANING = {
-    "knn": "Each test image takes the class of the training images that the encoder finds most like it.",
-    "linear": "A linear classifier on the frozen encoder's features, its settings chosen on held-out "
-    "training images.",
-    "linear_paper": "A linear classifier on the frozen encoder, trained on augmented images as in the "
-    "published protocol.",
-    "finetune": "The whole network, trained further with labels. It says what the encoder is worth as a "
-    "start, not what it knows by itself.",
-    "supervised": "The same network, trained from scratch with all labels: the rival without "
-    "pretraining. It is not this encoder.",
-}
-
-
 def what_was_trained(run: Run) -> str:
     """ "A resnet18, trained without labels by SimCLR with MixCo on 1,600 images of ..." """
     config, pretraining = run.config, run.results.get("pretrain", {})
     arch = config.get("model.arch", "network")
     if not run.trained:
-        return f"A {arch} with random weights, not trained: what a trained one has to beat."
+        return f"A {arch} with random weights, not trained: a baseline for trained ones."
     images = f"{pretraining['images']:,} images of " if "images" in pretraining else ""
     data = pretraining.get("data", config.get("data.data", "a data set"))
     data = str(data).removesuffix("/pretrain").removesuffix("/train")
     side, seed = config.get("data.size", "?"), config.get("run.seed", "?")
     return (
-        f"A {arch}, trained without labels by {run.method} on {images}{data} at {side} × {side} pixels, "
-        f"{progress(run)}, seed {seed}."
+        f"A {arch}, trained without labels by {method_of(run)} on {images}{data} at {side} × {side} "
+        f"pixels, {progress(run)}, seed {seed}."
     )
 
 
@@ -77,64 +71,64 @@ def duration(seconds: float) -> str:
 
 
 def standard_error(percent: float, images: int) -> float:
-    """Of an accuracy in percent, by the number of images alone."""
-    share = min(max(percent / 100, 0), 1)
-    return 100 * math.sqrt(share * (1 - share) / max(images, 1))
-
-
-SUMMARIES = {
-    "linear_paper": "With the encoder as it is, a linear classifier on its features tells {} right",
-    "linear": "With the encoder as it is, a linear classifier on its features tells {} right",
-    "knn": "Going by the images that the encoder finds most alike, {} are told right",
-}
+    """The standard error of an accuracy on so many images, both in percent."""
+    p = min(max(percent / 100, 0), 1)
+    return 100 * math.sqrt(p * (1 - p) / max(images, 1))
 
 
 def summary(run: Run, classes: int | None) -> str:
-    """The most telling result, in a sentence."""
+    """The first of the results, in a sentence. classes: how many; None means unknown."""
     chance = f"; guessing would reach {100 / classes:.0f} %" if classes else ""
-    for kind, words in SUMMARIES.items():
-        top1 = run.results.get(kind, {}).get("top1")
-        if isinstance(top1, (int, float)):
-            return words.format(f"{top1:.0f} of 100 test images") + chance + "."
+    for kind in evaluations_of(run):
+        if run.results[kind].get("checkpoint", "unknown") is None:
+            continue  # an evaluation of other weights, for comparison
+        top1 = f"{run.results[kind]['top1']:.0f} of 100 test images"
+        return f"By {title_of(kind)}, {top1} get their right class{chance}."
     check = run.last("knn")
     if check is not None:
-        what = f"{check:.0f} of 100 held-out training images"
-        return SUMMARIES["knn"].format(what) + chance + "."
-    return "No number says yet what the encoder is worth; the pictures below give an idea."
+        asked = f"{check:.0f} of 100 held-out training images"
+        return f"By their nearest neighbours, {asked} get their right class{chance}."
+    return "There is no result yet; the pictures below give an idea of the encoder's quality."
+
+
+def evaluations_of(run: Run) -> list[str]:
+    """The keys of a run's evaluations that have a result, in order."""
+    return in_order(
+        kind
+        for kind, result in run.results.items()
+        if base_kind(kind) and isinstance(result.get("top1"), (int, float))
+    )
 
 
 def numbers(run: Run, held_out: int | None, classes: int | None) -> Iterator[Number]:
-    """The results of a run; held_out, classes: how many there are, where that is known."""
+    """The results of a run. held_out, classes: how many there are; None means unknown."""
     check = run.last("knn")
     if check is not None:
         kept_back = (
-            "The encoder never saw them."
+            "The encoder was not trained on them."
             if run.config.get("run.exclude_holdout")
-            else "The encoder saw them in training, without their labels."
+            else "The encoder was trained on them, without their labels."
         )
-        images = f"{held_out:,} training images" if held_out else "Some training images"
+        images = f"Each of {held_out:,} training images" if held_out else "Each of them"
         yield Number(
             f"{check:.1f} %",
-            "Nearest neighbours, held-out training images",
-            f"{images} are asked about, each takes the class of the 20 most like it among the "
-            f"others. {kept_back} It is a check while training, not a test result."
-            + _uncertain(check, held_out),
+            "kNN, held-out training images",
+            f"{images} takes the class of the 20 nearest among the other training images. {kept_back} "
+            "This is a check during training, not a test result." + _uncertain(check, held_out),
         )
-    for kind, result in run.results.items():
-        base = kind.split("@")[0].split("-")[0]
-        if base not in EVALUATIONS or not isinstance(result.get("top1"), (int, float)):
-            continue
+    for kind in evaluations_of(run):
+        result = run.results[kind]
         images = result.get("test_images")
         data = f" of {result['data']}" if "data" in result else ""
-        few = f", with {result['labels']} of the labels" if _few(result) else ""
+        labels = result.get("labels", "all")
+        few = "" if labels == "all" else f", with {labels} of the labels"
         yield Number(
             f"{result['top1']:.1f} %",
-            EVALUATIONS[base]
-            + (f" ({kind.partition(base)[2].strip('-@')})" if kind != base else ""),
-            f"{MEANING[base]} {images or 'Test'} images{data}{few}."
+            f"{title_of(kind)}, test images",
+            f"{EVALUATIONS[base_kind(kind) or kind].about} {images or 'Test'} images{data}{few}."
             + _uncertain(result["top1"], images),
         )
-    if classes and (check is not None or run.results.keys() & EVALUATIONS):
+    if classes and (check is not None or evaluations_of(run)):
         yield Number(
             f"{100 / classes:.1f} %",
             "By chance",
@@ -142,21 +136,17 @@ def numbers(run: Run, held_out: int | None, classes: int | None) -> Iterator[Num
         )
 
 
-def _few(result: dict[str, Any]) -> bool:
-    return bool(result.get("labels", "all") != "all")
-
-
 def _uncertain(percent: float, images: int | None) -> str:
     if not images:
         return ""
     error = standard_error(percent, images)
-    return f" By their number alone uncertain by ± {error:.1f} points (one standard error)."
+    return f" Standard error from the number of images alone: ± {error:.1f} points."
 
 
 def caveats(run: Run, labelled: bool | None) -> list[str]:
-    """What the numbers are not. labelled: whether the images have labels, None if that is not known."""
+    """What the numbers are not. labelled: whether the images have labels; None means unknown."""
     found = []
-    if not run.results.keys() & EVALUATIONS:
+    if not evaluations_of(run):
         advice = f"mixco knn --run {run.folder}"
         found.append(
             "There is no test result yet."
@@ -164,29 +154,29 @@ def caveats(run: Run, labelled: bool | None) -> list[str]:
         )
     if labelled is False:
         found.append(
-            "The images have no labels, so no accuracy can be given. Judge by the neighbours and the "
-            "map below: are images side by side that belong together for you?"
+            "The images have no labels, so there is no accuracy. Judge by the neighbours and the map "
+            "below: do images that lie side by side belong together?"
         )
     found.append(
-        "These are of one run. Another seed gives other numbers; a difference to another run counts "
-        "only when it is larger than the spread over seeds."
+        "These are the results of one run. Another seed gives other numbers, and a difference between "
+        "runs counts only when it is larger than the spread over seeds."
     )
     if run.records:
         found.append(
-            "The loss tells whether training moves, not how good the encoder is. Losses of runs with "
-            "another temperature, batch size, queue or mixing cannot be compared."
+            "The loss tells whether training moves, not how good the encoder is. Do not compare losses "
+            "of runs with different temperatures, batch sizes, queues or mixing."
         )
     return found
 
 
 def warnings(run: Run, images: int | None) -> list[str]:
-    """What a person should know of how the run went, each with what helps. images: there are now."""
+    """What went wrong in the run or may have, each with a remedy. images: how many there are now."""
     found = []
     if not run.finished:
         when = f" Its metrics were last written at {run.touched}." if run.touched else ""
         found.append(
-            f"The run is not finished: it goes on, or was stopped.{when} All below is of its last "
-            "checkpoint or epoch; the same command goes on with it."
+            f"The run is not finished: it is still going on, or was stopped.{when} This page shows its "
+            "last checkpoint and epoch; the same command continues it."
         )
     if run.unreadable:
         files = [line.split("\t")[0] for line in run.unreadable]
@@ -199,25 +189,25 @@ def warnings(run: Run, images: int | None) -> list[str]:
     trained_on, queue = pretraining.get("images"), run.config.get("method.queue")
     if trained_on and queue and queue > trained_on // 2:
         found.append(
-            f"The queue of {queue:,} keys is more than half of the {trained_on:,} images: an image "
+            f"The queue of {queue:,} keys is longer than half of the {trained_on:,} images: an image "
             f"meets its own old keys as negatives. --queue {trained_on // 4} is safer."
         )
     left_out = run.config.get("run.exclude_holdout")
     if trained_on and images and images != trained_on and not left_out:
         found.append(
             f"The run was trained on {trained_on:,} images; now there are {images:,}. Sections with "
-            "images are of those that are there now."
+            "images show those that are there now."
         )
-    waiting = pretraining.get("waiting_share", run.last("waiting_share"))
+    waiting = pretraining.get("data_wait", run.last("data_wait"))
     if waiting and waiting > SLOW_DATA:
         found.append(
-            f"{waiting:.0%} of the time went by waiting for images. A faster disk, more --workers, or "
+            f"Training waited for images {waiting:.0%} of the time. A faster disk, more --workers, or "
             "--loading packed help."
         )
     checks = [value for _, value in run.column("knn")]
     if checks and max(checks) - checks[-1] > 3:
         found.append(
-            f"The check on held-out images ended at {checks[-1]:.1f} %, after {max(checks):.1f} % at "
-            "its best: a lower --lr or fewer --epochs may do better."
+            f"The check on held-out images ended at {checks[-1]:.1f} %, below its best of "
+            f"{max(checks):.1f} %: a lower --lr or fewer --epochs may do better."
         )
     return found

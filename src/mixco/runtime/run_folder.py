@@ -36,6 +36,9 @@ LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 CONFUSIONS = ("class", "taken for", "images")
 LONGEST_WAIT = 60  # seconds for the lock of a results file; writing one takes milliseconds
 
+# Names that version 0.1 gave to numbers in metrics.jsonl and results.json, and their names today.
+RENAMED = {"waiting_share": "data_wait"}
+
 
 def new_run_folder(path: Path) -> Path:
     """Make the run folder. Raises UserError where it is not empty: no run is ever overwritten."""
@@ -58,15 +61,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises UserError when the file is missing or not JSON."""
+    """What a JSON file holds, RENAMED applied. Raises UserError when it is missing or not JSON."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return _loads(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); is this a run folder?"
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}; restore it or run again") from None
+
+
+def _loads(text: str) -> Any:
+    return json.loads(
+        text, object_hook=lambda values: {RENAMED.get(k, k): v for k, v in values.items()}
+    )
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -182,8 +191,15 @@ def write_metrics(run: Path, records: list[dict[str, Any]]) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """The records of metrics.jsonl, RENAMED applied, without a last line that is still being written.
+
+    Raises FileNotFoundError when there is none, and UserError when it is damaged.
+    """
+    path = run / "metrics.jsonl"
+    try:
+        return [_loads(line) for line in path.read_text("utf-8").split("\n")[:-1] if line]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; restore it or run again") from None
 
 
 def versions(hardware: str) -> dict[str, str]:

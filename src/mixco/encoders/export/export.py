@@ -14,7 +14,7 @@ from mixco.data.streaming import stream
 from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
 from mixco.encoders.export import formats
 from mixco.encoders.export.card import card, hub_header
-from mixco.encoders.export.formats import Lines, channels, crop_share, load_back
+from mixco.encoders.export.formats import Lines, load_back
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import new_folder
@@ -30,15 +30,15 @@ FORMATS: dict[str, Callable[[LoadedEncoder, Path], Lines]] = {
     "hub": formats.as_hub,
 }
 IMAGES = 16
-FEWER = (1, 5)  # batches that the loaded model is asked with, beside all images at once
+FEWER = (1, 5)  # smaller batches that the loaded model is tried with, beside all images at once
 
 
 def export(config: ExportConfig) -> Path:
-    """Export an encoder, once what was written gives the same features when it is loaded back.
+    """Export an encoder, after checking that what was written gives the same features when loaded back.
 
     Returns the new folder: the format's files, and README.md, the model card.
-    Raises UserError for what `load_encoder` refuses, for an architecture that the format has no place
-    for, for a folder that holds something, and when the features differ. Then nothing is left.
+    Raises UserError for what `load_encoder` refuses, for an architecture that the format cannot hold,
+    for a folder that is not empty, and when the features differ. Then nothing is left behind.
     """
     if config.onnx_input != "unit" and config.to != "onnx":
         raise UserError(f"--onnx-input {config.onnx_input}: only --to onnx has it; leave it out")
@@ -57,28 +57,38 @@ def export(config: ExportConfig) -> Path:
                 lines = formats.as_onnx(encoder, folder, config.onnx_input)
             else:
                 lines = FORMATS[config.to](encoder, folder)
-            pixels, seen = _real_images(encoder, settings)
-            checked = compare(encoder, lines, folder, pixels, seen)
+            pixels, name = _real_images(encoder, settings)
+            checked = compare(encoder, lines, folder, pixels, name)
             header = ""
             if config.to == "hub":
-                training = encoder.description.training
-                header = hub_header(training=training, config=settings, licence=config.license)
-            text = header + _card(encoder, lines, checked, run, settings, config.license)
-            (folder / "README.md").write_text(text, "utf-8")
+                header = hub_header(encoder.description.training, settings, config.license)
+            text = card(
+                encoder.description,
+                lines,
+                features=_features(encoder, pixels[:1]).shape[1],
+                weights=sum(p.numel() for p in encoder.backbone.parameters()),
+                source=encoder.path.name,
+                checked=checked,
+                config=settings,
+                results=_written(run, "results.json"),
+                versions=_written(run, "versions.json"),
+                licence=config.license,
+            )
+            (folder / "README.md").write_text(header + text, "utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     say(checked)
     return out
 
 
-@torch.no_grad()
-def compare(encoder: LoadedEncoder, lines: Lines, folder: Path, pixels: Tensor, seen: str) -> str:
-    """The export, loaded back by its own lines, against the encoder; what was found, in a sentence.
+def compare(encoder: LoadedEncoder, lines: Lines, folder: Path, pixels: Tensor, name: str) -> str:
+    """Compare an export, loaded back by its own lines, with the encoder; a sentence about it.
 
-    pixels: uint8 [B, C, S, S]. Raises UserError when the features differ by more than rounding.
+    pixels: uint8 [B, C, S, S], of the images called `name`. Raises UserError when the features differ by
+    more than rounding.
     """
-    about = encoder.description
-    expected = encoder.backbone(formats.normalised(encoder)(pixels))
+    arch = encoder.description.arch
+    expected = _features(encoder, pixels)
     batches = sorted({*(count for count in FEWER if count < len(pixels)), len(pixels)})
     library = f"{lines.library} {import_module(lines.library).__version__}"
     try:
@@ -87,22 +97,29 @@ def compare(encoder: LoadedEncoder, lines: Lines, folder: Path, pixels: Tensor, 
     except Exception as error:  # of the library's own kinds
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{about.arch}: {library} cannot load what was written ({type(error).__name__}: {reason}); "
+            f"{arch}: {library} cannot load what was written ({type(error).__name__}: {reason}); "
             "nothing was left, use another --to"
         ) from error
     largest = (torch.stack(found).max() / expected.abs().max()).item()
     if not largest <= lines.tolerance:  # NaN is not
         raise UserError(
-            f"{about.arch}: loaded back with {library}, features differ by {largest:.2g} of the largest "
-            f"one where {lines.tolerance:g} is rounding; nothing was written, use another --to"
+            f"{arch}: loaded back with {library}, features differ by {largest:.2g} of the largest "
+            f"feature, more than rounding ({lines.tolerance:g}); nothing was written, use another --to"
         )
     *few, most = map(str, batches)
-    sizes = [", ".join(few), most] if few else [most]
+    sizes = " and ".join(filter(None, (", ".join(few), most)))
     return (
         f"Loaded back with {library}, it gave the features of mixco's encoder for {len(pixels)} images "
-        f"of {seen}, in batches of {' and '.join(sizes)}: the largest "
-        f"difference was {largest:.1g} of the largest feature, where {lines.tolerance:g} is allowed."
+        f"of {name}, in batches of {sizes}: the largest difference was {largest:.1g} of the largest "
+        f"feature, where {lines.tolerance:g} is allowed."
     )
+
+
+@torch.no_grad()
+def _features(encoder: LoadedEncoder, pixels: Tensor) -> Tensor:
+    """float32 [B, D] of uint8 [B, C, S, S], by mixco's own encoder."""
+    features: Tensor = encoder.backbone(formats.normalised(encoder)(pixels))
+    return features
 
 
 def _run_of(path: Path) -> Path | None:
@@ -114,19 +131,26 @@ def _run_of(path: Path) -> Path | None:
     return None
 
 
+def _written(run: Path | None, name: str) -> dict[str, Any]:
+    """What a file of the run holds; {} without a run or the file."""
+    return dict(read_json(run / name)) if run and (run / name).exists() else {}
+
+
 def _real_images(encoder: LoadedEncoder, config: dict[str, Any] | None) -> tuple[Tensor, str]:
-    """What evaluation sees of the run's images, else the sample's: uint8 [B, C, S, S], and which."""
+    """Some of the run's images, else of the sample, as evaluation sees them, and their name.
+
+    uint8 [B, C, S, S], not normalised.
+    """
+    channels, size = encoder.description.channels, encoder.description.size
     if config is not None:
         try:
             data = config["data"]
             place = Path(data["data_path"]) if data["data_path"] else None
-            cache = Path(data["cache"]).expanduser()
-            size = encoder.description.size
-            return _some_of(data["data"], place, cache, size, channels(encoder))
+            return _some_of(data["data"], place, Path(data["cache"]).expanduser(), size, channels)
         except UserError as error:
-            say(f"the run's own images cannot be had ({error}); compared on the sample's")
-    pixels, name = _some_of("sample", None, None, encoder.description.size, 3)
-    return pixels[:, torch.arange(channels(encoder)) % 3], name
+            say(f"the run's own images cannot be opened ({error}); comparing on the sample's")
+    pixels, name = _some_of("sample", None, None, size, 3)
+    return pixels[:, torch.arange(channels) % 3], name
 
 
 def _some_of(
@@ -136,45 +160,9 @@ def _some_of(
     count = len(source.files)
     batches = stream(infer_pixel_format(source, channels, None), workers=0).evaluation_batches(
         torch.linspace(0, count - 1, min(IMAGES, count)).long(),
-        Input(size, (0.0,) * channels, (1.0,) * channels),  # pixels stay as they are
+        Input(size, none, tuple(1.0 for _ in none)),  # not normalised
         compute=Compute(torch.device("cpu"), torch.float32),
         on_unreadable=lambda *_: None,
     )
     unit = torch.cat([batch for _, batch in batches])
     return (unit * 255).round().to(torch.uint8).contiguous(), source.name
-
-
-def _card(
-    encoder: LoadedEncoder,
-    lines: Lines,
-    checked: str,
-    run: Path | None,
-    config: dict[str, Any] | None,
-    licence: str | None,
-) -> str:
-    about = encoder.description
-
-    def written(name: str) -> dict[str, Any]:
-        path = (run or encoder.path.parent) / name
-        return dict(read_json(path)) if run and path.exists() else {}
-
-    with torch.no_grad():
-        blank = torch.zeros(1, channels(encoder), about.size, about.size)
-        features = encoder.backbone(blank).shape[1]
-    return card(
-        arch=about.arch,
-        training=about.training,
-        features=features,
-        weights=sum(p.numel() for p in encoder.backbone.parameters()),
-        input_size=(channels(encoder), about.size),
-        mean=about.mean,
-        std=about.std,
-        whole=crop_share(about.size) == 1,
-        source=encoder.path.name,
-        lines=lines,
-        checked=checked,
-        config=config,
-        results=written("results.json"),
-        versions=written("versions.json"),
-        licence=licence,
-    )

@@ -1,8 +1,8 @@
-"""An encoder in the formats of other libraries: one function a format.
+"""An encoder in the formats of other libraries: one function for each format.
 
-Each writes its files into a folder and returns the lines of Python that use them there, with that
-library alone. The lines are what people read in the card, and what `load_back` runs: a card
-whose lines do not work cannot be written.
+Each writes its files into a folder and returns the Python lines that use them there, with that library
+alone. The card shows these lines, and `load_back` runs them before the card is written, so a card with
+lines that do not work cannot exist.
 """
 
 import dataclasses
@@ -25,27 +25,30 @@ from mixco.views.augment import finish_evaluation_view
 OnnxInput = Literal["unit", "bytes", "normalised"]
 
 OPSET = 18
+HERE = 'folder = "."  # of these files'
 HUB_NAME = "OWNER/NAME"  # what the card calls its repository until it is pushed to one
+JSON_FILE = ("import json", "from pathlib import Path")
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Python that uses an export. `image` is a PIL image in RGB there, `features` is [B, D]."""
+    """Python lines that use an export. They find a PIL image in RGB as `image`."""
 
     imports: str
-    where: str
-    """Defines `folder` or `source`, which `load_back` gives itself."""
     build: str
+    """Makes the model, from `folder` or `source`."""
     prepare: str
-    """Makes `images` of `image`."""
-    use: str
-    """Makes `features` of `images`."""
+    """Makes `images` from `image`."""
     library: str
-    """The distribution that loads it."""
+    """The package that loads the export."""
     feed: Callable[[Tensor], Any]
-    """uint8 [B, C, S, S] as `images` expects it."""
-    tolerance: float
-    """The largest difference that may be, as a share of the largest feature."""
+    """Turns uint8 [B, C, S, S] into `images`, for comparing."""
+    use: str = "features = model(images)"
+    """Makes `features` [B, D] from `images`."""
+    where: str = HERE
+    """Defines `folder` or `source`; `load_back` has its own definition."""
+    tolerance: float = 1e-5
+    """The largest difference that is rounding, in parts of the largest feature."""
     note: str = ""
     """What else a person should know, in Markdown."""
 
@@ -65,82 +68,60 @@ def load_back(lines: Lines, folder: Path) -> Callable[[Tensor], Tensor]:
 
 
 def as_timm(encoder: LoadedEncoder, folder: Path) -> Lines:
-    """model.safetensors and pretrained_cfg.json, for timm.create_model."""
-    _save_weights(encoder, folder / "model.safetensors")
+    """Write model.safetensors and pretrained_cfg.json, for timm.create_model."""
+    _save_weights(encoder, folder)
     _write_json(folder / "pretrained_cfg.json", pretrained_cfg(encoder))
-    stem = _stem_lines(encoder, "act1")
+    read = 'cfg = json.loads(Path(f"{folder}/pretrained_cfg.json").read_text())  # size, mean, std'
     arguments = {"pretrained_cfg": "cfg", **_timm_arguments(encoder)}
-    if not stem:
-        arguments["checkpoint_path"] = 'f"{folder}/model.safetensors"'
-    build = [
-        'cfg = json.loads(Path(f"{folder}/pretrained_cfg.json").read_text())  # size, mean, std',
-        _create_model(encoder, arguments),
-        *stem,
-        *(['model.load_state_dict(load_file(f"{folder}/model.safetensors"))'] if stem else []),
-        "model.eval()",
-    ]
-    return _timm_lines(
-        encoder,
-        imports=("import json", "from pathlib import Path", *_needed_for(stem)),
-        where=HERE,
-        build=build,
-    )
+    if _stem_lines(encoder):
+        return _timm_with_stem(encoder, read, arguments)
+    arguments["checkpoint_path"] = 'f"{folder}/model.safetensors"'
+    build = [read, _create_model(encoder, arguments), "model.eval()"]
+    return _timm_lines(encoder, build, JSON_FILE)
 
 
 def as_hub(encoder: LoadedEncoder, folder: Path) -> Lines:
-    """model.safetensors and config.json as timm has them on the Hugging Face hub."""
-    _save_weights(encoder, folder / "model.safetensors")
+    """Write model.safetensors and config.json as timm has them on the Hugging Face hub."""
+    _save_weights(encoder, folder)
+    arguments = _timm_arguments(encoder)
     config = {
         "architecture": encoder.description.arch,
         "num_classes": 0,
         "num_features": getattr(encoder.backbone, "num_features", None),
-        "model_args": {k: v for k, v in _timm_arguments(encoder).items() if k != "num_classes"},
+        "model_args": {k: v for k, v in arguments.items() if k != "num_classes"},
         "pretrained_cfg": pretrained_cfg(encoder),
     }
     _write_json(folder / "config.json", config)
-    stem = _stem_lines(encoder, "act1")
-    if not stem:
-        return _timm_lines(
+    if not _stem_lines(encoder):
+        lines = _timm_lines(encoder, ["model = timm.create_model(source, pretrained=True).eval()"])
+        where = f'source = "hf-hub:{HUB_NAME}"  # or "local-dir:" and the path of this folder'
+        return dataclasses.replace(lines, where=where)
+    return dataclasses.replace(
+        _timm_with_stem(
             encoder,
-            imports=(),
-            where=f'source = "hf-hub:{HUB_NAME}"  # or "local-dir:" and the path of this folder',
-            build=["model = timm.create_model(source, pretrained=True).eval()"],
-        )
-    build = [
-        'config = json.loads(Path(f"{folder}/config.json").read_text())  # size, mean, std',
-        _create_model(
-            encoder, {"pretrained_cfg": 'config["pretrained_cfg"]', **_timm_arguments(encoder)}
+            'config = json.loads(Path(f"{folder}/config.json").read_text())  # size, mean, std',
+            {"pretrained_cfg": 'config["pretrained_cfg"]', **arguments},
+            imports=("import huggingface_hub",),
         ),
-        *stem,
-        'model.load_state_dict(load_file(f"{folder}/model.safetensors"))',
-        "model.eval()",
-    ]
-    here = ("import json", "from pathlib import Path", "import huggingface_hub")
-    lines = _timm_lines(
-        encoder,
-        imports=(*here, *_needed_for(stem)),
-        where=f'folder = huggingface_hub.snapshot_download("{HUB_NAME}")  # or the path of this folder',
-        build=build,
+        where=f'folder = huggingface_hub.snapshot_download("{HUB_NAME}")  '
+        "# or the path of this folder",
+        note="`timm.create_model` alone is not enough: this ResNet has a stem for small images, which "
+        "timm has no name for. It ends in an error about the size of `conv1.weight`, never in a wrong "
+        "model.",
     )
-    note = (
-        "`timm.create_model` alone does not suffice: this ResNet has a stem for small images, which "
-        "timm cannot be asked for by name. It ends in an error about the size of `conv1.weight`, "
-        "never in a wrong model."
-    )
-    return dataclasses.replace(lines, note=note)
 
 
 def as_torchvision(encoder: LoadedEncoder, folder: Path) -> Lines:
-    """model.pth, the state dict of torchvision's own ResNet without its classifier.
+    """Write model.pth, the state dict of torchvision's own ResNet without its classifier.
 
     Raises UserError for all other architectures.
     """
-    arch, backbone = encoder.description.arch, encoder.backbone
-    is_resnet = isinstance(backbone, timm.models.ResNet)
+    arch = encoder.description.arch
+    is_resnet = isinstance(encoder.backbone, timm.models.ResNet)
     if not (is_resnet and arch in torchvision.models.list_models(torchvision.models)):
         raise UserError(
-            f"--to torchvision: {arch} is no ResNet of torchvision's, its weights have no place there; "
-            "--to timm, safetensors and hub take every architecture, onnx most"
+            f"--to torchvision takes its own ResNets alone, and {arch} is none of them; --to timm, "
+            "safetensors and hub take every architecture, and onnx most"
         )
     torch.save(_weights(encoder), folder / "model.pth")
     build = [
@@ -150,30 +131,25 @@ def as_torchvision(encoder: LoadedEncoder, folder: Path) -> Lines:
         'model.load_state_dict(torch.load(f"{folder}/model.pth", weights_only=True))',
         "model.eval()",
     ]
+    imports = ("import torch", "import torchvision", "from torchvision.transforms import v2")
     return Lines(
-        imports=_imports(
-            "import torch", "import torchvision", "from torchvision.transforms import v2"
-        ),
-        where=HERE,
+        imports=_imports(*imports),
         build="\n".join(build),
         prepare=_torchvision_transform(encoder),
-        use="features = model(images)",
         library="torchvision",
         feed=normalised(encoder),
-        tolerance=1e-5,
     )
 
 
 def as_safetensors(encoder: LoadedEncoder, folder: Path) -> Lines:
-    """model.safetensors, the way to build it and to feed it in its metadata."""
-    _save_weights(encoder, folder / "model.safetensors")
-    stem = _stem_lines(encoder, "act1")
+    """Write model.safetensors, with all that it takes to build and feed the model in its metadata."""
+    _save_weights(encoder, folder)
     build = [
         'with safe_open(f"{folder}/model.safetensors", "pt") as file:',
         "    about = file.metadata()  # architecture, input_size, mean, std, ...",
         "    weights = {key: file.get_tensor(key) for key in file.keys()}",
         _create_model(encoder, _timm_arguments(encoder)),
-        *stem,
+        *_stem_lines(encoder),
         "model.load_state_dict(weights)",
         "model.eval()",
     ]
@@ -181,25 +157,21 @@ def as_safetensors(encoder: LoadedEncoder, folder: Path) -> Lines:
         *("import json", "import timm", "import torch", "from safetensors import safe_open"),
         "from torchvision.transforms import v2",
     )
+    mean, std = 'json.loads(about["mean"])', 'json.loads(about["std"])'
     return Lines(
         imports=_imports(*imports),
-        where=HERE,
         build="\n".join(build),
-        prepare=_torchvision_transform(
-            encoder, 'json.loads(about["mean"])', 'json.loads(about["std"])'
-        ),
-        use="features = model(images)",
+        prepare=_torchvision_transform(encoder, mean, std),
         library="safetensors",
         feed=normalised(encoder),
-        tolerance=1e-5,
     )
 
 
 def as_onnx(encoder: LoadedEncoder, folder: Path, images: OnnxInput) -> Lines:
-    """model.onnx: `images` [batch, C, S, S] -> `features` [batch, D], for any batch.
+    """Write model.onnx: `images` [batch, C, S, S] -> `features` [batch, D], for any batch.
 
-    images: "unit": float32 from 0 to 1, and "bytes": uint8, are normalised in the graph;
-        "normalised": float32 that whoever uses it has normalised.
+    images: "unit": float32 in [0, 1]; "bytes": uint8; both are normalised in the graph. "normalised":
+        float32, normalised already.
 
     Raises UserError when the extra `onnx` is missing, or torch cannot export the architecture.
     """
@@ -211,9 +183,9 @@ def as_onnx(encoder: LoadedEncoder, folder: Path, images: OnnxInput) -> Lines:
         raise UserError(
             f"--to onnx needs {error.name}; get it by pip install 'mixco[onnx]'"
         ) from None
-    about, size = encoder.description, encoder.description.size
-    graph = nn.Sequential(_FromPixels(images, about.mean, about.std), encoder.backbone).eval()
-    example = torch.zeros(2, channels(encoder), size, size)
+    about = encoder.description
+    graph = nn.Sequential(_Normalise(images, about.mean, about.std), encoder.backbone).eval()
+    example = torch.zeros(2, about.channels, about.size, about.size)
     try:
         program = torch.onnx.export(
             graph,
@@ -225,7 +197,7 @@ def as_onnx(encoder: LoadedEncoder, folder: Path, images: OnnxInput) -> Lines:
             dynamo=True,
             verbose=False,
         )
-    except Exception as error:  # of many kinds, by what the architecture does
+    except Exception as error:  # of many kinds, depending on the architecture
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise UserError(
             f"--to onnx: torch cannot export {about.arch} ({reason}); --to timm takes it"
@@ -234,99 +206,11 @@ def as_onnx(encoder: LoadedEncoder, folder: Path, images: OnnxInput) -> Lines:
     model = program.model_proto
     onnx.helper.set_model_props(model, {**metadata(encoder), "images": images})
     onnx.save(model, folder / "model.onnx")
-
-    square = f"ImageOps.fit(image, ({size}, {size}), Image.Resampling.BILINEAR"
-    square += f", bleed={(1 - crop_share(size)) / 2:g})" if crop_share(size) < 1 else ")"
-    as_array = "asarray" if channels(encoder) == 3 else "atleast_3d"
-    prepare = [
-        f"square = {square}",
-        f"images = np.{as_array}(square).transpose(2, 0, 1)[None]  # uint8",
-        *(["images = images.astype(np.float32) / 255"] if images != "bytes" else []),
-    ]
-    if images == "normalised":
-        prepare += [
-            f"mean, std = np.float32({list(about.mean)}), np.float32({list(about.std)})",
-            "images = (images - mean[:, None, None]) / std[:, None, None]",
-        ]
-    told = {
-        "unit": "float32 from 0 to 1; they are normalised in the graph",
-        "bytes": "uint8 from 0 to 255; they are normalised in the graph",
-        "normalised": "float32, normalised by whoever uses it",
-    }[images]
-
-    def feed(pixels: Tensor) -> Any:
-        if images == "bytes":
-            return pixels.numpy()
-        return (normalised(encoder)(pixels) if images == "normalised" else pixels / 255).numpy()
-
-    return Lines(
-        imports=_imports(
-            "import numpy as np", "import onnxruntime", "from PIL import Image, ImageOps"
-        ),
-        where=HERE,
-        build='providers = ["CPUExecutionProvider"]  # or CUDAExecutionProvider, and others\n'
-        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=providers)',
-        prepare="\n".join(prepare),
-        use='(features,) = session.run(None, {"images": images})',
-        library="onnxruntime",
-        feed=feed,
-        tolerance=1e-4,
-        note=f"Opset {OPSET}. `images` [batch, {channels(encoder)}, {size}, {size}], for any batch, "
-        f"are {told}.",
-    )
+    return _onnx_lines(encoder, images)
 
 
-HERE = 'folder = "."  # of these files'
-
-
-def channels(encoder: LoadedEncoder) -> int:
-    """Of the images, by the first convolution."""
-    return next(p.shape[1] for p in encoder.backbone.parameters() if p.ndim == 4)
-
-
-def crop_share(size: int) -> float:
-    """How much of the shorter side the square has that evaluation sees (`views.evaluation_view`)."""
-    return 1.0 if size <= 112 else 0.875
-
-
-def pretrained_cfg(encoder: LoadedEncoder) -> dict[str, Any]:
-    """timm's description of the weights: what its transforms and its loading go by."""
-    about = encoder.description
-    own = cast(dict[str, Any], encoder.backbone.pretrained_cfg)
-    return {
-        "architecture": about.arch,
-        "num_classes": 0,
-        "input_size": [channels(encoder), about.size, about.size],
-        "fixed_input_size": bool(own.get("fixed_input_size")),
-        "crop_pct": crop_share(about.size),
-        "crop_mode": "center",
-        "interpolation": "bilinear",
-        "mean": list(about.mean),
-        "std": list(about.std),
-        "first_conv": own.get("first_conv"),
-        "classifier": own.get("classifier"),
-    }
-
-
-def metadata(encoder: LoadedEncoder) -> dict[str, str]:
-    """How to build it and how to feed it, as texts beside the weights; mixco reads its own of them."""
-    about = encoder.description
-    return {
-        "mixco": json.dumps(dataclasses.asdict(about)),
-        "architecture": about.arch,
-        "stem": "small" if _stem_lines(encoder, "act1") else "standard",
-        "input_size": json.dumps([channels(encoder), about.size, about.size]),
-        "mean": json.dumps(about.mean),
-        "std": json.dumps(about.std),
-        "pixels": f"{'RGB' if channels(encoder) == 3 else 'as given'}, 0 to 1 before mean and std",
-        "crop_pct": str(crop_share(about.size)),
-        "interpolation": "bilinear",
-        "training": about.training,
-    }
-
-
-class _FromPixels(nn.Module):
-    """What stands before the backbone in a graph: images of whatever kind -> normalised."""
+class _Normalise(nn.Module):
+    """The first part of an ONNX graph: images of the given kind -> normalised ones."""
 
     def __init__(self, kind: OnnxInput, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -341,34 +225,127 @@ class _FromPixels(nn.Module):
         return (unit - cast(Tensor, self.mean)) / cast(Tensor, self.std)
 
 
+def _onnx_lines(encoder: LoadedEncoder, images: OnnxInput) -> Lines:
+    about, size = encoder.description, encoder.description.size
+    part = crop_pct(size)
+    bleed = f", bleed={(1 - part) / 2:g}" if part < 1 else ""
+    as_array = "asarray" if about.channels == 3 else "atleast_3d"
+    prepare = [
+        f"square = ImageOps.fit(image, ({size}, {size}), Image.Resampling.BILINEAR{bleed})",
+        f"images = np.{as_array}(square).transpose(2, 0, 1)[None]  # uint8",
+        *(["images = images.astype(np.float32) / 255"] if images != "bytes" else []),
+    ]
+    if images == "normalised":
+        prepare += [
+            f"mean, std = np.float32({list(about.mean)}), np.float32({list(about.std)})",
+            "images = (images - mean[:, None, None]) / std[:, None, None]",
+        ]
+    kind, feed = {
+        "unit": (
+            "float32 from 0 to 1; they are normalised in the graph",
+            lambda pixels: (pixels / 255).numpy(),
+        ),
+        "bytes": (
+            "uint8 from 0 to 255; they are normalised in the graph",
+            lambda pixels: pixels.numpy(),
+        ),
+        "normalised": (
+            "float32, normalised by whoever uses it",
+            lambda pixels: normalised(encoder)(pixels).numpy(),
+        ),
+    }[images]
+    imports = ("import numpy as np", "import onnxruntime", "from PIL import Image, ImageOps")
+    return Lines(
+        imports=_imports(*imports),
+        build='providers = ["CPUExecutionProvider"]  # or CUDAExecutionProvider, and others\n'
+        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=providers)',
+        prepare="\n".join(prepare),
+        use='(features,) = session.run(None, {"images": images})',
+        library="onnxruntime",
+        feed=feed,
+        tolerance=1e-4,
+        note=f"Opset {OPSET}. `images` [batch, {about.channels}, {size}, {size}], for any batch, are "
+        f"{kind}.",
+    )
+
+
+# What an export says of itself
+
+
+def crop_pct(size: int) -> float:
+    """How much of the shorter side evaluation sees (`views.evaluation_view`), by timm's name for it."""
+    return 1.0 if size <= 112 else 0.875
+
+
+def pretrained_cfg(encoder: LoadedEncoder) -> dict[str, Any]:
+    """timm's description of the weights, which its transforms and its loading follow."""
+    about = encoder.description
+    own = cast(dict[str, Any], encoder.backbone.pretrained_cfg)
+    return {
+        "architecture": about.arch,
+        "num_classes": 0,
+        "input_size": [about.channels, about.size, about.size],
+        "fixed_input_size": bool(own.get("fixed_input_size")),
+        "crop_pct": crop_pct(about.size),
+        "crop_mode": "center",
+        "interpolation": "bilinear",
+        "mean": list(about.mean),
+        "std": list(about.std),
+        "first_conv": own.get("first_conv"),
+        "classifier": own.get("classifier"),
+    }
+
+
+def metadata(encoder: LoadedEncoder) -> dict[str, str]:
+    """How to build and feed the model, as texts beside the weights; mixco itself reads the first."""
+    about = encoder.description
+    return {
+        "mixco": json.dumps(dataclasses.asdict(about)),
+        "architecture": about.arch,
+        "stem": "small" if _stem_lines(encoder) else "standard",
+        "input_size": json.dumps([about.channels, about.size, about.size]),
+        "mean": json.dumps(about.mean),
+        "std": json.dumps(about.std),
+        "pixels": f"{'RGB' if about.channels == 3 else 'as given'}, 0 to 1 before mean and std",
+        "crop_pct": str(crop_pct(about.size)),
+        "interpolation": "bilinear",
+        "training": about.training,
+    }
+
+
 def _weights(encoder: LoadedEncoder) -> dict[str, Tensor]:
     return {k: v.detach().contiguous() for k, v in encoder.backbone.state_dict().items()}
 
 
-def _save_weights(encoder: LoadedEncoder, path: Path) -> None:
-    save_file(_weights(encoder), path, {"format": "pt", **metadata(encoder)})
+def _save_weights(encoder: LoadedEncoder, folder: Path) -> None:
+    about = {"format": "pt", **metadata(encoder)}
+    save_file(_weights(encoder), folder / "model.safetensors", about)
 
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
+# Lines that several formats share
+
+
 def normalised(encoder: LoadedEncoder) -> Callable[[Tensor], Tensor]:
+    """uint8 [B, C, S, S] -> float32, as the encoder expects it."""
     input = encoder.description.input
     return lambda pixels: finish_evaluation_view(pixels, input).contiguous()
 
 
 def _timm_arguments(encoder: LoadedEncoder) -> dict[str, Any]:
     """What timm.create_model needs beside the name to build the backbone."""
+    about = encoder.description
     arguments: dict[str, Any] = {"num_classes": 0}
-    if channels(encoder) != 3:
-        arguments["in_chans"] = channels(encoder)
-    arch, size = encoder.description.arch, encoder.description.size
-    try:  # transformers have positions for one size, other families do not know the argument
-        timm.create_model(arch, **arguments, img_size=size)
+    if about.channels != 3:
+        arguments["in_chans"] = about.channels
+    try:  # transformers have positions for one size; other families do not know the argument
+        timm.create_model(about.arch, **arguments, img_size=about.size)
     except TypeError:
         return arguments
-    return {**arguments, "img_size": size}
+    return {**arguments, "img_size": about.size}
 
 
 def _create_model(encoder: LoadedEncoder, arguments: dict[str, Any]) -> str:
@@ -376,15 +353,43 @@ def _create_model(encoder: LoadedEncoder, arguments: dict[str, Any]) -> str:
     return f'model = timm.create_model("{encoder.description.arch}", {given})'
 
 
-def _stem_lines(encoder: LoadedEncoder, activation: str, standard_channels: int = 0) -> list[str]:
+def _timm_with_stem(
+    encoder: LoadedEncoder, read: str, arguments: dict[str, Any], imports: tuple[str, ...] = ()
+) -> Lines:
+    """Lines for a ResNet whose stem is changed before its weights are loaded."""
+    build = [
+        read,
+        _create_model(encoder, arguments),
+        *_stem_lines(encoder),
+        'model.load_state_dict(load_file(f"{folder}/model.safetensors"))',
+        "model.eval()",
+    ]
+    stem = ("import torch", "from safetensors.torch import load_file")
+    return _timm_lines(encoder, build, (*JSON_FILE, *stem, *imports))
+
+
+def _timm_lines(encoder: LoadedEncoder, build: list[str], imports: tuple[str, ...] = ()) -> Lines:
+    return Lines(
+        imports=_imports("import timm", *imports),
+        build="\n".join(build),
+        prepare="transform = timm.data.create_transform("
+        "**timm.data.resolve_model_data_config(model))\nimages = transform(image)[None]",
+        library="timm",
+        feed=normalised(encoder),
+    )
+
+
+def _stem_lines(
+    encoder: LoadedEncoder, activation: str = "act1", standard_channels: int = 0
+) -> list[str]:
     """The lines that give a ResNet its stem for small images; none where it has the usual one.
 
-    standard_channels: for a library that builds it for so many channels alone.
+    activation: what the library calls the first one. standard_channels: the only number that the
+    library builds a stem for; 0 where it builds any.
     """
     backbone = cast(Any, encoder.backbone)
     small = isinstance(getattr(backbone, "maxpool", None), nn.Identity)
-    other = standard_channels and channels(encoder) != standard_channels
-    if not (small or other):
+    if not small and standard_channels in (0, encoder.description.channels):
         return []
     conv: nn.Conv2d = backbone.conv1
     side, stride, padding = conv.kernel_size[0], conv.stride[0], conv.padding[0]
@@ -399,39 +404,19 @@ def _stem_lines(encoder: LoadedEncoder, activation: str, standard_channels: int 
     return lines
 
 
-def _needed_for(stem: list[str]) -> tuple[str, ...]:
-    return ("import torch", "from safetensors.torch import load_file") if stem else ()
-
-
 def _imports(*lines: str) -> str:
-    """In the usual order, with PIL's Image, by which every card opens an image."""
+    """The import lines in the usual order, among them PIL's Image, which every card needs."""
     pillow = [] if any("from PIL" in line for line in lines) else ["from PIL import Image"]
     ordered = sorted([*lines, *pillow], key=lambda line: (line.startswith("from"), line))
-    standard = [line for line in ordered if line in ("import json", "from pathlib import Path")]
+    standard = [line for line in ordered if line in JSON_FILE]
     others = [line for line in ordered if line not in standard]
     return "\n".join([*standard, *([""] if standard else []), *others])
-
-
-def _timm_lines(
-    encoder: LoadedEncoder, *, imports: tuple[str, ...], where: str, build: list[str]
-) -> Lines:
-    return Lines(
-        imports=_imports("import timm", *imports),
-        where=where,
-        build="\n".join(build),
-        prepare="transform = timm.data.create_transform("
-        "**timm.data.resolve_model_data_config(model))\nimages = transform(image)[None]",
-        use="features = model(images)",
-        library="timm",
-        feed=normalised(encoder),
-        tolerance=1e-5,
-    )
 
 
 def _torchvision_transform(encoder: LoadedEncoder, mean: str = "", std: str = "") -> str:
     about = encoder.description
     steps = [
-        f"v2.Resize({round(about.size / crop_share(about.size))})",
+        f"v2.Resize({round(about.size / crop_pct(about.size))})",
         f"v2.CenterCrop({about.size})",
         "v2.PILToTensor()",
         "v2.ToDtype(torch.float32, scale=True)",

@@ -1,4 +1,4 @@
-"""`mixco push`: an encoder onto the Hugging Face hub, by huggingface_hub's own client, in one commit."""
+"""`mixco push`: put an encoder on the Hugging Face hub in one commit, with huggingface_hub's client."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from mixco.settings.config import ExportConfig, PushConfig
 
 
 def push(config: PushConfig) -> str:
-    """Export an encoder for the hub, unless it is an export already, and push it; the page's address.
+    """Push an encoder, exported for the hub unless it is an export already; returns its address.
 
-    The token is the environment's HF_TOKEN and goes nowhere but to the hub (or HF_ENDPOINT).
+    The token comes from the environment's HF_TOKEN and is sent to the hub (or HF_ENDPOINT) alone.
 
-    Raises UserError, in one sentence: no token or one without rights, a hub that cannot be reached or
-    refuses, a public repository where a private one was asked for; and what `export` raises.
+    Raises UserError for a missing token or one without rights, for a hub that cannot be reached or
+    refuses, for a public repository where a private one was asked for, and where `export` does.
     """
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
@@ -29,12 +29,13 @@ def push(config: PushConfig) -> str:
         )
     if config.repo_id.count("/") != 1:
         raise UserError(
-            f"{config.repo_id}: expected OWNER/NAME, your name on the hub and the model's"
+            f"the repository must be OWNER/NAME, your name on the hub and the model's, got "
+            f"{config.repo_id}"
         )
     if _is_export(config.run):
         if config.license is not None:
             raise UserError(
-                f"--license: {config.run} is an export, whose README.md tells the licence; change it "
+                f"--license: {config.run} is an export, and its README.md has the licence; change it "
                 "there, or push the run"
             )
         return upload(config.run, config.repo_id, private=config.private, token=token)
@@ -48,7 +49,7 @@ def push(config: PushConfig) -> str:
 
 
 def upload(folder: Path, repo_id: str, *, private: bool, token: str) -> str:
-    """All files of an export, in one commit; the card calls the repository by its name. Its address."""
+    """Push all files of an export, with the repository's name in the card; returns the address."""
     try:
         from huggingface_hub import CommitOperationAdd, HfApi
     except ImportError:
@@ -63,11 +64,11 @@ def upload(folder: Path, repo_id: str, *, private: bool, token: str) -> str:
         for name, path in files.items()
         if not name.startswith(".")
     ]
-    with _in_a_sentence(repo_id, api.endpoint):
+    with _user_errors(repo_id, api.endpoint):
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(repo_id).private:
             raise UserError(
-                f"{repo_id} is there already and public; make it private on its page, or leave out "
+                f"{repo_id} exists already and is public; make it private on its page, or leave out "
                 "--private. Nothing was pushed"
             )
         api.create_commit(repo_id, operations, commit_message="Encoder and card, by mixco push")
@@ -84,8 +85,8 @@ def _is_export(path: Path) -> bool:
 
 
 @contextmanager
-def _in_a_sentence(repo_id: str, endpoint: str) -> Iterator[None]:
-    """What the client raises as a UserError. Its own texts are not shown: they can hold the request."""
+def _user_errors(repo_id: str, endpoint: str) -> Iterator[None]:
+    """Turn the client's errors into UserErrors, without its own texts, which may contain the request."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
@@ -96,7 +97,7 @@ def _in_a_sentence(repo_id: str, endpoint: str) -> Iterator[None]:
         raise UserError(
             f"{repo_id}: not a name on the hub; expected OWNER/NAME of letters, digits, - _ and ."
         ) from None
-    except Exception as error:  # the client's, its HTTP library's, or wrapped ones of theirs
+    except Exception as error:  # the client's or its HTTP library's, and wrapped ones
         found: BaseException = error
         while found.__cause__ is not None and not isinstance(found, HfHubHTTPError):
             found = found.__cause__  # uploads wrap it
