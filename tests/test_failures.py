@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mixco.training.telling import note_once
 from run_folders import ARCH, random_run
 from run_states import assert_equal, final_state
 from sample_images import unpack_sample
@@ -46,7 +47,6 @@ from mixco.settings.config import (
 )
 from mixco.training.checkpoints import checkpoints
 from mixco.training.pretrain import pretrain
-from mixco.training.telling import note_once
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and mounts are Linux's")
 

@@ -185,14 +185,14 @@ def report(arguments: list[str]) -> None:
 
 def export(arguments: list[str]) -> None:
     config = parse(ExportConfig, "export", arguments, ExportConfig(tyro.MISSING))
-    from mixco.encoders.export.export import export as run
+    from mixco.export.export import export as run
 
     print(run(config))
 
 
 def push(arguments: list[str]) -> None:
     config = parse(PushConfig, "push", arguments, PushConfig(tyro.MISSING, tyro.MISSING))
-    from mixco.encoders.export.push import push as run
+    from mixco.export.push import push as run
 
     print(run(config))
 

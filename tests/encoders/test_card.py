@@ -8,8 +8,8 @@ from run_folders import random_run
 from sample_images import unpack_sample
 
 from mixco.encoders.checkpoint import load_encoder, save_encoder
-from mixco.encoders.export.export import export
 from mixco.evaluation import EVALUATIONS
+from mixco.export.export import export
 from mixco.runtime.run_folder import add_result, read_json, write_json
 from mixco.settings.config import ExportConfig, PretrainConfig
 from mixco.settings.resolve import from_dict, resolve, to_dict

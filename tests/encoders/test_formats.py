@@ -17,8 +17,8 @@ from sample_images import sample_images
 from mixco.data.datasets.sample import MEAN as SAMPLE_MEAN
 from mixco.data.datasets.sample import STD as SAMPLE_STD
 from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder, save_encoder
-from mixco.encoders.export import formats
-from mixco.encoders.export.export import compare, export
+from mixco.export import formats
+from mixco.export.export import compare, export
 from mixco.models.encoder import build_backbone
 from mixco.runtime.errors import UserError
 from mixco.settings.config import ExportConfig

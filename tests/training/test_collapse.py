@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mixco.training.collapse import effective_rank, spread, warn_of_collapse
 from sample_images import unpack_sample
 
 from mixco.runtime.run_folder import read_metrics
@@ -15,7 +16,6 @@ from mixco.settings.config import (
     PretrainConfig,
     RunConfig,
 )
-from mixco.training.collapse import effective_rank, spread, warn_of_collapse
 from mixco.training.pretrain import pretrain
 
 HEALTHY = {"spread": 0.4, "effective_rank": 12.0}

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from mixco.methods import run_name
 from mixco.settings.defaults import memory_text
 
 NAMES_SHOWN = 3
@@ -24,14 +25,14 @@ def show(found: dict[str, Any], console: Console | None = None) -> None:
     console.print()
     if found["unusable"]:
         _hanging(console, "", f"The run would be refused: {found['unusable']}", "bold red")
-    count = len(found["cautions"])
+    count = len(found["warnings"])
     if count:
-        console.print(Text(f"{count} caution{'s' if count > 1 else ''}", style="bold yellow"))
+        console.print(Text(f"{count} warning{'s' if count > 1 else ''}", style="bold yellow"))
     elif not found["unusable"]:
         console.print(Text("Nothing to warn of.", style="bold green"))
-    for caution in found["cautions"]:
-        _hanging(console, "  ! ", caution["what"])
-        _hanging(console, "    -> ", caution["remedy"], "cyan")
+    for warning in found["warnings"]:
+        _hanging(console, "  ! ", warning["what"])
+        _hanging(console, "    -> ", warning["remedy"], "cyan")
 
 
 def _section(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
@@ -96,7 +97,7 @@ def _images(found: dict[str, Any]) -> Iterable[tuple[str, str]]:
 def _run(found: dict[str, Any]) -> Iterable[tuple[str, str]]:
     config = found["config"]
     method, optimisation = config["method"], config["optimisation"]
-    name = method["method"] + ("" if method["mix"] == "none" else f"+{method['mix']}")
+    name = run_name(method["method"], method["mix"])
     yield (
         "what",
         f"{name}, {config['model']['arch']} at {config['data']['size']} px, {optimisation['epochs']} "
@@ -113,7 +114,7 @@ def _needs(found: dict[str, Any]) -> Iterable[tuple[str, str]]:
             "speed",
             f"{trial['images_per_second']:,.0f} images/s, {trial['slowest']:,.0f} to "
             f"{trial['fastest']:,.0f} in {trial['steps']} steps; waits for images "
-            f"{trial['waiting_share']:.0%} of the time",
+            f"{trial['data_wait']:.0%} of the time",
         )
         packing = found["packing_seconds"]
         before = f", and about {duration(packing)} to pack them first" if packing else ""

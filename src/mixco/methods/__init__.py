@@ -56,7 +56,7 @@ class MixerEntry(NamedTuple):
 METHODS: dict[str, Base] = {
     "moco": Base(
         "MoCo",
-        "1911.05722",
+        "2003.04297",
         "mixco.methods.moco:build",
         augmentation="moco-v2",
         bn_over="process",
@@ -88,11 +88,17 @@ NO_MIXER = "none"
 
 
 def title(method: str, mix: str) -> str:
-    """ "MoCo + MixCo", as people read it; unknown names stay as they are."""
+    """ "SimCLR with MixCo" of "simclr" and "mixco"; unknown names stay as they are."""
     base = METHODS[method].title if method in METHODS else method
-    if mix == NO_MIXER:
+    if mix in (NO_MIXER, ""):
         return base
-    return f"{base} + {MIXERS[mix].title if mix in MIXERS else mix}"
+    return f"{base} with {MIXERS[mix].title if mix in MIXERS else mix}"
+
+
+def papers() -> dict[str, tuple[str, str]]:
+    """Title and arXiv number of each base and mixer, by its name."""
+    bases = {name: (base.title, base.arxiv) for name, base in METHODS.items()}
+    return bases | {name: (mixer.title, mixer.arxiv) for name, mixer in MIXERS.items()}
 
 
 def run_name(method: str, mix: str) -> str:

@@ -19,7 +19,7 @@ from mixco.data.loading import open_images
 from mixco.data.normalisation import measure
 from mixco.encoders.checkpoint import load_encoder
 from mixco.evaluation.kinds import title_of
-from mixco.mixing import MIXERS
+from mixco.methods import MIXERS, NO_MIXER
 from mixco.report import sections, text
 from mixco.report.classes import Counts, confused, counts_of, matrix, per_class
 from mixco.report.embedding import (
@@ -38,8 +38,8 @@ from mixco.runtime.progress import counting, say
 from mixco.runtime.run_folder import read_confusions, read_json
 from mixco.settings.config import ReportConfig
 from mixco.settings.resolve import command_of
-from mixco.training.held_out import split_holdout
-from mixco.training.telling import what_it_sees
+from mixco.training.run import preview_of
+from mixco.training.setup import split_holdout
 from mixco.views import augment as views
 from mixco.views.preview import Preview
 
@@ -236,7 +236,7 @@ def sees(run: Run, images: Images) -> Preview | None:
     settings = run.config
     named = views.AUGMENTATIONS.get(settings.get("method.augmentation", ""))
     mix = settings.get("method.mix", "none")
-    if named is None or mix not in MIXERS:
+    if named is None or mix not in (NO_MIXER, *MIXERS):
         return None
     source = images.source
     mean, std = settings.get("data.mean"), settings.get("data.std")
@@ -246,7 +246,7 @@ def sees(run: Run, images: Images) -> Preview | None:
         named(views.Input(settings["data.size"], tuple(mean), tuple(std))),
         settings.get("method.jitter", 1.0),
     )
-    return what_it_sees(images, augmentation, MIXERS[mix], settings.get("run.seed", 0))
+    return preview_of(images, augmentation, mix, settings.get("run.seed", 0))
 
 
 def render(content: dict[str, Any]) -> str:

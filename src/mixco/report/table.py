@@ -11,20 +11,13 @@ from typing import Any
 from mixco.evaluation.kinds import in_order, title_of
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json, run_results
+from mixco.settings.resolve import affects
 
 # The columns that identify a row; other settings are named only where two rows would look alike.
 SHOWN = ("method", "data", "arch", "size", "epochs")
 
 # Settings whose values a row shows already, as the run recorded them in its results.
 SHOWN_SETTINGS = {"data.data", "data.size", "model.arch", "optimisation.epochs"}
-
-# Settings that change where a run lies, how it is watched or how fast it is, but not what it learns.
-WITHOUT_EFFECT = {
-    *("recipe", "data.data_path", "data.download", "data.cache", "data.workers"),
-    *("optimisation.micro_batches", "optimisation.pieces"),  # pieces: in version 0.1
-    *("run.out", "run.device", "run.knn_every", "run.linear_lr", "run.report", "run.log_to"),
-    *("run.checkpoint_minutes", "run.checkpoint_steps", "run.keep_every", "run.timeout_minutes"),
-}
 
 # What an evaluation was set to beforehand; not what it found or chose by the data.
 EVALUATED_WITH = (
@@ -41,8 +34,7 @@ def distinguishes(name: str) -> bool:
 
     Not the seed: runs that differ in nothing else are repetitions of one experiment.
     """
-    # SWITCH: from the declarations of the settings (`affects`), once they have it.
-    return name not in WITHOUT_EFFECT and name != "run.seed"
+    return affects().get(name, "learning") == "learning" and name != "run.seed"
 
 
 @dataclass(frozen=True)

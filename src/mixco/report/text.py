@@ -6,22 +6,15 @@ from dataclasses import dataclass
 
 from mixco.evaluation import EVALUATIONS
 from mixco.evaluation.kinds import base_kind, in_order, title_of
+from mixco.methods import title
 from mixco.report.run import Run
 
-# SWITCH: the titles of all entries of METHODS and MIXERS, once mixco.methods has these tables.
-TITLES = {"moco": "MoCo", "simclr": "SimCLR", "mixco": "MixCo"}
 SLOW_DATA = 0.2  # part of the time that a run waits for its images
-
-
-def method_title(method: str, mix: str) -> str:
-    """ "SimCLR with MixCo" of "simclr" and "mixco"; unknown names as they are."""
-    title = TITLES.get(method, method)
-    return title if mix in ("none", "") else f"{title} with {TITLES.get(mix, mix)}"
 
 
 def method_of(run: Run) -> str:
     method, mix = (str(run.config.get(f"method.{key}", "")) for key in ("method", "mix"))
-    return method_title(method, mix)
+    return title(method, mix)
 
 
 @dataclass(frozen=True)

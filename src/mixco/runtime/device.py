@@ -135,3 +135,11 @@ def send(x: Tensor, device: torch.device) -> Tensor:
     host waits.
     """
     return x.to(device, non_blocking=device.type != "mps")
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from mixco.methods import METHODS
 from mixco.runtime.errors import UserError
-from mixco.runtime.setting import Setting, declared, option, refuse_out_of_range
+from mixco.runtime.setting import Affects, Setting, declared, option, refuse_out_of_range
 from mixco.settings.config import LinearConfig, PretrainConfig, Settings
 
 T = TypeVar("T")
@@ -110,6 +110,17 @@ def dotted_fields(cls: type, prefix: str = "") -> Iterator[tuple[str, "dataclass
             yield from dotted_fields(kind, f"{prefix}{one.name}.")
         else:
             yield f"{prefix}{one.name}", one
+
+
+def affects() -> dict[str, Affects]:
+    """What each setting of a run affects, by its dotted name, or by one of an earlier version."""
+    found: dict[str, Affects] = {}
+    for name, field in dotted_fields(PretrainConfig):
+        setting = declared(field)
+        found[name] = setting.affects
+        if setting.old_name:
+            found[f"{name.rpartition('.')[0]}.{setting.old_name}"] = setting.affects
+    return found
 
 
 def with_settings(config: T, settings: dict[str, Any], where: str) -> T:

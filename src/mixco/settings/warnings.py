@@ -21,7 +21,7 @@ MOST_COPIES = 0.01
 MOST_NEAR_COPIES = 0.05
 LONG_SIDES = 4
 MOST_LONG = 0.05
-MOST_WAITING = 0.2
+MOST_DATA_WAIT = 0.2
 LONG_RUN = 48 * 3600
 
 
@@ -103,7 +103,7 @@ def of_trial(
     needed: float | None,
     memory: int | None,
     seconds: float | None,
-    waiting: float | None,
+    data_wait: float | None,
     streamed: bool,
 ) -> Iterator[Advice]:
     """needed, memory: of a step and of the device, in bytes; seconds: of the whole run."""
@@ -117,9 +117,9 @@ def of_trial(
             f"on this machine it takes {seconds / 86400:,.0f} days",
             "give fewer --epochs, a smaller --size or --arch, or a GPU",
         )
-    if streamed and waiting and waiting > MOST_WAITING:
+    if streamed and data_wait and data_wait > MOST_DATA_WAIT:
         yield Advice(
-            f"{waiting:.0%} of the time the device waits for images",
+            f"{data_wait:.0%} of the time the device waits for images",
             "give more --workers, or --loading packed where the disk has room",
         )
 

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,7 @@ from torch import nn
 from mixco.encoders.checkpoint import save_checkpoint
 from mixco.runtime.errors import UserError, of_the_machine, out_of_memory
 from mixco.runtime.run_folder import new_run_folder, read_config, read_results, write_json
-from mixco.runtime.setting import declared
-from mixco.settings.config import PretrainConfig
-from mixco.settings.resolve import dotted_fields
+from mixco.settings.resolve import affects
 
 LOCK = ".run.lock"
 TEMPORARY = re.compile(r"\.\d+-")  # of files.replacing
@@ -36,11 +34,6 @@ STATE = {
     "time": tuple,
 }
 ROLLING = 2  # so many checkpoints are kept beside those that stay
-
-
-def affects() -> dict[str, str]:
-    """What each setting affects, by its dotted name such as "method.queue" (see `Setting.affects`)."""
-    return {name: declared(field).affects for name, field in dotted_fields(PretrainConfig)}
 
 
 def open_run(
@@ -116,7 +109,7 @@ def as_begun(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _filled(
-    config: dict[str, Any], begun: dict[str, Any], prefix: str, kinds: dict[str, str]
+    config: dict[str, Any], begun: dict[str, Any], prefix: str, kinds: Mapping[str, str]
 ) -> dict[str, Any]:
     result = dict(config)
     for key, value in config.items():

@@ -4,13 +4,13 @@ import dataclasses
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from mixco.data.decode import RGB
+from mixco.data.images import Images
 from mixco.encoders.checkpoint import save_encoder
 from mixco.plots import draw_curves, draw_views
 from mixco.runtime.device import describe
@@ -40,7 +40,8 @@ from mixco.training.loggers import followed_by
 from mixco.training.monitor import warn_of_collapse
 from mixco.training.setup import Setup, mixer_of
 from mixco.training.state import Record, TrainState, restored
-from mixco.views.preview import preview
+from mixco.views.augment import Augmentation
+from mixco.views.preview import Preview, preview
 
 
 class Run:
@@ -149,7 +150,10 @@ class Run:
         setup, folder = self.setup, self.folder
         backbone = method.get_submodule("encoder.backbone")
         save_encoder(folder / "encoder.safetensors", backbone, setup.encoder)
-        draw_preview(folder / "views.png", setup)
+        mix, seed = setup.settings.method.mix, setup.settings.run.seed
+        seen = preview_of(setup.images, setup.augmentation, mix, seed)
+        picture = (seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.pairs)
+        draw_views(folder / "views.png", *picture)
         draw_curves(folder / "curves.png", {setup.name: state.records})
         result = {
             "method": setup.name,
@@ -212,15 +216,12 @@ def summary(setup: Setup) -> str:
     )
 
 
-def draw_preview(path: Path, setup: Setup) -> None:
-    """A picture of what training sees: views and mixed images of eight images."""
-    images, augmentation = setup.images, setup.augmentation
+def preview_of(images: Images, augmentation: Augmentation, mix: str, seed: int) -> Preview:
+    """Eight images as training sees them: their views, and mixed images of these."""
     index = torch.linspace(0, len(images) - 1, min(8, len(images))).long()
     originals, extents = images.canvases(index, 2 * augmentation.input.size)
-    draws = generator_for(setup.settings.run.seed, "what it saw")
-    mixer = mixer_of(setup.settings.method.mix)
-    seen = preview(originals, extents, augmentation, mixer, draws)
-    draw_views(path, seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.pairs)
+    draws = generator_for(seed, "what it saw")
+    return preview(originals, extents, augmentation, mixer_of(mix), draws)
 
 
 def say_epoch(record: Record, epochs: int, images_left: int) -> None:
@@ -248,7 +249,8 @@ def not_finite(what: str, setup: Setup, state: TrainState) -> UserError:
 
 def leave(number: int, run: Run, state: TrainState) -> None:
     """End the process as a signal asks: KeyboardInterrupt, or SystemExit with 128 + its number."""
-    what = f"stopped after step {state.step:,}, saved in {run.folder}; the same command goes on from there"
+    where = f"saved in {run.folder}; the same command goes on from there"
+    what = f"stopped after step {state.step:,}, {where}"
     if number == signal.SIGINT:
         raise KeyboardInterrupt(what)
     say(what)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mixco import methods
-from mixco.data.datasets.download import download
 from mixco.data.datasets import DATASETS, list_images
+from mixco.data.datasets.download import download
 from mixco.data.image_list import ImageList, picture_size
 from mixco.data.images import Images, Views
 from mixco.data.loading import epoch_batches, open_images

@@ -1,17 +1,16 @@
 """What training sees, as pictures for people: images, two views of each, and mixed images."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mixco.mixing import Mixed
+from mixco.mixing import Mixer
 from mixco.views.augment import Augmentation, Input, two_views, unit
 
 
 class Preview(NamedTuple):
-    """Images, their views and their mixtures, to be shown: uint8, or float in [0, 1]."""
+    """Images, their views and mixed images, to be shown: uint8, or float in [0, 1]."""
 
     originals: Tensor
     """[B, C, H, W]: an image lies in the top left of its canvas."""
@@ -30,14 +29,13 @@ def preview(
     originals: Tensor,
     extents: Tensor,
     augmentation: Augmentation,
-    mixer: Callable[[Tensor, torch.Generator], Mixed] | None,
+    mixer: Mixer | None,
     generator: torch.Generator,
 ) -> Preview:
     """Draw views of a few images, and mix them, as in training.
 
     originals: uint8 or uint16 [B, C, H, W], canvases; extents: int64 [B, 2] on the CPU.
-    mixer: views and a generator -> mixed images of one or two sources each; None for none. A single
-        image is not mixed.
+    mixer: None for none. A single image is not mixed.
     """
     view_q, view_k = two_views(originals, extents, augmentation, generator, torch.float32)
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in augmentation.input[1:])
@@ -51,8 +49,8 @@ def preview(
     mixed: Tensor | None = None
     pairs: list[tuple[int, int, float]] = []
     if mixer is not None and len(originals) >= 2:
-        mixture = mixer(view_q, generator)
-        mixed, pairs = visible(mixture.images), [_sources(row) for row in mixture.targets]
+        made = mixer(view_q, generator)
+        mixed, pairs = visible(made.images), [_sources(row) for row in made.targets]
     shown = brightened(originals, augmentation.input)
     return Preview(shown, extents, visible(view_q), visible(view_k), mixed, pairs)
 

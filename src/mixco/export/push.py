@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mixco.encoders.export.formats import HUB_NAME
+from mixco.export.formats import HUB_NAME
 from mixco.runtime.errors import UserError
 from mixco.runtime.progress import say
 from mixco.settings.config import ExportConfig, PushConfig
@@ -39,7 +39,7 @@ def push(config: PushConfig) -> str:
                 "there, or push the run"
             )
         return upload(config.run, config.repo_id, private=config.private, token=token)
-    from mixco.encoders.export.export import export
+    from mixco.export.export import export
 
     with TemporaryDirectory() as temporary:
         settings = ExportConfig(

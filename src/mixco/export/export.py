@@ -12,9 +12,9 @@ from mixco.data.datasets import list_images
 from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.streaming import stream
 from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
-from mixco.encoders.export import formats
-from mixco.encoders.export.card import card, hub_header
-from mixco.encoders.export.formats import Lines, load_back
+from mixco.export import formats
+from mixco.export.card import card, hub_header
+from mixco.export.formats import Lines, load_back
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import new_folder
@@ -160,7 +160,7 @@ def _some_of(
     count = len(source.files)
     batches = stream(infer_pixel_format(source, channels, None), workers=0).evaluation_batches(
         torch.linspace(0, count - 1, min(IMAGES, count)).long(),
-        Input(size, none, tuple(1.0 for _ in none)),  # not normalised
+        Input(size, (0.0,) * channels, (1.0,) * channels),  # not normalised
         compute=Compute(torch.device("cpu"), torch.float32),
         on_unreadable=lambda *_: None,
     )

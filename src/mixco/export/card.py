@@ -5,16 +5,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mixco.encoders.checkpoint import EncoderDescription
-from mixco.encoders.export.formats import Lines, crop_pct
 from mixco.evaluation import EVALUATIONS
 from mixco.evaluation.kinds import base_kind, in_order, title_of
-
-# SWITCH: title and arXiv number of all entries of METHODS and MIXERS, from mixco.methods.
-PAPERS = {
-    "moco": ("MoCo", "2003.04297"),
-    "simclr": ("SimCLR", "2002.05709"),
-    "mixco": ("MixCo", "2010.06300"),
-}
+from mixco.export.formats import Lines, crop_pct
+from mixco.methods import papers
 
 # Data sets that the Hugging Face hub has, by its names.
 HUB_DATA = {
@@ -105,9 +99,9 @@ def hub_header(training: str, config: Mapping[str, Any] | None, licence: str | N
 
 def citation(name: str) -> str:
     """ "[MoCo](https://arxiv.org/abs/...)" of "moco"; an unknown name as it is."""
-    if name not in PAPERS:
+    if name not in papers():
         return name
-    title, arxiv = PAPERS[name]
+    title, arxiv = papers()[name]
     return f"[{title}](https://arxiv.org/abs/{arxiv})"
 
 
