@@ -50,12 +50,17 @@ def evaluate_scores(
 
 
 def _result(kind: str, f: Features, scores: Tensor, **settings: Any) -> dict[str, Any]:
-    """Measure scores [M, classes] of the test images; write the result and the confusions."""
+    """Measure scores [M, classes] of the test images; write the result and the confusions.
+
+    Raises ValueError for scores of another shape, and for NaN, which no comparison can rank.
+    """
     if scores.shape != (len(f.test_labels), f.classes):
         raise ValueError(
             f"{kind}: expected scores [test images, classes], {[len(f.test_labels), f.classes]}, "
             f"got {list(scores.shape)}"
         )
+    if scores.isnan().any():
+        raise ValueError(f"{kind}: scores must be numbers, got NaN; -inf is the least likely")
     top1, top5 = accuracies(scores, f.test_labels)
     result = {"top1": round(top1, 2), "top5": round(top5, 2), **settings, **f.task.describe()}
     f.task.write(kind, result)
