@@ -4,7 +4,6 @@ kNN, the linear probe and the `scores` of other evaluations need only features, 
 once. Linear as published, supervised and fine-tuned train a classifier on images.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -160,7 +159,7 @@ def both(config: EvaluationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     features = compute_features(config)
     return (
         evaluate_knn(KNNConfig(config), features),
-        evaluate_linear(dataclasses.replace(LinearConfig(), evaluation=config), features),
+        evaluate_linear(LinearConfig(config), features),
     )
 
 
@@ -184,8 +183,8 @@ def _train_and_test(
     folder = evaluation.out or evaluation.run
     if launch_env().processes > 1:
         raise UserError(
-            "a classifier is trained by one process; start it without torchrun (linear --protocol fast "
-            "and knn know several)"
+            "one process trains a classifier; start it without torchrun (only knn and linear "
+            "--protocol fast run in several)"
         )
     if folder is None:
         raise UserError("give --out, the folder for results.json and the classifier")
