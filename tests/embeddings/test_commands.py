@@ -89,7 +89,7 @@ def test_duplicates_tell_copies_from_what_is_only_alike(
 
 
 def test_images_that_are_no_files(tmp_path: Path) -> None:
-    """Those of a named set: they are known by their names in it, and their pixels are looked at."""
+    """Images of a named set are found by their names in it, and their pixels are compared too."""
     run = random_run(tmp_path / "run", "sample")
     out = tmp_path / "v.npz"
     mixco.embed(run, "sample", split="test", out=out, cache=tmp_path)

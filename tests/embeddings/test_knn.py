@@ -109,7 +109,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 neighbours(bank, queries, 20)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    pytest.importorskip("resource", reason="only Unix tells a process's peak of memory")
+    pytest.importorskip("resource", reason="only Unix reports the peak memory of a process")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     unit = 1 if sys.platform == "darwin" else 1024

@@ -29,6 +29,10 @@ def transposed(features: Features) -> Tensor:
     return centroids(features).T
 
 
+def undefined(features: Features) -> Tensor:
+    return centroids(features) * float("nan")
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     unpack_sample(tmp_path / "photos", train=12, test=4, classes=3)
@@ -53,9 +57,14 @@ def test_one_function_and_one_line_add_an_evaluation(
     assert evaluate_scores("centroid", config, features) == result
 
 
-def test_scores_of_another_shape_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EVALUATIONS, "t", Evaluation("t", scores=f"{__name__}:transposed"))
-    with pytest.raises(ValueError, match=r"\[12, 3\], got \[3, 12\]"):
+@pytest.mark.parametrize(
+    ("function", "message"), [("transposed", r"\[12, 3\], got \[3, 12\]"), ("undefined", "got NaN")]
+)
+def test_scores_that_cannot_be_ranked_are_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch, function: str, message: str
+) -> None:
+    monkeypatch.setitem(EVALUATIONS, "t", Evaluation("t", scores=f"{__name__}:{function}"))
+    with pytest.raises(ValueError, match=message):
         evaluate("t", evaluation_config(run, cache=run.parent / "cache"))
     assert not (run / "results.json").exists()
 

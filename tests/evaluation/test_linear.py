@@ -35,7 +35,7 @@ def test_settings_are_the_best_on_held_out_images() -> None:
 
 
 def test_a_sweep_fits_each_setting_as_if_alone() -> None:
-    """The batched sweep is the plain thing: what it measures is what one setting alone gives."""
+    """Each setting of the batched sweep has the accuracy that it has when fitted alone."""
     features, labels = separable(300, 0, noise=4.0)
     swept = fit_linear_probe(features, labels, classes=6, epochs=10).selection
     for rate, decay, accuracy in swept[::5]:

@@ -80,7 +80,7 @@ class Embedder(LoadedEncoder):
                 batch_size=batch_size,
             )
         ]
-        if not parts:  # a black image tells D
+        if not parts:  # a black image, to find out D
             size = self.description.size
             black = torch.zeros(1, self.description.channels, size, size, device=chosen)
             return extract_features(self.backbone, [black], compute)[:0]

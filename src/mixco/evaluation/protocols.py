@@ -4,7 +4,6 @@ kNN, the linear probe and the `scores` of other evaluations need only features, 
 once. Linear as published, supervised and fine-tuned train a classifier on images.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -51,12 +50,17 @@ def evaluate_scores(
 
 
 def _result(kind: str, f: Features, scores: Tensor, **settings: Any) -> dict[str, Any]:
-    """Measure scores [M, classes] of the test images; write the result and the confusions."""
+    """Measure scores [M, classes] of the test images; write the result and the confusions.
+
+    Raises ValueError for scores of another shape, and for NaN, which no comparison can rank.
+    """
     if scores.shape != (len(f.test_labels), f.classes):
         raise ValueError(
             f"{kind}: expected scores [test images, classes], {[len(f.test_labels), f.classes]}, "
             f"got {list(scores.shape)}"
         )
+    if scores.isnan().any():
+        raise ValueError(f"{kind}: scores must be numbers, got NaN; -inf is the least likely")
     top1, top5 = accuracies(scores, f.test_labels)
     result = {"top1": round(top1, 2), "top5": round(top5, 2), **settings, **f.task.describe()}
     f.task.write(kind, result)
@@ -157,7 +161,7 @@ def both(config: EvaluationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     features = compute_features(config)
     return (
         evaluate_knn(KNNConfig(config), features),
-        evaluate_linear(dataclasses.replace(LinearConfig(), evaluation=config), features),
+        evaluate_linear(LinearConfig(config), features),
     )
 
 
@@ -181,8 +185,8 @@ def _train_and_test(
     folder = evaluation.out or evaluation.run
     if launch_env().processes > 1:
         raise UserError(
-            "a classifier is trained by one process; start it without torchrun (linear --protocol fast "
-            "and knn know several)"
+            "one process trains a classifier; start it without torchrun (only knn and linear "
+            "--protocol fast run in several)"
         )
     if folder is None:
         raise UserError("give --out, the folder for results.json and the classifier")
