@@ -98,7 +98,19 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> Run:
         if config is not None:
             raise UserError("pretrain: give a config or recipe=, not both")
         config = load_recipe(recipe)
-    return Run(training.pretrain(with_settings(config or PretrainConfig(), settings, "pretrain")))
+    config = with_settings(config or PretrainConfig(), settings, "pretrain")
+    return Run(pretrain_and_report(config))
+
+
+def pretrain_and_report(config: PretrainConfig) -> Path:
+    """Pretrain, and then make the page of the run where the settings ask for it."""
+    folder = training.pretrain(config)
+    if config.run.report and launch_env().rank == 0:
+        from mixco.report.page import write_page  # it takes time to load, and is seldom wanted
+
+        page = write_page(ReportConfig((folder,), device=config.run.device))
+        say(f"the page of the run: {page}")
+    return folder
 
 
 @takes(KNNConfig)

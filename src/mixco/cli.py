@@ -1,147 +1,87 @@
-"""The command line: a verb, its options, one call. Libraries that load slowly load in the verbs."""
+"""The command line: COMMANDS, their options, and one call. Slow libraries load in the call."""
 
+import dataclasses
 import os
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import tyro
 
+from mixco.evaluation import EVALUATIONS, evaluate, measured
 from mixco.runtime.errors import UserError
-from mixco.settings.config import (
-    DemoConfig,
-    DoctorConfig,
-    DownloadConfig,
-    DuplicatesConfig,
-    EmbedConfig,
-    ExportConfig,
-    FinetuneConfig,
-    KNNConfig,
-    LinearConfig,
-    NeighboursConfig,
-    PretrainConfig,
-    PushConfig,
-    ReportConfig,
-)
+from mixco.runtime.imports import load
+from mixco.runtime.version import VERSION
+from mixco.settings.config import DoctorConfig, PretrainConfig
+from mixco.settings.options import parse
 from mixco.settings.resolve import load_recipe, nearest, recipe_names
 
 T = TypeVar("T")
 
-USAGE = """\
-usage: mixco VERB [OPTIONS]
-
-Pretrain an image encoder without labels, with or without mixed images, and see what it is worth.
-
-  demo       the main job on the built-in sample: pretrain, evaluate, compare, draw
-  doctor     look at your images and this machine before a run: what spoils it, how long it takes
-  pretrain   train an encoder on your images
-  linear     a linear classifier on a run's frozen encoder, fast or as published
-  knn        nearest-neighbour classification with a run's frozen encoder
-  finetune   train the whole network with labels, starting from a run's encoder
-  embed      a vector of each image, in a Parquet, NumPy or safetensors file
-  neighbours the images of a collection that are nearest to yours
-  duplicates groups of images that are nearly, or exactly, the same
-  report     a page to look at: curves, neighbours, a map, classes; several runs side by side
-  export     a run's encoder for timm, torchvision, ONNX or the Hugging Face hub, with a model card
-  push       put it onto the Hugging Face hub
-  download   get a data set by its name
-
-`mixco VERB --help` tells a verb's options.
-"""
+ABOUT = (
+    "Pretrain an image encoder without labels, with or without mixed images, and see what it is worth."
+)
+# Commands in the order of a project; others follow.
+ORDER = (
+    *("demo", "doctor", "pretrain", "linear", "knn", "finetune", "embed", "neighbours"),
+    *("duplicates", "report", "export", "push", "download"),
+)
 
 
-def parse(cls: type[T], verb: str, arguments: list[str], default: T) -> T:
-    """Options without prefixes, whichever part of the config they belong to; a typo exits with 2."""
-    return tyro.cli(
-        cls,
-        prog=f"mixco {verb}",
-        description=(cls.__doc__ or "").partition(": ")[2],
-        args=arguments,
-        default=default,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
-    )
+class Command(NamedTuple):
+    """A command of `mixco`."""
+
+    summary: str
+    """Its line in `mixco --help`."""
+    config: str
+    """Import string of its settings, "module:class"."""
+    run: str | Callable[[Any], Any]
+    """The function that takes them, or its import string."""
+    show: Callable[[Any, Any], None]
+    """(settings, what the function returned): prints it."""
 
 
-def demo(arguments: list[str]) -> None:
-    config = parse(DemoConfig, "demo", arguments, DemoConfig())
-    from mixco.demo import demo as run
-
-    run(config)
-
-
-def pretrain(arguments: list[str]) -> None:
-    recipe = _recipe_in(arguments)
-    default = load_recipe(recipe) if recipe else PretrainConfig()
-    config = parse(PretrainConfig, "pretrain", arguments, default)
+def show_run(_: Any, folder: Any) -> None:
     from mixco.runtime.progress import say
-    from mixco.training.pretrain import pretrain as run
 
-    folder = run(config)
     say(f"done: {folder}")
     say(
         f"next: mixco report {folder}; mixco neighbours {folder} IMAGE; mixco export {folder} --to timm"
     )
 
 
-def doctor(arguments: list[str]) -> None:
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--data", *arguments]
-    recipe = _recipe_in(arguments)
-    default = DoctorConfig(load_recipe(recipe) if recipe else PretrainConfig())
-    config = parse(DoctorConfig, "doctor", arguments, default)
-    from mixco.doctor.doctor import doctor as run
-
-    if run(config)["unusable"]:
+def show_doctor(_: Any, found: dict[str, Any]) -> None:
+    """The page is printed already."""
+    if found["unusable"]:
         sys.exit(2)
 
 
-def linear(arguments: list[str]) -> None:
-    config = parse(LinearConfig, "linear", arguments, LinearConfig())
-    from mixco.evaluation.protocols import evaluate_linear
+def show_done(_: Any, path: Any) -> None:
+    if path is not None:
+        from mixco.runtime.progress import say
 
-    what = "linear probe" if config.protocol == "fast" else "linear classifier, as published"
-    _print_accuracy("supervised" if config.supervised else what, evaluate_linear(config))
-
-
-def knn(arguments: list[str]) -> None:
-    config = parse(KNNConfig, "knn", arguments, KNNConfig())
-    from mixco.evaluation.protocols import evaluate_knn
-
-    _print_accuracy("kNN", evaluate_knn(config))
+        say(f"done: {path}")
 
 
-def finetune(arguments: list[str]) -> None:
-    config = parse(FinetuneConfig, "finetune", arguments, FinetuneConfig())
-    from mixco.evaluation.protocols import finetune as run
-
-    _print_accuracy("fine-tuned", run(config))
+def show_value(_: Any, value: Any) -> None:
+    print(value)
 
 
-def embed(arguments: list[str]) -> None:
-    config = parse(EmbedConfig, "embed", arguments, EmbedConfig(tyro.MISSING))
-    from mixco.embeddings.commands import embed as run
-    from mixco.runtime.progress import say
-
-    say(f"done: {run(config)}")
+def show_nothing(*_: Any) -> None:
+    """What there is to say has been said."""
 
 
-def neighbours(arguments: list[str]) -> None:
-    default = NeighboursConfig(tyro.MISSING, tyro.MISSING)
-    config = parse(NeighboursConfig, "neighbours", arguments, default)
-    from mixco.embeddings.commands import neighbours as run
-
-    for each in run(config):
+def show_neighbours(_: Any, found: list[Any]) -> None:
+    for each in found:
         print(each.image)
         for path, similarity in zip(each.paths, each.similarities, strict=True):
             print(f"  {similarity:.4f}  {path}")
 
 
-def duplicates(arguments: list[str]) -> None:
-    config = parse(DuplicatesConfig, "duplicates", arguments, DuplicatesConfig(tyro.MISSING))
-    from mixco.embeddings.commands import duplicates as run
-
-    groups, most = run(config), config.show or sys.maxsize
+def show_duplicates(config: Any, groups: list[Any]) -> None:
+    most = config.show or sys.maxsize
     for number, group in enumerate(groups[:most], 1):
         print(f"group {number}: {len(group.paths)} images")
         rows = list(zip(group.paths, group.similarities, group.same_pixels_as, strict=True))
@@ -154,91 +94,162 @@ def duplicates(arguments: list[str]) -> None:
     more = sum(len(group.paths) - 1 for group in groups)
     exact = sum(same is not None for group in groups for same in group.same_pixels_as)
     print(
-        f"groups: {len(groups):,}, at a similarity of {config.threshold:g} or more; images beside the "
+        f"groups: {len(groups):,}, at a similarity of {config.threshold:g} or more; images besides the "
         f"first ones: {more:,}, exact copies among them: {exact:,}"
     )
 
 
-def report(arguments: list[str]) -> None:
-    config = parse(ReportConfig, "report", arguments, ReportConfig(tyro.MISSING))
-    from mixco.report.table import table
-    from mixco.runtime.run_folder import collect
-
-    if not config.runs:
-        raise UserError("report: give run folders, or results.json files that hold several runs")
-    if config.name is not None and (config.collect is None or len(config.runs) != 1):
-        raise UserError("--name is what --collect calls a single run; leave it out")
-    page = not config.table and config.collect is None
-    if not page and (config.out or config.images):
-        raise UserError("--out and --images are of the page; leave out --table and --collect")
-    if config.collect is not None:
-        for run in config.runs:
-            collect(run, config.collect, config.name or run.resolve().name)
-    if config.table:
-        print(table(config.runs))
-    if page:
-        from mixco.report.page import write_page
-        from mixco.runtime.progress import say
-
-        say(f"done: {write_page(config)}")
+def show_accuracy(kind: str, config: Any, result: dict[str, Any]) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # of the processes that torchrun starts, the first one speaks
+    print(
+        f"{EVALUATIONS[measured(kind, config)].title}: top-1 {result['top1']:.2f} %, "
+        f"top-5 {result['top5']:.2f} %  ({result['test_images']:,} images of {result['data']}, "
+        f"{result['train_images']:,} labelled; {result['training']})"
+    )
+    if "best_epoch" in result:
+        print(
+            f"  the last of {result['epochs']} epochs; the best on the test split, which is no result: "
+            f"{result['best_top1']:.2f} % after epoch {result['best_epoch']}"
+        )
 
 
-def export(arguments: list[str]) -> None:
-    config = parse(ExportConfig, "export", arguments, ExportConfig(tyro.MISSING))
-    from mixco.export.export import export as run
-
-    print(run(config))
-
-
-def push(arguments: list[str]) -> None:
-    config = parse(PushConfig, "push", arguments, PushConfig(tyro.MISSING, tyro.MISSING))
-    from mixco.export.push import push as run
-
-    print(run(config))
-
-
-def download(arguments: list[str]) -> None:
-    config = parse(DownloadConfig, "download", arguments, DownloadConfig(tyro.MISSING))
-    from mixco.data.datasets.download import download as run
-    from mixco.runtime.progress import downloading, say
-
-    with downloading(config.name) as on_progress:
-        run(config.name, config.data_path, tell=say, on_progress=on_progress)
-
-
-VERBS: dict[str, Callable[[list[str]], None]] = {
-    "demo": demo,
-    "doctor": doctor,
-    "pretrain": pretrain,
-    "linear": linear,
-    "knn": knn,
-    "finetune": finetune,
-    "embed": embed,
-    "neighbours": neighbours,
-    "duplicates": duplicates,
-    "report": report,
-    "export": export,
-    "push": push,
-    "download": download,
+CONFIG = "mixco.settings.config"
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "the main job on the built-in sample: pretrain, evaluate, compare, draw",
+        f"{CONFIG}:DemoConfig",
+        "mixco.demo:demo",
+        show_nothing,
+    ),
+    "doctor": Command(
+        "look at your images and this machine before a run: what spoils it, how long it takes",
+        f"{CONFIG}:DoctorConfig",
+        "mixco.doctor.doctor:doctor",
+        show_doctor,
+    ),
+    "pretrain": Command(
+        "train an encoder on your images",
+        f"{CONFIG}:PretrainConfig",
+        "mixco.api:pretrain_and_report",
+        show_run,
+    ),
+    "embed": Command(
+        "a vector of each image, in a Parquet, NumPy or safetensors file",
+        f"{CONFIG}:EmbedConfig",
+        "mixco.embeddings.commands:embed",
+        show_done,
+    ),
+    "neighbours": Command(
+        "the images of a collection that are nearest to yours",
+        f"{CONFIG}:NeighboursConfig",
+        "mixco.embeddings.commands:neighbours",
+        show_neighbours,
+    ),
+    "duplicates": Command(
+        "groups of images that are nearly, or exactly, the same",
+        f"{CONFIG}:DuplicatesConfig",
+        "mixco.embeddings.commands:duplicates",
+        show_duplicates,
+    ),
+    "report": Command(
+        "a page to look at: curves, neighbours, a map, classes; several runs side by side",
+        f"{CONFIG}:ReportConfig",
+        "mixco.report.command:report",
+        show_done,
+    ),
+    "export": Command(
+        "a run's encoder for timm, torchvision, ONNX or the Hugging Face hub, with a model card",
+        f"{CONFIG}:ExportConfig",
+        "mixco.export.export:export",
+        show_value,
+    ),
+    "push": Command(
+        "put it onto the Hugging Face hub",
+        f"{CONFIG}:PushConfig",
+        "mixco.export.push:push",
+        show_value,
+    ),
+    "download": Command(
+        "get a data set by its name",
+        f"{CONFIG}:DownloadConfig",
+        "mixco.data.datasets.download:download_named",
+        show_nothing,
+    ),
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run one verb. A mistake of the user's ends in one sentence on stderr and exit code 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    verb, *rest = arguments or ["--help"]
-    try:
-        if verb in ("--help", "-h"):
-            recipes = textwrap.fill(f"Recipes: {', '.join(recipe_names())}.", 100)
-            print(f"{USAGE}{recipes}")
-        elif verb == "--version":
-            from mixco.runtime.version import mixco_version
+def commands() -> dict[str, Command]:
+    """All commands by name: COMMANDS, and one for each evaluation that has a summary."""
+    evaluations = {
+        kind: Command(
+            entry.summary, entry.config, partial(evaluate, kind), partial(show_accuracy, kind)
+        )
+        for kind, entry in EVALUATIONS.items()
+        if entry.summary
+    }
+    return COMMANDS | evaluations
 
-            print(f"mixco {mixco_version()}")
-        elif verb in VERBS:
-            VERBS[verb](rest)
+
+def usage() -> str:
+    """What `mixco --help` prints."""
+    known = commands()
+    width = max(map(len, known))
+    order = [name for name in ORDER if name in known]
+    order += [name for name in known if name not in ORDER]
+    lines = "\n".join(f"  {name:{width}}  {known[name].summary}" for name in order)
+    recipes = textwrap.fill(f"Recipes: {', '.join(recipe_names())}.", 100)
+    return (
+        f"usage: mixco COMMAND [OPTIONS]\n\n{ABOUT}\n\n{lines}\n\n"
+        f"`mixco COMMAND --help` shows the options of a command.\n{recipes}"
+    )
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Run one command."""
+    command = commands()[name]
+    config = read(name, load(command.config), arguments)
+    function = load(command.run) if isinstance(command.run, str) else command.run
+    command.show(config, function(config))
+
+
+def read(name: str, kind: type[T], arguments: list[str]) -> T:
+    """The settings of a command from its options, over those of a recipe where one is given."""
+    if name == "doctor" and arguments and not arguments[0].startswith("-"):
+        arguments = ["--data", *arguments]
+    default = _default(kind)
+    if recipe := _recipe_in(arguments):
+        if kind is PretrainConfig:
+            default = load_recipe(recipe)
+        elif kind is DoctorConfig:
+            default = DoctorConfig(load_recipe(recipe))
+    return parse(kind, name, arguments, default)
+
+
+def _default(kind: type[T]) -> T:
+    """The settings of a command, with tyro.MISSING for what must be given."""
+    required = [field.name for field in dataclasses.fields(kind) if is_required(field)]  # type: ignore[arg-type]
+    return kind(**dict.fromkeys(required, tyro.MISSING))
+
+
+def is_required(field: "dataclasses.Field[Any]") -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command. A mistake of the user ends in one sentence on stderr and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name, *rest = arguments or ["--help"]
+    try:
+        if name in ("--help", "-h"):
+            print(usage())
+        elif name == "--version":
+            print(f"mixco {VERSION}")
+        elif name in commands():
+            run(name, rest)
         else:
-            raise UserError(f"{verb} is not a verb of mixco; {nearest(verb, VERBS)}")
+            raise UserError(f"{name} is not a command of mixco; {nearest(name, commands())}")
     except UserError as error:
         process = os.environ.get("RANK", "0")  # of those that torchrun started
         who = "mixco" if process == "0" else f"mixco, process {process}"
@@ -256,18 +267,3 @@ def _recipe_in(arguments: list[str]) -> str | None:
         if argument == "--recipe" and i + 1 < len(arguments):
             return arguments[i + 1]
     return None
-
-
-def _print_accuracy(what: str, result: dict[str, Any]) -> None:
-    if os.environ.get("RANK", "0") != "0":
-        return  # of the processes that torchrun starts the first one speaks
-    print(
-        f"{what}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %  "
-        f"({result['test_images']:,} images of {result['data']}, "
-        f"{result['train_images']:,} labelled; {result['training']})"
-    )
-    if "best_epoch" in result:
-        print(
-            f"  the last of {result['epochs']} epochs; the best on the test split, which is no result: "
-            f"{result['best_top1']:.2f} % after epoch {result['best_epoch']}"
-        )

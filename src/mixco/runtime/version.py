@@ -1,13 +1,3 @@
-"""The version of this package; pyproject.toml reads it here."""
-
-from importlib.metadata import PackageNotFoundError, version
+"""The version of mixco, also where it is not installed but only on the path of Python."""
 
 VERSION = "0.2.0"
-
-
-def mixco_version() -> str:
-    """The installed version; VERSION where the package is only on the path, not installed."""
-    try:
-        return version("mixco")
-    except PackageNotFoundError:
-        return VERSION
