@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from mixco.runtime.run_folder import (
     write_confusions,
     write_json,
 )
-from mixco.runtime.version import VERSION, mixco_version
+from mixco.runtime.version import VERSION
 
 SOURCE = Path(mixco.__file__).parents[1]
 
@@ -81,23 +80,11 @@ def test_names_of_version_0_1_are_read_as_those_of_today(tmp_path: Path) -> None
     assert read_json(tmp_path / "all.json") == {"a": {"pretrain": {"data_wait": 0.25}}}
 
 
-def test_without_an_installed_package_the_version_is_the_sources(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A copy that is only on the path has no metadata; versions.json needs a version all the same."""
-
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(mixco.runtime.version, "version", missing)
-    assert mixco_version() == VERSION == versions("cpu")["mixco"]
-
-
 def test_the_version_of_a_copy_on_the_path_loads_nothing_heavy(tmp_path: Path) -> None:
     """-S and -E: without site-packages, where the metadata of an installed mixco lie."""
     code = (
         f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n"
-        "from mixco.runtime.version import mixco_version; print(mixco_version())"
+        "from mixco.runtime.version import VERSION; print(VERSION)"
     )
     python = [sys.executable, "-S", "-E", "-c", code]
     done = subprocess.run(python, cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -11,7 +11,9 @@ from mixco.embeddings import commands
 from mixco.embeddings.embedding import Embedder, load_encoder
 from mixco.evaluation import protocols as evaluate
 from mixco.evaluation.features import Features
+from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError
+from mixco.runtime.progress import say
 from mixco.runtime.run_folder import read_json, read_metrics
 from mixco.settings.config import (
     DuplicatesConfig,
@@ -21,6 +23,7 @@ from mixco.settings.config import (
     LinearConfig,
     NeighboursConfig,
     PretrainConfig,
+    ReportConfig,
 )
 from mixco.settings.resolve import flat_fields, from_dict, load_recipe, with_settings
 from mixco.training import pretrain as training

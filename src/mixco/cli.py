@@ -14,15 +14,13 @@ from mixco.evaluation import EVALUATIONS, evaluate, measured
 from mixco.runtime.errors import UserError
 from mixco.runtime.imports import load
 from mixco.runtime.version import VERSION
-from mixco.settings.config import DoctorConfig, PretrainConfig
+from mixco.settings.config import DoctorConfig, DownloadConfig, PretrainConfig
 from mixco.settings.options import parse
 from mixco.settings.resolve import load_recipe, nearest, recipe_names
 
 T = TypeVar("T")
 
-ABOUT = (
-    "Pretrain an image encoder without labels, with or without mixed images, and see what it is worth."
-)
+ABOUT = "Pretrain an image encoder without labels, with or without mixed images, and measure it."
 # Commands in the order of a project; others follow.
 ORDER = (
     *("demo", "doctor", "pretrain", "linear", "knn", "finetune", "embed", "neighbours"),
@@ -114,6 +112,14 @@ def show_accuracy(kind: str, config: Any, result: dict[str, Any]) -> None:
         )
 
 
+def download(config: DownloadConfig) -> None:
+    from mixco.data.datasets.download import download
+    from mixco.runtime.progress import downloading, say
+
+    with downloading(config.name) as on_progress:
+        download(config.name, config.data_path, tell=say, on_progress=on_progress)
+
+
 CONFIG = "mixco.settings.config"
 COMMANDS: dict[str, Command] = {
     "demo": Command(
@@ -173,7 +179,7 @@ COMMANDS: dict[str, Command] = {
     "download": Command(
         "get a data set by its name",
         f"{CONFIG}:DownloadConfig",
-        "mixco.data.datasets.download:download_named",
+        download,
         show_nothing,
     ),
 }
@@ -217,13 +223,14 @@ def read(name: str, kind: type[T], arguments: list[str]) -> T:
     """The settings of a command from its options, over those of a recipe where one is given."""
     if name == "doctor" and arguments and not arguments[0].startswith("-"):
         arguments = ["--data", *arguments]
-    default = _default(kind)
+    default: Any = _default(kind)
     if recipe := _recipe_in(arguments):
         if kind is PretrainConfig:
             default = load_recipe(recipe)
         elif kind is DoctorConfig:
             default = DoctorConfig(load_recipe(recipe))
-    return parse(kind, name, arguments, default)
+    config: T = parse(kind, name, arguments, default)
+    return config
 
 
 def _default(kind: type[T]) -> T:

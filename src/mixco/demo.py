@@ -1,6 +1,5 @@
 """The main job on the built-in sample: pretrain with and without mixing, evaluate, compare, draw."""
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,15 @@ from rich.table import Table
 from mixco.data.datasets import list_images
 from mixco.encoders.checkpoint import EncoderDescription, save_encoder
 from mixco.evaluation.protocols import both
+from mixco.methods import NO_MIXER, run_name
 from mixco.models.encoder import build_backbone
 from mixco.plots import draw_comparison, draw_curves
 from mixco.runtime.progress import say
 from mixco.runtime.run_folder import add_result, new_run_folder, read_json, read_metrics, write_json
 from mixco.settings.config import DemoConfig, EvaluationConfig, PretrainConfig
-from mixco.settings.resolve import load_recipe, to_dict
+from mixco.settings.resolve import load_recipe, to_dict, with_settings
 from mixco.training.pretrain import pretrain
+from mixco.training.setup import size_of
 
 
 def demo(config: DemoConfig) -> dict[str, Any]:
@@ -26,10 +27,13 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     out = config.out
     make_room(out)
     runs = {"random": random_encoder(config, out / "random")}
-    for mix in ("none", "mixco"):
-        pretraining = of_demo(config, mix, out)
-        assert pretraining.run.out is not None
-        runs[pretraining.run.out.name] = pretrain(pretraining)
+    say(
+        "The demo trains for two minutes, to show the way: what it reaches is far from a long run's. "
+        "The warnings about few steps below are meant for runs of your own."
+    )
+    for mix in (NO_MIXER, "mixco"):
+        folder = pretrain(of_demo(config, mix, out))
+        runs[folder.name] = folder
 
     results: dict[str, Any] = {}
     for name, folder in runs.items():
@@ -58,23 +62,13 @@ def demo(config: DemoConfig) -> dict[str, Any]:
 def of_demo(config: DemoConfig, mix: str, out: Path) -> PretrainConfig:
     """The demo's recipe, with or without mixing."""
     recipe = load_recipe("demo")
-    method = dataclasses.replace(recipe.method, mix=mix)  # type: ignore[arg-type]
-    name = method.method + ("" if mix == "none" else f"+{mix}")
-    return dataclasses.replace(
-        recipe,
-        data=dataclasses.replace(recipe.data, cache=config.cache),
-        method=method,
-        optimisation=dataclasses.replace(
-            recipe.optimisation, epochs=config.epochs or recipe.optimisation.epochs
-        ),
-        run=dataclasses.replace(
-            recipe.run,
-            out=out / name,
-            seed=config.seed,
-            device=config.device,
-            precision=config.precision,
-        ),
-    )
+    settings = {
+        "mix": mix,
+        "out": out / run_name(recipe.method.method, mix),
+        "epochs": config.epochs or recipe.optimisation.epochs,
+        **{name: getattr(config, name) for name in ("cache", "seed", "device", "precision")},
+    }
+    return with_settings(recipe, settings, "demo")
 
 
 def random_encoder(config: DemoConfig, folder: Path) -> Path:
@@ -83,8 +77,7 @@ def random_encoder(config: DemoConfig, folder: Path) -> Path:
     source = list_images(recipe.data.data, recipe.data.data_path, "pretrain")
     new_run_folder(folder)
     write_json(folder / "config.json", to_dict(recipe))
-    model, size = recipe.model, recipe.data.size
-    assert size is not None  # the recipe gives it
+    model, size = recipe.model, size_of(recipe)
     save_encoder(
         folder / "encoder.safetensors",
         build_backbone(model.arch, size, model.stem, config.seed),

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from mixco.runtime.setting import Rule, setting
+from mixco.runtime.setting import MOST, Rule, setting
 
-MOST = 2**31 - 1  # no device's memory holds more; it is the practical limit
 MOST_KEYS = 65_536
 FULL_PART = 16
 """Images that a batch norm needs for steady statistics."""

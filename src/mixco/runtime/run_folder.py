@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import naming, replacing
-from mixco.runtime.version import mixco_version
+from mixco.runtime.version import VERSION
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 CONFUSIONS = ("class", "taken for", "images")
@@ -206,7 +206,7 @@ def versions(hardware: str) -> dict[str, str]:
     """The content of versions.json."""
     return {
         "python": platform.python_version(),
-        "mixco": mixco_version(),
+        "mixco": VERSION,
         **{name: version(name) for name in LIBRARIES},
         "platform": platform.platform(),
         "hardware": hardware,

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from mixco.runtime.errors import UserError
 
+MOST = 2**31 - 1  # no device's memory holds more; it is the practical limit
 Affects = Literal["learning", "run", "nothing"]
 
 
@@ -48,14 +49,18 @@ class Setting(NamedTuple):
 
     @property
     def range(self) -> str:
-        """The range in words, "between 32 and 224 pixels"; "" where there is none."""
+        """The range in words, "between 32 and 224 pixels"; "" where there is none.
+
+        The limit of 32 bits goes without saying.
+        """
         unit = f" {self.unit}" if self.unit else ""
-        if self.at_least is not None and self.at_most is not None:
-            return f"between {_number(self.at_least)} and {_number(self.at_most)}{unit}"
+        most = None if self.at_most == MOST else self.at_most
+        if self.at_least is not None and most is not None:
+            return f"between {_number(self.at_least)} and {_number(most)}{unit}"
         bounds = (
-            ("at least", self.at_least),
+            ("at least", None if self.at_least == -MOST else self.at_least),
             ("above", self.above),
-            ("at most", self.at_most),
+            ("at most", most),
             ("below", self.below),
         )
         words = [f"{word} {_number(bound)}" for word, bound in bounds if bound is not None]
@@ -89,6 +94,10 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _too_large(value: float) -> bool:
+    return _finite(value) and abs(value) > MOST
+
+
 def refuse_out_of_range(name: str, value: Any, setting: Setting) -> None:
     """Raises UserError when a number, or one of several, is outside of the declared range."""
     if isinstance(value, bool) or (
@@ -102,8 +111,11 @@ def refuse_out_of_range(name: str, value: Any, setting: Setting) -> None:
     each = "each " if isinstance(value, tuple) else ""
     got = " ".join(map(_number, numbers))
     wanted = f"be {each}{setting.range}" if setting.range else f"be {each}a finite number"
-    finite = not setting.range or all(map(_finite, numbers))
-    more = "" if finite else " and finite"
+    more = ""
+    if setting.range and not all(map(_finite, numbers)):
+        more = " and finite"
+    elif any(map(_too_large, numbers)) and MOST in (setting.at_most, -(setting.at_least or 0)):
+        more = f" and within {MOST:,}"
     raise UserError(f"{option(name)} must {wanted}{more}, got {got}")
 
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from mixco.methods import METHODS, MIXERS, NO_MIXER
-from mixco.methods.options import MOST
-from mixco.runtime.setting import Rule, setting
+from mixco.runtime.setting import MOST, Rule, setting
 from mixco.settings import defaults
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -38,7 +37,12 @@ class DataConfig:
         "tiny-imagenet, imagenet.",
         first=True,
     )
-    data_path: Path | None = setting(None, "The folder of a named data set.", affects="run")
+    data_path: Path | None = setting(
+        None,
+        "The folder of a named data set.",
+        chosen="nothing: a named data set needs it",
+        affects="run",
+    )
     download: bool = setting(
         False,
         "Download a named data set into --data-path first, unless it is there.",

@@ -15,7 +15,7 @@ from mixco.settings.resolve import dotted_fields
 T = TypeVar("T")
 
 METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
-FIRST = "first"  # the group of the options that matter most
+FIRST = "main"  # the group of the options that matter most
 
 
 def parse(cls: type[T], command: str, arguments: list[str], default: T) -> T:
@@ -32,14 +32,13 @@ def parse(cls: type[T], command: str, arguments: list[str], default: T) -> T:
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
     )
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(parsed):
-        value = getattr(parsed, field.name)
-        grouped = dataclasses.is_dataclass(value)
-        values |= vars(value) if grouped else {field.name: value}
-    return _assemble(cls, values)
+    for name, value in vars(parsed).items():
+        values |= vars(value) if dataclasses.is_dataclass(value) else {name: value}
+    config: T = _assemble(cls, values)
+    return config
 
 
-def _assemble(cls: type[T], values: dict[str, Any]) -> T:
+def _assemble(cls: Any, values: dict[str, Any]) -> Any:
     """A config from the values of all its settings, by their flat names."""
     parts: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(cls).items():
@@ -54,7 +53,10 @@ def _options(cls: type, default: Any) -> type:
         value, kind = default, typing.get_type_hints(cls, include_extras=True)
         *parts, name = dotted.split(".")
         for part in parts:
-            value, kind = getattr(value, part), typing.get_type_hints(kind[part], include_extras=True)
+            value, kind = (
+                getattr(value, part),
+                typing.get_type_hints(kind[part], include_extras=True),
+            )
         value, setting = getattr(value, name), declared(field)
         group = FIRST if setting.first else ".".join(parts)
         entry = (name, _annotated(kind[name], setting, value), _field(value))
