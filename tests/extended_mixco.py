@@ -1,0 +1,21 @@
+"""`mixco` with one more of everything: a line for each part of extension_parts.py."""
+
+from extension_parts import PullConfig, advise
+
+from mixco.data.datasets import DATASETS, Dataset
+from mixco.evaluation import EVALUATIONS, Evaluation
+from mixco.methods import METHODS, MIXERS, Base, MixerEntry
+
+MIXERS["cutmix"] = MixerEntry("CutMix", "1905.04899", "extension_parts:cutmix")
+METHODS["pull"] = Base(
+    "Pull", "2006.07733", "extension_parts:build_pull", "simclr", "process", 1.0, 1, 0.1, PullConfig, advise
+)
+DATASETS["squares"] = Dataset("extension_parts:list_squares", "made by a test")
+EVALUATIONS["centroid"] = Evaluation(
+    "nearest centroid", "classify by the nearest class mean", scores="extension_parts:centroids"
+)
+
+if __name__ == "__main__":
+    from mixco.cli import main
+
+    main()
