@@ -50,7 +50,7 @@ def test_each_is_left_out_with_its_reason(tmp_path: Path) -> None:
         "gone.png": "No such file or directory",
         "huge.png": "more than 1 GiB",
         "page.png": "not an image (an HTML page)",
-        "pipe.png": "no file with a content of its own",
+        "pipe.png": "not a regular file",
     }
     packed = pack(source, size=32, cache=tmp_path / "cache")
     assert dict(packed.unreadable_files) == reasons

@@ -152,7 +152,7 @@ def test_no_pickle_is_opened_that_is_not_the_published_file(
     with pytest.raises(UserError, match=r"not the published file .* a pickle of unknown origin"):
         list_images("cifar10", tmp_path, "test")
     # Were an MD5 sum ever forged, there is a second lock.
-    with pytest.raises(pickle.UnpicklingError, match="does not belong into a pickle of CIFAR"):
+    with pytest.raises(pickle.UnpicklingError, match="does not belong in a pickle of CIFAR"):
         cifar_module._ArraysOnly(io.BytesIO(evil)).load()
     assert not trap.exists()
 
@@ -484,10 +484,13 @@ def test_a_whole_train_must_have_every_class_of_val(
         (write(TRUTH, "1\n449\n"), "2 labels, but 6 images in val; unpack val again"),
         (
             lambda root: (root / VAL).rename(root / "val/ILSVRC2012_val_00000007.JPEG"),
-            r"00000004\.JPEG: expected ILSVRC2012_val_00000003\.JPEG as number 3",
+            r"00000004\.JPEG: expected ILSVRC2012_val_00000003\.JPEG as file 3",
         ),
-        (write(TRUTH, "1\n449\nx\n450\n449\n1\n"), "line 3: 'x' is the number of no class"),
-        (write(TRUTH, "1\n449\n1001\n450\n449\n1\n"), "line 3: '1001' is the number of no class"),
+        (write(TRUTH, "1\n449\nx\n450\n449\n1\n"), "line 3: 'x' is not the number of a class"),
+        (
+            write(TRUTH, "1\n449\n1001\n450\n449\n1\n"),
+            "line 3: '1001' is not the number of a class",
+        ),
         (write("ILSVRC2012_devkit_t12/data/meta.mat", "?"), r"meta\.mat: cannot be read \("),
     ],
 )

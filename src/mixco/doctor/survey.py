@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mixco.data.decode import RGB, UnreadableImage, look, opened, quietly
+from mixco.data.decode import RGB, UnreadableImage, opened, quietly, read_header
 from mixco.data.image_list import ImageList, read_reduced
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ def _header(source: ImageList, index: int) -> Header | str:
     try:
         if source.pixel != RGB:
             data = source.read(index)
-            seen = look(data)
+            seen = read_header(data)
             return Header(seen.height, seen.width, str(seen.pixel), len(data))
         with source.open(index) as file:
             length = file.seek(0, os.SEEK_END)

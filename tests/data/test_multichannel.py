@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from band_images import Band, bands, folder_of, photographs, write
+from multichannel_images import Band, bands, folder_of, photographs, write
 from PIL import Image
 from sample_images import mosaics, sample_images
 
 from mixco.data.datasets import list_images
-from mixco.data.decode import GREY, RGB, Box, Pixel, UnreadableImage, decode, decode_crops, look
+from mixco.data.decode import (
+    GREY,
+    RGB,
+    Box,
+    Pixel,
+    UnreadableImage,
+    decode,
+    decode_crops,
+    read_header,
+)
 from mixco.data.images import Images
 from mixco.data.loading import open_images
 from mixco.data.normalisation import measure
@@ -65,7 +74,7 @@ def test_pixels_are_those_that_were_written(
     data = file_of(tmp_path, pixels, ending)
     pixel = Pixel(channels, bits)
     if not (ending == ".png" and channels == 4):  # whose fourth is transparency, unless asked for
-        assert look(data) == (64, 64, pixel)
+        assert read_header(data) == (64, 64, pixel)
     found = decode(data, pixel=pixel)
     assert found.dtype == pixel.dtype
     assert np.array_equal(found, pixels)
@@ -87,7 +96,7 @@ def test_pixels_are_those_that_were_written(
     ids=["planes", "pages", "ImageJ", "compressed", "tiled", "big-endian", "BigTIFF"],
 )
 def test_tiffs_of_bands_may_be_laid_out_in_many_ways(data: bytes) -> None:
-    assert look(data) == (64, 64, Pixel(13, 16))
+    assert read_header(data) == (64, 64, Pixel(13, 16))
     assert np.array_equal(decode(data, pixel=Pixel(13, 16)), bands(13, 16, PHOTOGRAPH))
     with pytest.raises(UnreadableImage, match="13 channels, not 4"):
         decode(data, pixel=Pixel(4, 16))
@@ -214,9 +223,9 @@ def test_what_is_asked_for_goes_first_and_what_none_has_is_told(tmp_path: Path) 
     colour = list_images(str(folder_of(tmp_path / "b", 3, 3, 8, ".png")), None, "pretrain")
     with pytest.raises(UserError, match="it has colours"):
         infer_pixel_format(colour, 1, None)
-    with pytest.raises(UserError, match="--bits 12"):
+    with pytest.raises(UserError, match=r"--bits .* 12"):
         infer_pixel_format(colour, None, 12)
-    with pytest.raises(UserError, match="--channels 0"):
+    with pytest.raises(UserError, match=r"--channels .* 0"):
         infer_pixel_format(colour, 0, None)
 
 
