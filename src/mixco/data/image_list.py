@@ -1,10 +1,10 @@
 """A list of images: where they lie, their labels, and reading one of them."""
 
-import errno
 import io
 import stat
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -82,31 +82,40 @@ class ImageList:
     def read(self, index: int) -> bytes:
         """The bytes of an image file; an image of an array is written as PPM.
 
-        Raises OSError.
+        Raises UnreadableImage.
         """
         if self.arrays is not None:
             pixels = self.arrays[index]
             height, width = pixels.shape[:2]
             return f"P6 {width} {height} 255\n".encode() + pixels.tobytes()
-        if self.is_zip:
-            return open_zip(self.root).read(self.files[index])
-        return self._regular(index).read_bytes()
-
-    def _regular(self, index: int) -> Path:
-        path = self.root / self.files[index]
-        state = path.stat()
-        # Reading a pipe would wait for ever, and some devices are endless.
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        if state.st_size > MOST_BYTES:
-            raise OSError(errno.EFBIG, "more than 1 GiB")
-        return path
+        with _reasons():
+            if self.is_zip:
+                return open_zip(self.root).read(self.files[index])
+            with self.open(index) as file:
+                return file.read()
 
     def open(self, index: int) -> BinaryIO:
-        """What `read` gives, as a file that is read only as far as needed. Raises OSError."""
+        """What `read` gives, as a file that is read only as far as needed. Raises UnreadableImage."""
         if self.containers:
             return io.BytesIO(self.read(index))
-        return self._regular(index).open("rb")
+        path = self.root / self.files[index]
+        with _reasons():
+            state = path.stat()
+            # Reading a pipe would wait for ever, and some devices are endless.
+            if not stat.S_ISREG(state.st_mode):
+                raise UnreadableImage("not a regular file")
+            if state.st_size > MOST_BYTES:
+                raise UnreadableImage("more than 1 GiB")
+            return path.open("rb")
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Turn the system's errors into UnreadableImage."""
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from None
 
 
 @lru_cache(maxsize=4)
@@ -121,7 +130,7 @@ def picture_size(source: ImageList, index: int) -> tuple[int, int]:
         return height, width
     try:
         return read_header(source.read(index))[:2]
-    except (UnreadableImage, OSError):  # decode() will give the reason
+    except UnreadableImage:  # decode() will give the reason
         return 0, 0
 
 
@@ -135,8 +144,6 @@ def read_reduced(source: ImageList, index: int, side: int) -> Pixels | str:
         return decode(source.read(index), side, source.pixel)
     except UnreadableImage as error:
         return str(error)
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def torch_type(pixel: Pixel) -> torch.dtype:

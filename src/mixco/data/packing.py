@@ -79,9 +79,8 @@ def pack(
 
 def packed_path(source: ImageList, size: int, cache: Path) -> Path:
     """Where the packed file of a source in its present state is, or would be."""
-    name = source.name.replace("/", "-")[
-        -50:
-    ]  # a folder's name may be as long as a file name may be
+    # The name of a folder may be as long as a file's may be.
+    name = source.name.replace("/", "-")[-50:]
     return cache / f"{name}-{state_key(source, size)}.safetensors"
 
 

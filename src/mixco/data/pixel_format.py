@@ -37,7 +37,7 @@ def infer_pixel_format(source: ImageList, channels: int | None, bits: int | None
         for index in spread(len(source.files), LOOKED_AT):
             try:
                 headers[index] = read_header(source.read(index))
-            except (UnreadableImage, OSError):  # decode() will give the reason
+            except UnreadableImage:  # decode() will give the reason
                 continue
             if headers[index].pixel == RGB and channels in (None, 3) and bits in (None, 8):
                 return source  # one colour photograph makes all of them RGB
@@ -68,7 +68,7 @@ def _refuse_unless_one_can(source: ImageList, headers: dict[int, FileHeader], pi
         try:
             decode(source.read(index), pixel=pixel)
             return
-        except (UnreadableImage, OSError) as error:
+        except UnreadableImage as error:
             name = source.root / source.files[index]
             reasons.append(f"{name} has {header.pixel} and cannot be read with {pixel} ({error})")
     raise UserError(

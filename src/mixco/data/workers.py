@@ -146,8 +146,6 @@ class CroppedFiles(Dataset[Batch]):
             return decode_crops(self.source.read(file), boxes_of, self.size, self.source.pixel)
         except UnreadableImage as error:
             return str(error)
-        except OSError as error:
-            return error.strerror or str(error)
 
 
 def decode_batches(

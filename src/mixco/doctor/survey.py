@@ -90,7 +90,7 @@ def copies(
         for index in some:
             try:
                 data = source.read(index)
-            except OSError:
+            except UnreadableImage:
                 continue  # it went away since
             same[hashlib.blake2b(data, digest_size=16).digest()].append(index)
         groups += [group for group in same.values() if len(group) > 1]
@@ -156,8 +156,6 @@ def _header(source: ImageList, index: int) -> Header | str:
                 return Header(image.height, image.width, _kind(image), length)
     except UnreadableImage as error:
         return str(error)
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def _kind(image: Image.Image) -> str:

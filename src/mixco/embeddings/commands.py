@@ -255,7 +255,7 @@ def _pixel_hash(source: ImageList, index: int) -> str:
     """Of shape and pixels; "" where the image cannot be read any more."""
     try:
         pixels = decode(source.read(index), pixel=source.pixel)
-    except (UnreadableImage, OSError):
+    except UnreadableImage:
         return ""
     return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
 
