@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import mmap
 import os
 import shutil
 import struct
@@ -14,10 +13,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors import safe_open
 
 from mixco.data.decode import RGB, Pixel, Pixels, quietly
-from mixco.data.image_list import ImageList, picture_size, read_reduced, torch_type
+from mixco.data.image_list import ImageList, picture_size, read_reduced
 from mixco.data.images import refuse_lost_classes, refuse_too_many
 from mixco.data.packed import PackedImages
 from mixco.runtime.errors import UserError
@@ -59,16 +58,17 @@ def pack(
                 raise UserError(
                     f"{path}: cannot be written ({error.strerror}); free the disk or give --cache"
                 ) from None
-    header, data = _map(path)
-    notes = json.loads(header["__metadata__"]["mixco"])
+    with safe_open(path, "pt") as file:  # maps the tensors, copy-on-write
+        notes = json.loads(file.metadata()["mixco"])
+        images, extents = file.get_tensor("images"), file.get_tensor("extents")
     kept = notes["kept"]
     labels = None
     if source.labels is not None:
         labels = torch.tensor([source.labels[i] for i in kept])
         refuse_lost_classes(source, labels)
     return PackedImages(
-        images=_tensor(header, data, "images", torch_type(source.pixel)),
-        extents=_tensor(header, data, "extents", torch.int64),
+        images=images,
+        extents=extents,
         labels=labels,
         files=tuple(source.files[i] for i in kept),
         unreadable_files=tuple((source.files[i], reason) for i, reason in notes["unreadable"]),
@@ -261,21 +261,3 @@ def is_whole(path: Path) -> bool:
         return bool(whole and len(json.loads(notes)["kept"]) == shape[0])
     except (OSError, ValueError, LookupError, TypeError, struct.error, MemoryError, OverflowError):
         return False
-
-
-def _map(path: Path) -> tuple[dict[str, dict[str, str]], memoryview]:
-    """The header, and a copy-on-write map of the rest (torch needs writable memory)."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    return header, data[8 + length :]
-
-
-def _tensor(
-    header: dict[str, dict[str, str]], data: memoryview, name: str, dtype: torch.dtype
-) -> Tensor:
-    entry = header[name]
-    begin, end = (int(v) for v in entry["data_offsets"])
-    flat = torch.frombuffer(data[begin:end], dtype=dtype)
-    return flat.view([int(v) for v in entry["shape"]])
