@@ -275,7 +275,7 @@ def test_a_server_that_tells_no_length(
     assert server.sent == len(cifar)
 
 
-def test_a_dead_mirror_is_told_and_the_second_one_serves(
+def test_a_dead_mirror_is_reported_and_the_second_one_serves(
     server: Server, cifar: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
     first = dead()
@@ -461,7 +461,7 @@ def test_a_disk_that_fills_while_unpacking(
     assert listing(tmp_path) == [path.name]
 
 
-def test_a_disk_without_room_is_told_beforehand(
+def test_a_disk_without_room_is_reported_beforehand(
     server: Server, cifar: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
     publish(monkeypatch, "cifar10", cifar, server.put("file", File(cifar)))
@@ -472,7 +472,7 @@ def test_a_disk_without_room_is_told_beforehand(
     assert server.asked == []
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, told: list[str]) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path, told: list[str]) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/data: cannot be made \(Not a directory\)"):
         download("cifar10", tmp_path / "file" / "data", tell=told.append)
@@ -608,7 +608,7 @@ def test_the_command_tells_where_it_came_from_and_its_terms(
         (["imagenet", "--data-path", "here"], "cannot be downloaded by a program"),
     ],
 )
-def test_what_cannot_be_downloaded_is_told(
+def test_what_cannot_be_downloaded_is_reported(
     arguments: list[str],
     message: str,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""Which files a data set has, and what is said when they are not as they should be."""
+"""Which files a data set has, and the errors when they are not as expected."""
 
 import subprocess
 import sys
@@ -157,7 +157,7 @@ def append(path: str, text: str) -> Callable[[Path], None]:
         ),
     ],
 )
-def test_a_damaged_tiny_imagenet_is_told(
+def test_a_damaged_tiny_imagenet_is_reported(
     tmp_path: Path, damage: Callable[[Path], object], split: str, message: str
 ) -> None:
     root = write_tiny_imagenet(tmp_path)
@@ -166,7 +166,7 @@ def test_a_damaged_tiny_imagenet_is_told(
         list_images("tiny-imagenet", root, split)
 
 
-def test_what_is_wrong_with_a_folder_is_told(tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean sample"):
         list_images("sampel", None, "pretrain")
     with pytest.raises(UserError, match="needs --data-path"):
