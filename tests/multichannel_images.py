@@ -1,4 +1,4 @@
-"""The sample's photographs as greyscale, in 12 of 16 bits, and with further channels made from theirs."""
+"""The sample's photographs as greyscale, in 12 of 16 bits, and with further channels made of theirs."""
 
 from pathlib import Path
 
