@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from band_images import labelled
+from multichannel_images import labelled
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sample_images import unpack_sample
