@@ -1,4 +1,4 @@
-"""The model card says what is known, and no more."""
+"""The model card says what is known and nothing else."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ TRAINING = "simclr+mixco on photos/pretrain, 40 epochs, seed 0"
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """What a run on one's own photographs leaves, evaluated; its weights are as good as any."""
+    """An evaluated run on a folder of photographs; its weights are random."""
     import dataclasses
 
     unpack_sample(tmp_path / "photos", train=4, test=2, classes=2)
@@ -78,7 +78,7 @@ def test_a_card_of_a_file_alone_says_that_little_is_known(run: Path, tmp_path: P
     assert not text.startswith("---"), "what the hub needs is for the hub"
 
 
-def test_images_that_are_gone_are_told_and_the_samples_taken(
+def test_images_that_are_gone_are_replaced_by_the_samples(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "photos").rename(tmp_path / "elsewhere")

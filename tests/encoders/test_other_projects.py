@@ -1,4 +1,4 @@
-"""Encoders of other projects give the features that they give there, or are refused."""
+"""Encoders of other projects give the same features as in their project, or are refused."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ from mixco.runtime.errors import UserError
 
 @pytest.fixture
 def file(tmp_path: Path) -> Any:
-    """A path to write to; gone after the test, for the files are large."""
+    """A path to write to; removed after the test, since the files are large."""
     path = tmp_path / "other.pth.tar"
     yield path
     path.unlink(missing_ok=True)
@@ -33,7 +33,7 @@ def images() -> Tensor:
 
 
 def assert_all_counted(loaded: LoadedEncoder, content: Any) -> None:
-    """The lines that a person sees count every weight of the file, no more and no fewer."""
+    """The lines of the report count every weight of the file once."""
     counted = [int(n) for line in loaded.report for n in re.findall(r"^[a-z ]+: (\d+) ", line)]
     weights, _ = find_weights(content, "the file")
     assert sum(counted) == len(weights)
@@ -195,7 +195,7 @@ def test_a_standard_stem_without_its_pooling_is_refused(file: Path) -> None:
 
 
 class Bomb:
-    """Creates a file when it is unpickled by the usual means."""
+    """Creates a file when pickle loads it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
