@@ -8,7 +8,16 @@ from mixco.methods import METHODS, MIXERS, Base, MixerEntry
 
 MIXERS["cutmix"] = MixerEntry("CutMix", "1905.04899", "extension_parts:cutmix")
 METHODS["pull"] = Base(
-    "Pull", "2006.07733", "extension_parts:build_pull", "simclr", "process", 1.0, 1, 0.1, PullConfig, advise
+    "Pull",
+    "2006.07733",
+    "extension_parts:build_pull",
+    "simclr",
+    "process",
+    1.0,
+    1,
+    0.1,
+    PullConfig,
+    advise,
 )
 DATASETS["squares"] = Dataset("extension_parts:list_squares", "made by a test")
 EVALUATIONS["centroid"] = Evaluation(

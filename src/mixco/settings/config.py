@@ -123,14 +123,14 @@ class SharedMethodConfig:
         "Temperature of the clean loss.",
         above=0,
         rule=Rule(defaults.temperature, ()),
-        chosen="0.2",
+        chosen="nothing: 0.2",
     )
     mix_temperature: float | None = setting(
         None,
         "Temperature of the mixed loss.",
         above=0,
         rule=Rule(defaults.mix_temperature, ("temperature", "mix")),
-        chosen="--temperature",
+        chosen="nothing: --temperature",
     )
     mix_weight: float = setting(1.0, "Weight of the mixed loss.", at_least=0)
     bn_over: Literal["auto", "process", "all"] = setting(
@@ -155,7 +155,7 @@ else:
     # Each base's own settings stand beside the base; here all of them become options of one command.
     _OWN = dict.fromkeys(base.options for base in METHODS.values() if base.options)
     MethodConfig = make_dataclass(
-        "MethodConfig", (), bases=(SharedMethodConfig, *_OWN), frozen=True
+        "MethodConfig", (), bases=(*_OWN, SharedMethodConfig), frozen=True
     )
     MethodConfig.__doc__ = SharedMethodConfig.__doc__
 
@@ -284,7 +284,7 @@ class RunConfig:
         None,
         "Kept for `mixco linear --protocol paper` on this run: its rate where it is given none.",
         above=0,
-        chosen="the recipe",
+        chosen="nothing: the recipe's",
         affects="run",
     )
 

@@ -1,6 +1,7 @@
 """The command line's options, from the declarations of the settings."""
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -129,6 +130,15 @@ def _metavar(kind: Any) -> str:
     return METAVARS.get(kind, "VALUE")
 
 
+def dotted_hints(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The types of a config's settings, by their dotted names."""
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            yield from dotted_hints(typing.cast(type, kind), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", kind
+
+
 class Row(NamedTuple):
     """An option, for the documentation's table."""
 
@@ -139,6 +149,7 @@ class Row(NamedTuple):
 
 def rows(cls: type) -> Iterator[Row]:
     """The options of a command, in the order of its config."""
+    hints = dict(dotted_hints(cls))
     for dotted, field in dotted_fields(cls):
         name, setting = dotted.rpartition(".")[2], declared(field)
         value = field.default
@@ -152,7 +163,10 @@ def rows(cls: type) -> Iterator[Row]:
             default = " ".join(map(str, value)) or "none"
         else:
             default = str(value)
-        choices = f" One of {', '.join(setting.choices())}." if setting.choices else ""
+        kind = _inner(hints[dotted])
+        names = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+        names = setting.choices() if setting.choices else names
+        choices = f" One of {', '.join(names)}." if names else ""
         yield Row(option(name), default, f"{help_of(setting)}{choices}")
 
 
@@ -160,6 +174,8 @@ def table(cls: type) -> str:
     """The options of a command as a Markdown table."""
     lines = ["| option | default | meaning |", "| --- | --- | --- |"]
     for row in rows(cls):
-        cells = [text.replace("|", "\\|") for text in (f"`{row.option}`", row.default, row.about)]
+        cells = [
+            re.sub(r"([|<])", r"\\\1", text) for text in (f"`{row.option}`", row.default, row.about)
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
