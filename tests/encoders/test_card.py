@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from configs import pretrain_config
 from run_folders import random_run
 from sample_images import unpack_sample
 
 from mixco.encoders.checkpoint import load_encoder, save_encoder
 from mixco.evaluation import EVALUATIONS
 from mixco.export.export import export
-from mixco.runtime.run_folder import add_result, read_json, write_json
-from mixco.settings.config import ExportConfig, PretrainConfig
-from mixco.settings.resolve import from_dict, resolve, to_dict
+from mixco.runtime.run_folder import add_result, write_json
+from mixco.settings.config import ExportConfig
+from mixco.settings.resolve import to_dict
 
 TRAINING = "simclr+mixco on photos/pretrain, 40 epochs, seed 0"
 
@@ -24,8 +25,18 @@ def run(tmp_path: Path) -> Path:
 
     unpack_sample(tmp_path / "photos", train=4, test=2, classes=2)
     run = random_run(tmp_path / "run", tmp_path / "photos")
-    config = from_dict(PretrainConfig, read_json(run / "config.json"), "the run's")
-    write_json(run / "config.json", to_dict(resolve(config, 1000)))
+    config = pretrain_config(
+        data=str(tmp_path / "photos"),
+        size=32,
+        method="simclr",
+        mix="mixco",
+        temperature=0.2,
+        mix_temperature=0.2,
+        augmentation="simclr",
+        lr=1e-3,
+        weight_decay=0.05,
+    )
+    write_json(run / "config.json", to_dict(config))
     encoder = load_encoder(run)
     about = dataclasses.replace(encoder.description, training=TRAINING)
     save_encoder(run / "encoder.safetensors", encoder.backbone, about)
