@@ -11,13 +11,13 @@ METHODS["pull"] = Base(
     "Pull",
     "2006.07733",
     "extension_parts:build_pull",
-    "simclr",
-    "process",
-    1.0,
-    1,
-    0.1,
-    PullConfig,
-    advise,
+    augmentation="simclr",
+    bn_over="process",
+    passes=1.0,
+    mixed_views=1,
+    sgd_lr=0.1,
+    options=PullConfig,
+    advise=advise,
 )
 DATASETS["squares"] = Dataset("extension_parts:list_squares", "made by a test")
 EVALUATIONS["centroid"] = Evaluation(

@@ -1,4 +1,4 @@
-"""Parts that somebody may add to mixco: each is one function or class, as their own file would hold it."""
+"""Parts that somebody may add to mixco: each is a function or a class, as a file would hold it."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
