@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from mixco.data.datasets import DATASETS
 from mixco.methods import METHODS, MIXERS, NO_MIXER
 from mixco.runtime.setting import MOST, Rule, setting
 from mixco.settings import defaults
@@ -33,8 +34,7 @@ class DataConfig:
 
     data: str = setting(
         "sample",
-        "A folder of images, or the name of a data set: sample, cifar10, cifar100, stl10, "
-        "tiny-imagenet, imagenet.",
+        f"A folder of images, or the name of a data set: {', '.join(DATASETS)}.",
         first=True,
     )
     data_path: Path | None = setting(
@@ -584,7 +584,7 @@ class DownloadConfig:
 
     name: str = setting(
         MISSING,
-        "cifar10, cifar100, stl10 or tiny-imagenet. For sample and imagenet it says how to get them.",
+        f"One of {', '.join(DATASETS)}. For those that cannot be downloaded it says how to get them.",
     )
     data_path: Path | None = setting(
         None, "The folder for the data set.", chosen="nothing: it must be given"
