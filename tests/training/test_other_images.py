@@ -112,7 +112,7 @@ def test_an_encoder_and_images_of_other_channels_are_told(
         main([*command[:2], str(timm_like), *command[3:]])
     error = capsys.readouterr().err
     assert "4 channels, not 3" in error
-    assert "the encoder can see" in error
+    assert "leave out --channels" in error
 
 
 def test_a_run_from_before_there_were_channels_goes_on(tmp_path: Path) -> None:
