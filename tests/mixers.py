@@ -9,9 +9,7 @@ from mixco.mixing import Mixer, Pairs, blend, mixco
 def _quarter(batch: int, generator: torch.Generator) -> Pairs:
     order = torch.randperm(batch, generator=generator)
     count = batch // 4
-    return Pairs(
-        order[:count], order[count : 2 * count], torch.rand(count, generator=generator)
-    )
+    return Pairs(order[:count], order[count : 2 * count], torch.rand(count, generator=generator))
 
 
 def _everyone(batch: int, generator: torch.Generator) -> Pairs:

@@ -1,4 +1,4 @@
-"""Base methods that send their own process a signal in the middle of a step, as a user or a cluster may."""
+"""Base methods that send their own process a signal during a step, as a user or a cluster may."""
 
 import signal
 from itertools import count

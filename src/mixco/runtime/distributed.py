@@ -205,10 +205,13 @@ def gather_all(x: Tensor) -> Tensor:
 
 
 def scale_local_mean(loss: Tensor, rows: int, of_all: int) -> Tensor:
-    """A mean over this process's rows, such that its mean over the processes is that over all rows.
+    """Scale a mean over this process's rows, so that the mean over the processes is that over all rows.
 
-    The same where all processes have equally many.
+    loss: a scalar; unchanged where all processes have equally many rows. rows: of this process; without
+    any it adds zero. of_all: rows of all processes.
     """
+    if rows == 0:
+        return loss.nan_to_num(0.0)  # the mean of nothing is NaN; its gradient is zero
     share = rows * world() / of_all
     return loss if share == 1 else loss * share
 

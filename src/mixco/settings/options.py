@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import tyro
 
 from mixco.runtime.setting import Setting, declared, option
-from mixco.settings.resolve import dotted_fields
+from mixco.settings.resolve import dotted_fields, with_choices
 
 T = TypeVar("T")
 
@@ -84,8 +84,7 @@ def _about(cls: type, group: str) -> str:
 
 def _annotated(kind: Any, setting: Setting, value: Any) -> Any:
     """A type for tyro, with the help and how the default reads."""
-    if setting.choices is not None:
-        kind = Literal[setting.choices()]
+    kind = with_choices(kind, setting)
     details: dict[str, Any] = {"help": help_of(setting)}
     if setting.metavar:
         details["metavar"] = setting.metavar
