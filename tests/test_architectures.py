@@ -130,7 +130,7 @@ class NormByHand(nn.Module):
 def test_a_norm_that_cannot_be_split_is_refused(norm: nn.Module) -> None:
     """It would let MoCo cheat, and nothing would show it but features that are worth nothing."""
     encoder = nn.Sequential(nn.Conv2d(3, 3, 1), norm)
-    with pytest.raises(UserError, match=f"1 is a {type(norm).__name__}, whose statistics cannot"):
+    with pytest.raises(UserError, match=f"1 is a {type(norm).__name__}.*--method simclr"):
         split_batch_norms(encoder, 2)
     assert split_batch_norms(encoder, 1)[1] is norm, "asked for, the leak is accepted"
 
@@ -150,7 +150,7 @@ def test_splitting_twice_is_splitting_once(arch: str) -> None:
 
 
 def test_patches_must_fill_the_image() -> None:
-    with pytest.raises(UserError, match=r"--size 40: patches of 16 .* give --size 32 or 48"):
+    with pytest.raises(UserError, match=r"--size 40.* 16 .*--size 32 or 48"):
         build_backbone("vit_tiny_patch16_224", 40)
 
 
@@ -162,5 +162,5 @@ def test_a_size_that_the_model_cannot_take_is_told(tmp_path: Path, arch: str) ->
     if arch == "resnet18":
         assert load_encoder(path, size=48).description.size == 48
         return
-    with pytest.raises(UserError, match="--size 48: the model cannot take such images"):
+    with pytest.raises(UserError, match="--size 48: .*another size"):
         load_encoder(path, size=48)
