@@ -4,28 +4,26 @@ import itertools
 from typing import Any
 
 import torch
+from mixers import MIXES
 from sample_images import sample_images
 from torch import Tensor, nn
 
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
-from mixco.mixing import MIXERS
 from mixco.models.encoder import Encoder, build_backbone, build_head
 from mixco.models.sync_batchnorm import synchronise_batch_norms
-from mixco.runtime.distributed import (
-    all_reduce_mean,
-    broadcast_buffers,
-    ddp,
-    rank,
-    split_batch,
-    world,
-)
+from mixco.runtime.device import Compute
+from mixco.runtime.distributed import broadcast_buffers, ddp, rank, split_batch, world
 from mixco.runtime.seeding import generator_for
+from mixco.training.step import forward_backward, update
+
+# Without autocast: float64 stays what it is.
+CPU = Compute(torch.device("cpu"), torch.float32)
 
 SETTINGS = [
     (method, mix, batch)
-    for method, mix in itertools.product(("moco", "simclr"), ("none", "mixco"))
-    # Even parts, and such as are not: with four processes of 4, 4, 2, 3 images.
+    for method, mix in itertools.product(("moco", "simclr"), MIXES)
+    # Even parts, and such as are not: with four processes 4, 3, 3, 3 images.
     for batch in (16, 13)
 ]
 
@@ -51,7 +49,7 @@ def resnet() -> Encoder:
 def build(method: str, mix: str, encoder: Encoder, **more: Any) -> MoCo | SimCLR:
     common = {
         "temperature": 0.2,
-        "mix": MIXERS[mix],
+        "mix": MIXES[mix],
         "mix_temperature": 0.1,
         "mix_weight": 1.0,
         **more,
@@ -62,23 +60,28 @@ def build(method: str, mix: str, encoder: Encoder, **more: Any) -> MoCo | SimCLR
     return MoCo(encoder, **{"bn_splits": 1, **queue, **common}).double()
 
 
+def views_of_steps(batch: int, count: int) -> Tensor:
+    """[count, 2, batch, 3, 32, 32]: real images, two different ones for the views of each."""
+    images = sample_images(2 * batch * count).double()[:, :, ::2, ::2] / 255 - 0.5
+    return images.view(count, 2, batch, *images.shape[1:])
+
+
 def steps(method: MoCo | SimCLR, batch: int, count: int) -> dict[str, Any]:
     """Some steps of this process's part of each batch; the losses of all, and all that came of it."""
     trained = ddp(method)
-    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05)
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.0)
     here = split_batch(batch, world())[rank()]
-    images = sample_images(2 * batch * count).double()[:, :, ::2, ::2] / 255 - 0.5
     seen: list[Tensor] = []
-    losses = []
+    losses, gradients = [], {}
     encoder = method.key_encoder if isinstance(method, MoCo) else method.encoder
     encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
-    for step, (view_q, view_k) in enumerate(images.view(count, 2, batch, *images.shape[1:])):
-        optimizer.zero_grad()
-        result = trained(view_q[here], view_k[here], generator_for(0, "method", step=step), batch)
-        result["loss"].backward()
-        optimizer.step()
-        losses.append({key: value.item() for key, value in all_reduce_mean(result).items()})
-    gradients = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+    for step, views in enumerate(views_of_steps(batch, count)):
+        draws = generator_for(0, "method", step=step)
+        found = forward_backward(trained, list(views[:, here]), draws, compute=CPU, batch=batch)
+        losses.append({key: value.item() for key, value in found.items()})
+        named = method.named_parameters()
+        gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
+        update(optimizer, 0.05)
     return {"losses": losses, "state": method.state_dict(), "gradients": gradients, "seen": seen}
 
 

@@ -1,10 +1,13 @@
 """Every family of encoders through the whole: pretraining, checkpoint, loading, evaluation."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from configs import config_of, pretrain_config
+from resolved import resolved
 from sample_images import unpack_sample
 from timm.layers.evo_norm import EvoNorm2dB0
 from torch import Tensor, nn
@@ -14,19 +17,10 @@ from mixco.evaluation.protocols import evaluate_knn
 from mixco.models.encoder import build_backbone, drops_at_random
 from mixco.models.split_batchnorm import SPLIT, split_batch_norms
 from mixco.runtime.errors import UserError
-from mixco.settings.config import (
-    DataConfig,
-    EvaluationConfig,
-    KNNConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimisationConfig,
-    PretrainConfig,
-    RunConfig,
-)
-from mixco.settings.resolve import resolve
+from mixco.settings.config import KNNConfig, PretrainConfig
 from mixco.training.checkpoints import checkpoints
-from mixco.training.pretrain import build_method, pretrain
+from mixco.training.pretrain import pretrain
+from mixco.training.setup import build_method
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +29,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack_sample(tmp_path_factory.mktemp("photos"), train=4, test=2, classes=2)
 
 
-def config(photos: Path, out: Path, arch: str, size: int, **method: object) -> PretrainConfig:
-    stem = method.pop("stem", "auto")
-    seed = method.pop("seed", 0)
-    settings = {"method": "moco", "queue": 8, "bn_splits": 2, "momentum": 0.9, **method}
-    return PretrainConfig(
-        data=DataConfig(data=str(photos), size=size, cache=photos / "cache"),
-        model=ModelConfig(arch=arch, stem=stem, dim=16),  # type: ignore[arg-type]
-        method=MethodConfig(**settings),  # type: ignore[arg-type]
-        optimisation=OptimisationConfig(epochs=1, batch_size=4),
-        run=RunConfig(out=out, seed=seed, device="cpu", knn_every=0),  # type: ignore[arg-type]
-    )
+def of_method(method: str) -> dict[str, Any]:
+    own = {"queue": 8, "bn_splits": 2, "momentum": 0.9} if method == "moco" else {}
+    return {"method": method, "batch_size": 4, "epochs": 1, "dim": 16, **own}
+
+
+def config(
+    photos: Path, out: Path, arch: str, size: int, method: str = "moco", **settings: Any
+) -> PretrainConfig:
+    places = {"data": str(photos), "cache": photos / "cache", "out": out}
+    usual = {**of_method(method), "knn_every": 0}
+    return pretrain_config(arch=arch, size=size, **{**usual, **places, **settings})
 
 
 @pytest.mark.parametrize(
@@ -77,7 +71,7 @@ def test_an_encoder_goes_the_whole_way(
     changed = [k for k, v in loaded.named_parameters() if not torch.equal(v, untrained[k])]
     assert len(changed) == len(list(loaded.parameters())), "training reached every weight"
 
-    result = evaluate_knn(KNNConfig(EvaluationConfig(run=run, cache=photos / "cache")))
+    result = evaluate_knn(config_of(KNNConfig, run=run, cache=photos / "cache"))
     assert 0 <= result["top1"] <= 100
     assert result["weights_matched"] == len(untrained)
 
@@ -92,7 +86,7 @@ def test_a_run_with_dropout_is_one_run(photos: Path, tmp_path: Path) -> None:
     weights = []
     for number, seed in enumerate([0, 0, 1]):
         settings = config(photos, tmp_path / str(number), "test_vit_relpos", 32, seed=seed)
-        assert drops_at_random(build_method(resolve(settings, 8)))
+        assert drops_at_random(build_method(resolved(arch="test_vit_relpos", **of_method("moco"))))
         torch.manual_seed(number)
         state = torch.get_rng_state()
         weights.append((pretrain(settings) / "encoder.safetensors").read_bytes())
@@ -136,7 +130,7 @@ class NormByHand(nn.Module):
 def test_a_norm_that_cannot_be_split_is_refused(norm: nn.Module) -> None:
     """It would let MoCo cheat, and nothing would show it but features that are worth nothing."""
     encoder = nn.Sequential(nn.Conv2d(3, 3, 1), norm)
-    with pytest.raises(UserError, match=f"1 is a {type(norm).__name__}, whose statistics cannot"):
+    with pytest.raises(UserError, match=f"1 is a {type(norm).__name__}.*--method simclr"):
         split_batch_norms(encoder, 2)
     assert split_batch_norms(encoder, 1)[1] is norm, "asked for, the leak is accepted"
 
@@ -156,7 +150,7 @@ def test_splitting_twice_is_splitting_once(arch: str) -> None:
 
 
 def test_patches_must_fill_the_image() -> None:
-    with pytest.raises(UserError, match=r"--size 40: patches of 16 .* give --size 32 or 48"):
+    with pytest.raises(UserError, match=r"--size 40.* 16 .*--size 32 or 48"):
         build_backbone("vit_tiny_patch16_224", 40)
 
 
@@ -168,5 +162,5 @@ def test_a_size_that_the_model_cannot_take_is_told(tmp_path: Path, arch: str) ->
     if arch == "resnet18":
         assert load_encoder(path, size=48).description.size == 48
         return
-    with pytest.raises(UserError, match="--size 48: the model cannot take such images"):
+    with pytest.raises(UserError, match="--size 48: .*another size"):
         load_encoder(path, size=48)

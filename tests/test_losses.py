@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixco.losses import MASKED, contrastive_accuracy, soft_infonce
-from mixco.mixing import mix_halves
+from mixco.mixing import Pairs, soft_targets
 
 T = 0.2
 
@@ -57,12 +57,13 @@ def clean_moco(queries: Tensor, keys: Tensor, queue: Tensor) -> Tensor:
     return soft_infonce(queries, torch.cat([keys, queue]), own, T, exclude)
 
 
-def shares(pairs: int) -> Tensor:
+def lambdas(pairs: int) -> Tensor:
     return torch.rand(pairs, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
 
 def targets_of(lam: Tensor) -> Tensor:
-    return mix_halves(torch.zeros(2 * len(lam), 3, 2, 2, dtype=torch.float64), lam).targets
+    first = torch.arange(len(lam))
+    return soft_targets(Pairs(first, first + len(lam), lam), lam, 2 * len(lam))
 
 
 def test_moco_is_the_papers_formula() -> None:
@@ -80,12 +81,12 @@ def test_simclr_is_the_papers_formula() -> None:
 
 
 def test_mixco_is_the_papers_formula() -> None:
-    mixed, keys, queue, lam = unit(3, 1), unit(6, 2), unit(24, 3), shares(3)
+    mixed, keys, queue, lam = unit(3, 1), unit(6, 2), unit(24, 3), lambdas(3)
     ours = soft_infonce(mixed, torch.cat([keys, queue]), targets_of(lam), T)
     torch.testing.assert_close(ours, mixco_reference(mixed, keys, queue, lam, T))
 
 
-def test_share_of_one_gives_the_hard_loss_of_that_image() -> None:
+def test_lambda_of_one_gives_the_hard_loss_of_that_image() -> None:
     mixed, keys, queue = unit(3, 1), unit(6, 2), unit(24, 3)
     candidates = torch.cat([keys, queue])
     ours = soft_infonce(mixed, candidates, targets_of(torch.ones(3, dtype=torch.float64)), T)
@@ -117,7 +118,7 @@ def test_low_temperature_stays_finite(dtype: torch.dtype) -> None:
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.isfinite()
-    assert loss > 10  # a probability of exp(-200) is told as such
+    assert loss > 10  # a probability of exp(-200) keeps its size
     assert queries.grad is not None
     assert queries.grad.isfinite().all()
 

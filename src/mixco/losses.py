@@ -1,10 +1,11 @@
 """The contrastive loss: one soft-target cross-entropy over similarities serves every method.
 
-- MoCo's clean term (He et al. 2020, eq. 1): targets are the identity over the keys of the batch,
-  and its other keys are excluded, which leaves the own key and the queue.
-- NT-Xent (Chen et al. 2020, eq. 1): both views are candidates, each excludes itself, and the target
-  is the other view.
-- MixCo (Kim et al. 2020, eq. 4): targets are the shares of the mixture, zero for the queue.
+- MoCo's clean loss (He et al. 2020, eq. 1): the target is the query's own key. Other keys of the batch are
+  excluded, which leaves the own key and the queue.
+- NT-Xent (Chen et al. 2020, eq. 1): both views of all images are candidates, a query excludes itself,
+  and its target is the other view.
+- MixCo (Kim et al. 2020, eq. 4): the targets are lambda and 1 - lambda for the two sources, and zero for
+  all others and the queue.
 """
 
 import torch
@@ -20,10 +21,10 @@ def similarity_logits(
 ) -> Tensor:
     """Cosine similarities over the temperature.
 
-    queries: [M, C], candidates: [N, C], both of unit length. exclude: bool [M, N], true where a
-    candidate must not take part in the query's denominator.
+    queries: [M, C], candidates: [N, C], both of unit length. temperature: > 0.
+    exclude: bool [M, N], true where a candidate is left out of the query's denominator.
 
-    Returns [M, N] in at least float32, outside autocast: in bfloat16 a similarity errs by about
+    Returns [M, N] in at least float32, computed outside autocast: bfloat16 rounds a similarity by about
     0.004, which a temperature of 0.05 turns into a factor of 1.08.
     """
     dtype = torch.promote_types(queries.dtype, torch.float32)
@@ -35,8 +36,8 @@ def similarity_logits(
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of softmax(logits) against soft targets, the mean over the rows, a scalar.
 
-    logits: [M, N]. targets: [M, T] with T <= N; rows sum to one. Column t belongs to candidate t; the
-    candidates behind the last column (MoCo's queue) have target zero and are not written out.
+    logits: [M, N]. targets: [M, T] with T <= N; rows sum to one. Column t is for candidate t. Candidates
+    T to N - 1 (MoCo's queue) have target zero and need no column.
     """
     # Not log(softmax): that is -inf where the softmax underflows, and 0 x -inf is NaN.
     surprise = torch.logsumexp(logits, dim=1, keepdim=True) - logits[:, : targets.shape[1]]
@@ -63,10 +64,10 @@ def soft_infonce(
 
 @torch.no_grad()
 def contrastive_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of how many queries the own key is more similar than every other candidate, in percent.
+    """Percentage of queries whose positive is more similar than every negative.
 
-    logits: [M, N], N > 1. targets: [M, T], one 1 a row, at the own key. A tie is not won: where all
-    outputs have collapsed into one, the accuracy is 0. Returns a scalar; nothing waits for the device.
+    logits: [M, N], N > 1. targets: [M, T], one 1 a row, at the positive. A tie counts as wrong, so that
+    the accuracy of collapsed outputs is 0. Returns a scalar in [0, 100]; nothing waits for the device.
     """
     own = logits.gather(1, targets.argmax(1, keepdim=True))[:, 0]
     best, second = logits.topk(2, dim=1).values.unbind(1)

@@ -1,5 +1,6 @@
 """What is learned does not depend on the number of processes."""
 
+import math
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ def test_losses_gradients_weights_and_queues_equal_those_of_one_process(
         for found in together:
             for kind in ("losses", "gradients", "state"):
                 equal(found[setting][kind], alone[setting][kind])
+            assert all(map(math.isfinite, found[setting]["losses"][-1].values())), setting
         # Weights, momentum copies and queues are not only near: they cannot drift apart.
         first, *others = (found[setting]["state"] for found in together)
         for other in others:

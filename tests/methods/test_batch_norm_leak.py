@@ -54,7 +54,7 @@ def influences(encode: object, images: Tensor) -> Tensor:
 def overlap(method: MoCo, images: Tensor) -> float:
     """How much of the company of a query its key meets again, without itself; mean over images."""
     itself = torch.eye(len(images), dtype=torch.bool)
-    queries = influences(method.encode_queries, images) & ~itself
+    queries = influences(lambda x: method.encode_queries([x]), images) & ~itself
     keys = (
         influences(
             lambda x: method.encode_keys(
@@ -95,7 +95,7 @@ def test_keys_come_back_in_the_order_of_their_images() -> None:
 def test_each_part_holds_its_share_of_clean_and_mixed_images() -> None:
     method = moco()
     images = torch.cat([pictures(), mixco(pictures(), torch.Generator().manual_seed(0)).images])
-    groups = influences(method.encode_queries, images)
+    groups = influences(lambda x: method.encode_queries([x]), images)
     assert (groups[:, :BATCH].sum(1) == BATCH // SPLITS).all()
     assert (groups[:, BATCH:].sum(1) == BATCH // 2 // SPLITS).all()
 

@@ -1,6 +1,6 @@
 """What the 2020 code computes, in float64, equalled to 1e-9 (relative).
 
-Its shares alone are float32 numbers, and so is its 1 - lambda: shares are drawn in float32.
+Only its lambda is float32, and so is its 1 - lambda: lambda is drawn in float32.
 """
 
 import pytest
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mixco.losses import similarity_logits
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
-from mixco.mixing import Mixed, mix_halves
+from mixco.mixing import Mixer, Pairs, blend
 from mixco.models.encoder import Encoder
 
 
@@ -29,6 +29,17 @@ def encoder(golden: dict[str, Tensor], prefix: str) -> Encoder:
     return Encoder(Body(golden[f"{prefix}.body.weight"]), head)
 
 
+def mixer(*lam: Tensor) -> Mixer:
+    """The halves of the batch blended; each draw takes the next lambda, the last one again and again."""
+    left = list(lam)
+
+    def draw(batch: int, _: torch.Generator) -> Pairs:
+        first = torch.arange(batch // 2)
+        return Pairs(first, first + batch // 2, (left.pop(0) if len(left) > 1 else left[0]).float())
+
+    return Mixer(draw, blend)
+
+
 def theirs(name: str) -> str:
     return name.replace("backbone.body", "body").replace("head", "fc")
 
@@ -39,9 +50,7 @@ def test_moco(name: str) -> None:
     temperature = golden["temperature"].item()
     mix_temperature = golden["mix_temperature"].item() if "lam" in golden else 1.0
 
-    def mix(images: Tensor, _: Tensor) -> Mixed:
-        return mix_halves(images, golden["lam"].float())
-
+    mix = mixer(golden["lam"]) if "lam" in golden else None
     generator = torch.Generator().manual_seed(0)
     method = MoCo(
         encoder(golden, "before.encoder_q"),
@@ -49,7 +58,7 @@ def test_moco(name: str) -> None:
         queue=golden["before.queue"].shape[1],
         momentum=golden["momentum"].item(),
         temperature=temperature,
-        mix=mix if "lam" in golden else None,
+        mix=mix,
         mix_temperature=mix_temperature,
         mix_weight=1.0,
         bn_splits=1,
@@ -60,7 +69,7 @@ def test_moco(name: str) -> None:
     method.queue.pointer.fill_(golden["before.queue_ptr"].item())
     queue_before = method.queue.keys.clone()
 
-    losses = method(golden["im_q"], golden["im_k"], generator)
+    losses = method([golden["im_q"], golden["im_k"]], generator)
     losses["loss"].backward()
 
     equal(losses["loss"], golden["loss"])
@@ -78,8 +87,8 @@ def test_moco(name: str) -> None:
     logits = similarity_logits(queries, candidates, temperature)
     batch = len(queries)
     equal(torch.cat([logits.diag()[:, None], logits[:, batch:]], dim=1), golden["logits"])
-    if "lam" in golden:
-        mixed = mix_halves(golden["im_q"], golden["lam"].float())
+    if mix is not None:
+        mixed = mix(golden["im_q"], generator)
         mixed_queries = F.normalize(method.encoder(mixed.images), dim=1)
         equal(similarity_logits(mixed_queries, candidates, mix_temperature), golden["logits_mix"])
         equal(mixed.targets.double(), golden["labels_mix"][:, :batch])
@@ -89,20 +98,15 @@ def test_moco(name: str) -> None:
 @pytest.mark.parametrize("name", names("simclr_mixco_*.npz"))
 def test_simclr(name: str) -> None:
     golden = load(name)
-    shares = iter([golden["lam_i"].float(), golden["lam_j"].float()])
-
-    def mix(images: Tensor, _: Tensor) -> Mixed:
-        return mix_halves(images, next(shares))
-
     head = linear(golden["weight.head.weight"], golden["weight.head.bias"])
     method = SimCLR(
         Encoder(Body(golden["weight.body.weight"]), head),
         temperature=golden["temperature"].item(),
-        mix=mix,
+        mix=mixer(golden["lam_i"], golden["lam_j"]),
         mix_temperature=golden["mix_temperature"].item(),
         mix_weight=1.0,
     )
-    losses = method(golden["x_i"], golden["x_j"], torch.Generator())
+    losses = method([golden["x_i"], golden["x_j"]], torch.Generator())
     losses["loss"].backward()
 
     equal(losses["clean"], golden["loss_clean"])

@@ -2,36 +2,26 @@ import dataclasses
 
 import pytest
 import torch
+from resolved import resolved
 from sample_images import sample_images
 
 from mixco.runtime.seeding import generator_for
-from mixco.settings.config import (
-    DataConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimisationConfig,
-    PretrainConfig,
-)
-from mixco.settings.resolve import resolve
-from mixco.training.pretrain import build_method
+from mixco.training.setup import build_method
 
 
 @pytest.mark.parametrize("method", ["moco", "simclr"])
 def test_the_loss_is_the_clean_one_and_the_weighted_mixed_one(method: str) -> None:
     """In 2020 SimCLR had no weight, and what it logged as the mixed loss held the clean one too."""
-    views = torch.nn.functional.interpolate(sample_images(8).float() / 255, size=32)
-    config = PretrainConfig(
-        data=DataConfig(size=32),
-        model=ModelConfig(arch="test_resnet", stem="standard"),
-        method=MethodConfig(method=method, queue=16, momentum=0.9, bn_splits=2),  # type: ignore[arg-type]
-        optimisation=OptimisationConfig(batch_size=8),
+    view = torch.nn.functional.interpolate(sample_images(8).float() / 255, size=32)
+    own = {"queue": 16, "momentum": 0.9, "bn_splits": 2} if method == "moco" else {}
+    settings = resolved(
+        images=100, method=method, arch="test_resnet", stem="standard", batch_size=8, **own
     )
-    config = resolve(config, 100)
     losses = {}
     for weight in (1.0, 0.25):
-        weighted = dataclasses.replace(config.method, mix_weight=weight)
-        network = build_method(dataclasses.replace(config, method=weighted)).train()
-        losses[weight] = network(views, views.flip(3), generator_for(0, "method"))
+        weighted = dataclasses.replace(settings.method, mix_weight=weight)
+        network = build_method(dataclasses.replace(settings, method=weighted)).train()
+        losses[weight] = network([view, view.flip(3)], generator_for(0, "method"))
     whole, quarter = losses[1.0], losses[0.25]
     assert whole["clean"] == quarter["clean"]
     assert whole["mixed"] == quarter["mixed"]

@@ -4,18 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixco.training.collapse import effective_rank, spread, warn_of_collapse
+from configs import pretrain_config
 from sample_images import unpack_sample
 
 from mixco.runtime.run_folder import read_metrics
-from mixco.settings.config import (
-    DataConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimisationConfig,
-    PretrainConfig,
-    RunConfig,
-)
+from mixco.training.monitor import effective_rank, spread, warn_of_collapse
 from mixco.training.pretrain import pretrain
 
 HEALTHY = {"spread": 0.4, "effective_rank": 12.0}
@@ -70,12 +63,20 @@ def test_a_run_warns_when_it_collapses_and_only_then(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], lr: float | None
 ) -> None:
     photos = unpack_sample(tmp_path / "photos", train=16, test=1, classes=4)
-    config = PretrainConfig(
-        data=DataConfig(data=str(photos), size=32, cache=tmp_path / "cache"),
-        model=ModelConfig(stem="conv3s2"),
-        method=MethodConfig(method="moco", mix="none", queue=16),
-        optimisation=OptimisationConfig(epochs=4, batch_size=16, optimizer="sgd", lr=lr),
-        run=RunConfig(out=tmp_path / "run", device="cpu", knn_every=0),
+    config = pretrain_config(
+        data=str(photos),
+        cache=tmp_path / "cache",
+        out=tmp_path / "run",
+        size=32,
+        stem="conv3s2",
+        method="moco",
+        mix="none",
+        queue=16,
+        epochs=4,
+        batch_size=16,
+        optimizer="sgd",
+        lr=lr,
+        knn_every=0,
     )
     records = read_metrics(pretrain(config))
     warnings = capsys.readouterr().err.count("has collapsed")

@@ -5,16 +5,17 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from configs import pretrain_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import mixco.training.loggers as loggers
+from mixco.cli import main
 from mixco.runtime.errors import UserError
+from mixco.runtime.loggers import LOGGERS
 from mixco.training.loggers import Service, followed_by, require
 
 RECORDS = [
@@ -98,55 +99,77 @@ def test_trackio_goes_on_in_the_same_run(folder: Path, monkeypatch: pytest.Monke
     assert losses == [(r["epoch"], r["loss"]) for r in RECORDS]
 
 
-def to_a_file(broken: Path) -> Callable[..., Service]:
-    """A service that writes lines into a folder, unless a file says that its network is down."""
+def to_a_file(folder: Path, _: dict[str, Any], identity: str | None) -> Service:
+    """A service that writes lines into the run folder, unless a file says that its network is down."""
 
-    def start(folder: Path, _: dict[str, Any], identity: str | None) -> Service:
-        if broken.exists():
-            raise ConnectionError("no route to host")
+    def refuse_when_down() -> None:
+        if (folder / "down").exists():
+            raise ConnectionError("no route to host\nand more")
 
-        def log(epoch: int, values: dict[str, float]) -> None:
-            if broken.exists():
-                raise ConnectionError("no route to host\nand more")
-            with (folder / "told").open("a") as file:
-                file.write(f"{epoch} {values['loss']}\n")
+    def log(epoch: int, values: dict[str, float]) -> None:
+        refuse_when_down()
+        with (folder / "sent").open("a") as file:
+            file.write(f"{epoch} {values['loss']}\n")
 
-        return Service(identity or str(os.getpid()), log, lambda well: log(0, {"loss": well}))
-
-    return start
+    refuse_when_down()
+    return Service(identity or str(os.getpid()), log, lambda well: log(0, {"loss": well}))
 
 
-def test_a_failing_service_is_told_once_and_gets_what_it_lacks(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def file_service(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A further service: one function, and one line in the table."""
+    monkeypatch.setitem(LOGGERS, "file", f"{__name__}:to_a_file")
+    return "file"
+
+
+def test_a_failing_service_gets_one_warning_and_later_what_it_lacks(
+    folder: Path, capsys: pytest.CaptureFixture[str], file_service: str
 ) -> None:
-    broken = folder / "broken"
-    monkeypatch.setitem(loggers.SERVICES, "wandb", to_a_file(broken))
-    monkeypatch.setattr(loggers, "REST", 0.0)
-    with followed_by(["wandb"], folder, CONFIG, 0) as follow:
-        broken.touch()
+    with followed_by([file_service], folder, CONFIG, 0, rest=0.0) as follow:
+        (folder / "down").touch()
         follow(RECORDS[:1])
         follow(RECORDS[:2])
-        told = capsys.readouterr().err
-        assert told.count("warning: wandb took no numbers (no route to host)") == 1
-        broken.unlink()
+        said = capsys.readouterr().err
+        assert said.count("warning: file") == 1
+        assert "(no route to host)" in said
+        (folder / "down").unlink()
         follow(RECORDS)
-        broken.touch()  # at the end, too
-    assert (folder / "told").read_text() == "1 4.75\n2 4.5\n3 4.25\n"
-    with followed_by(["wandb"], folder, CONFIG, 3):  # cannot be reached when the run goes on
+        (folder / "down").touch()  # at the end, too
+    assert (folder / "sent").read_text() == "1 4.75\n2 4.5\n3 4.25\n"
+    with followed_by(
+        [file_service], folder, CONFIG, 3
+    ):  # cannot be reached when the run is resumed
         pass
-    assert "cannot be reached (no route to host)" in capsys.readouterr().err
+    assert "file cannot be reached (no route to host)" in capsys.readouterr().err
 
 
 def test_a_service_that_cannot_be_started_is_told_before_the_run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, file_service: str
 ) -> None:
-    (folder / "broken").touch()
-    monkeypatch.setitem(loggers.SERVICES, "wandb", to_a_file(folder / "broken"))
+    (folder / "down").touch()
     with (
-        pytest.raises(UserError, match=r"--log-to wandb: cannot be started \(no route"),
-        followed_by(["wandb"], folder, CONFIG, 0),
+        pytest.raises(UserError, match=r"--log-to file: .*no route.*leave it out"),
+        followed_by([file_service], folder, CONFIG, 0),
     ):
         pass
+
+
+def test_a_service_of_the_table_is_a_choice_of_log_to(
+    file_service: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain_config(log_to=(file_service, "mlflow")).run.log_to == ("file", "mlflow")
+    with pytest.raises(UserError, match=r"log_to.*'fils'.*did you mean file"):
+        pretrain_config(log_to=("fils",))
+    with pytest.raises(SystemExit) as left:
+        main(["pretrain", "--help"])
+    assert left.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "wandb,mlflow,trackio,file" in shown
+    command = ["pretrain", "--log-to", "file", "nothing", "--data", "no such images"]
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    assert left.value.code == 2
+    assert "nothing" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named_with_its_extra(

@@ -7,20 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from configs import pretrain_config
 from safetensors.torch import load_file
 from sample_images import unpack_sample
 
 from mixco.encoders.checkpoint import load_encoder
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json, read_metrics
-from mixco.settings.config import (
-    DataConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimisationConfig,
-    PretrainConfig,
-    RunConfig,
-)
+from mixco.settings.config import PretrainConfig
 from mixco.settings.resolve import from_dict
 from mixco.training.checkpoints import checkpoints
 from mixco.training.pretrain import pretrain
@@ -31,21 +25,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack_sample(tmp_path_factory.mktemp("photos"), train=16, test=2, classes=3)
 
 
-def config(
-    photos: Path,
-    out: Path,
-    *,
-    method: dict[str, Any] | None = None,
-    optimisation: dict[str, Any] | None = None,
-    **run: Any,
-) -> PretrainConfig:
-    return PretrainConfig(
-        data=DataConfig(data=str(photos), size=32, cache=out.parent / "cache"),
-        model=ModelConfig(stem="conv3s2"),  # a quarter of the cost of the usual one at 32 px
-        method=MethodConfig(**{"queue": 20, **(method or {})}),
-        optimisation=OptimisationConfig(**{"epochs": 2, "batch_size": 16, **(optimisation or {})}),
-        run=RunConfig(out=out, device="cpu", **{"knn_every": 1, **run}),
-    )
+def config(photos: Path, out: Path, **settings: Any) -> PretrainConfig:
+    usual: dict[str, Any] = {
+        "size": 32,
+        "stem": "conv3s2",  # a quarter of the cost of the usual one at 32 px
+        "queue": 20,
+        "epochs": 2,
+        "batch_size": 16,
+        "knn_every": 1,
+    }
+    places = {"data": str(photos), "cache": out.parent / "cache", "out": out}
+    return pretrain_config(**{**usual, **places, **settings})
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -55,9 +45,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", ["moco", "simclr"])
 @pytest.mark.parametrize("mix", ["none", "mixco"])
 def test_one_seed_is_one_run(photos: Path, tmp_path: Path, method: str, mix: str) -> None:
-    settings = {"method": method, "mix": mix}
     a, b, other = (
-        pretrain(config(photos, tmp_path / name, method=settings, seed=seed))
+        pretrain(config(photos, tmp_path / name, method=method, mix=mix, seed=seed))
         for name, seed in (("a", 3), ("b", 3), ("other", 4))
     )
     assert all(torch.equal(weights(a)[k], v) for k, v in weights(b).items())
@@ -71,7 +60,7 @@ def test_one_seed_is_one_run(photos: Path, tmp_path: Path, method: str, mix: str
 
 
 def test_what_a_run_leaves_behind(photos: Path, tmp_path: Path) -> None:
-    asked = config(photos, tmp_path / "run", method={"method": "moco"})
+    asked = config(photos, tmp_path / "run", method="moco")
     run = pretrain(asked)
     assert {p.name for p in run.iterdir() if not p.name.endswith(".lock")} == {
         *("config.json", "versions.json", "metrics.jsonl", "results.json", "encoder.safetensors"),
@@ -102,18 +91,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     """A learning rate out of all proportion: the weights overflow after the first step."""
     out = tmp_path / "run"
-    with pytest.raises(
-        UserError, match=r"not finite at step \d+ \(learning rate .*temperature 0.2"
-    ):
-        pretrain(
-            config(
-                photos,
-                out,
-                optimisation={"optimizer": "sgd", "lr": 1e30, "warmup": 0.0, "epochs": 4},
-                precision="float32",
-                checkpoint_steps=checkpoint_steps,
-            )
-        )
+    asked = config(
+        photos,
+        out,
+        optimizer="sgd",
+        lr=1e30,
+        warmup=0.0,
+        epochs=4,
+        precision="float32",
+        checkpoint_steps=checkpoint_steps,
+    )
+    with pytest.raises(UserError, match=r"not finite at step \d+ .*Lower --lr"):
+        pretrain(asked)
     state = torch.load(checkpoints(out)[-1], weights_only=True)
     assert all(v.isfinite().all() for v in state["method"].values()), "the last good one stays"
     assert not (out / "encoder.safetensors").exists(), "nothing that would pass for a result"
@@ -122,16 +111,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 def test_a_size_above_all_images_is_told(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = config(photos, tmp_path / "run", optimisation={"epochs": 1})
-    pretrain(dataclasses.replace(settings, data=dataclasses.replace(settings.data, size=80)))
-    assert "no image is longer than 64 px, so --size 80 only enlarges" in capsys.readouterr().err
+    pretrain(config(photos, tmp_path / "run", epochs=1, size=80))
+    said = capsys.readouterr().err
+    assert "--size 80" in said
+    assert "--size 64" in said, "the remedy"
 
 
 def test_a_run_is_never_overwritten(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / "precious.txt").write_text("mine")
-    with pytest.raises(UserError, match="the folder is not empty"):
+    with pytest.raises(UserError, match=r"not empty.* new one"):
         pretrain(config(photos, out))
     assert [p.name for p in out.iterdir()] == ["precious.txt"]
 
@@ -149,7 +139,7 @@ def test_without_labels_there_is_no_knn(photos: Path, tmp_path: Path) -> None:
 def test_unreadable_images_are_listed_in_the_run(tmp_path: Path) -> None:
     folder = unpack_sample(tmp_path / "photos", train=101, test=1, classes=1)
     next((folder / "train").rglob("*.jpg")).write_bytes(b"<html>")
-    run = pretrain(config(folder / "train", tmp_path / "run", optimisation={"epochs": 1}))
+    run = pretrain(config(folder / "train", tmp_path / "run", epochs=1))
     lines = (run / "unreadable.txt").read_text().splitlines()
     assert len(lines) == 1
     assert lines[0].endswith("not an image (an HTML page)")
@@ -160,14 +150,17 @@ def test_unreadable_images_are_listed_in_the_run(tmp_path: Path) -> None:
 def test_the_loss_falls(photos: Path, tmp_path: Path, optimizer: str, schedule: str) -> None:
     """With each optimiser and schedule: 24 steps on 48 images are enough to see it.
 
-    Single epochs of three steps are noisy, for each draws its own views and shares.
+    Single epochs of three steps are noisy, for each draws its own views and lambdas.
     """
     asked = config(
         photos,
         tmp_path / "run",
-        method={"method": "simclr", "jitter": 0.0},
-        optimisation={"optimizer": optimizer, "schedule": schedule, "epochs": 8},
+        method="simclr",
+        jitter=0.0,
         knn_every=0,
+        optimizer=optimizer,
+        schedule=schedule,
+        epochs=8,
     )
     losses = [record["loss"] for record in read_metrics(pretrain(asked))]
     assert sum(losses[-3:]) / 3 < losses[0] - 0.2
@@ -177,7 +170,10 @@ def test_the_rate_of_each_epoch_is_the_schedules(photos: Path, tmp_path: Path) -
     asked = config(
         photos,
         tmp_path / "run",
-        optimisation={"schedule": "steps", "milestones": (0.5,), "warmup": 0.0, "lr": 0.01},
+        schedule="steps",
+        milestones=(0.5,),
+        warmup=0.0,
+        lr=0.01,
         knn_every=0,
     )
     assert [r["lr"] for r in read_metrics(pretrain(asked))] == pytest.approx([0.01, 0.001])

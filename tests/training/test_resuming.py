@@ -1,6 +1,6 @@
 """A run that was stopped, at whatever moment, ends as one that never was: bit for bit."""
 
-import dataclasses
+import json
 import os
 import random
 import signal
@@ -13,19 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from configs import pretrain_config
 from run_states import assert_equal, final_state
 from sample_images import unpack_sample
+from signalling import send_signal_in
 
-import mixco.training.pretrain
+from mixco.cli import main
 from mixco.runtime.errors import UserError
-from mixco.settings.config import (
-    DataConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimisationConfig,
-    PretrainConfig,
-    RunConfig,
-)
+from mixco.runtime.run_folder import read_json
+from mixco.settings.config import PretrainConfig
 from mixco.training.checkpoints import checkpoints, save_step, signals_noticed
 from mixco.training.pretrain import pretrain
 
@@ -45,18 +41,22 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack_sample(tmp_path_factory.mktemp("photos"), train=16, test=2, classes=3)
 
 
-def config(photos: Path, out: Path, *, method: str = "moco", mix: str = "mixco", **run: Any) -> Any:
-    loading = run.pop("loading", "packed")
-    arch = run.pop("arch", "resnet18")
-    return PretrainConfig(
-        data=DataConfig(
-            data=str(photos), size=32, cache=photos.parent / "cache", loading=loading, workers=1
-        ),
-        model=ModelConfig(arch=arch, stem="conv3s2" if arch == "resnet18" else "auto"),
-        method=MethodConfig(method=method, mix=mix, queue=20 if method == "moco" else None),  # type: ignore[arg-type]
-        optimisation=OptimisationConfig(epochs=EPOCHS, batch_size=16),
-        run=RunConfig(out=out, device="cpu", **{"knn_every": 1, **run}),
-    )
+def config(photos: Path, out: Path, **settings: Any) -> PretrainConfig:
+    usual: dict[str, Any] = {
+        "method": "moco",
+        "size": 32,
+        "epochs": EPOCHS,
+        "batch_size": 16,
+        "knn_every": 1,
+        "loading": "packed",
+        "workers": 1,
+    }
+    if "arch" not in settings:
+        usual["stem"] = "conv3s2"
+    if settings.get("method", "moco") == "moco":
+        usual["queue"] = 20
+    places = {"data": str(photos), "cache": photos.parent / "cache", "out": out}
+    return pretrain_config(**{**usual, **places, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +74,21 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
     return run_of
 
 
-def stop_in(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
-    """Have a real signal come while the given step is computed, once."""
-    usual = mixco.training.pretrain.learning_rate
-    came = []
-
-    def rate(now: int, **settings: Any) -> float:
-        if now == step and not came:
-            came.append(now)
-            signal.raise_signal(number)
-        return usual(now, **settings)
-
-    monkeypatch.setattr(mixco.training.pretrain, "learning_rate", rate)
+@pytest.mark.parametrize("method", ["moco", "simclr"])
+@pytest.mark.parametrize(
+    ("mix", "loading"), [("none", "packed"), ("mixco", "packed"), ("mixco", "streamed")]
+)
+def test_stopped_after_some_steps(
+    whole: Callable[..., Path], photos: Path, tmp_path: Path, method: str, mix: str, loading: str
+) -> None:
+    settings = {"arch": "test_resnet", "method": method, "mix": mix, "loading": loading}
+    stopped = config(photos, tmp_path / "stopped", **settings)
+    for steps in (2, 3, 7):  # within an epoch, at the end of one, and in another one
+        run = pretrain(stopped, stop_after=steps)
+        assert torch.load(checkpoints(run)[-1], weights_only=True)["step"] == steps
+        assert not (run / "encoder.safetensors").exists()
+    assert pretrain(stopped) == run
+    assert_equal(final_state(run), final_state(whole(**settings)))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_stopped_by_a_signal(
 ) -> None:
     never_stopped = whole(**settings)
     stopped = config(photos, tmp_path / "stopped", **settings)
-    stop_in(monkeypatch, step, number)
+    send_signal_in(monkeypatch, step, number)
     if step < EPOCHS * STEPS_PER_EPOCH - 1:
         with pytest.raises(SystemExit if number == signal.SIGTERM else KeyboardInterrupt) as left:
             pretrain(stopped)
@@ -142,6 +145,7 @@ def as_command(photos: Path, out: Path, method: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("method", ["moco", "simclr"])
 def test_killed_at_any_moment(
     whole: Callable[..., Path], photos: Path, tmp_path: Path, method: str
@@ -155,7 +159,7 @@ def test_killed_at_any_moment(
     for _ in range(30):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         steps = {p.name for p in checkpoints(out)} if out.exists() else set()
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while process.poll() is None and kills < 3 and time.monotonic() < deadline:
             if out.exists() and {p.name for p in checkpoints(out)} - steps:
                 time.sleep(draw.uniform(0, 0.3))
@@ -181,14 +185,11 @@ def test_what_is_ignored_stays_ignored() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-def interrupted(photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **run: Any) -> Any:
-    """A run that was stopped in its fifth step, with a checkpoint after each step before."""
-    settings = config(photos, out, checkpoint_steps=1, **run)
-    with monkeypatch.context() as patch:
-        stop_in(patch, 4, signal.SIGTERM)
-        with pytest.raises(SystemExit):
-            pretrain(settings)
-    return settings
+def interrupted(photos: Path, out: Path, **settings: Any) -> PretrainConfig:
+    """The settings of a run that was stopped after five steps, with a checkpoint after each."""
+    asked = config(photos, out, checkpoint_steps=1, **settings)
+    pretrain(asked, stop_after=5)
+    return asked
 
 
 @pytest.mark.parametrize("harm", ["cut off", "a bit turned", "emptied", "another file"])
@@ -196,11 +197,10 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
     whole: Callable[..., Path],
     photos: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     harm: str,
 ) -> None:
-    settings = interrupted(photos, tmp_path / "run", monkeypatch)
+    settings = interrupted(photos, tmp_path / "run")
     before, newest = checkpoints(tmp_path / "run")
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -221,9 +221,9 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
 
 
 def test_when_all_checkpoints_are_damaged_nothing_is_begun_anew(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path
 ) -> None:
-    settings = interrupted(photos, tmp_path / "run", monkeypatch)
+    settings = interrupted(photos, tmp_path / "run")
     for path in checkpoints(tmp_path / "run"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="all 2 checkpoints are damaged"):
@@ -234,39 +234,70 @@ def test_other_settings_are_refused_and_harmless_ones_told(
     whole: Callable[..., Path],
     photos: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = interrupted(photos, tmp_path / "run", monkeypatch)
-    other = dataclasses.replace(
-        settings, method=dataclasses.replace(settings.method, queue=24, temperature=0.5)
-    )
-    with pytest.raises(
-        UserError,
-        match=r"other settings: --queue was 20, is 24; --temperature was 0.2, is 0.5\. Give",
-    ):
+    interrupted(photos, tmp_path / "run")
+    other = config(photos, tmp_path / "run", checkpoint_steps=1, queue=24, temperature=0.5)
+    with pytest.raises(UserError, match=r"--queue was 20, is 24.*--temperature was 0.2, is 0.5"):
         pretrain(other)
-    harmless = dataclasses.replace(
-        settings,
-        data=dataclasses.replace(settings.data, workers=0),
-        run=dataclasses.replace(settings.run, checkpoint_steps=0),
-    )
+    harmless = config(photos, tmp_path / "run", checkpoint_steps=0, workers=0)
     capsys.readouterr()
     run = pretrain(harmless)
     said = capsys.readouterr().err
-    assert "changed since the run began: --workers was 1, is 0" in said
+    assert "--workers was 1, is 0" in said
     assert "--checkpoint-steps was 1, is 0" in said
     assert_equal(final_state(run), final_state(whole()))
 
 
 def test_auto_loading_stays_what_it_was(
-    whole: Callable[..., Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Callable[..., Path], photos: Path, tmp_path: Path
 ) -> None:
-    """A disk that filled up in between would have it streamed, and the crops would be others."""
-    settings = interrupted(photos, tmp_path / "run", monkeypatch)
-    monkeypatch.setattr("mixco.data.loading.fits_packed", lambda *_: False)
-    auto = dataclasses.replace(settings, data=dataclasses.replace(settings.data, loading="auto"))
-    assert_equal(final_state(pretrain(auto)), final_state(whole()))
+    """A disk that has filled up, or has room again, would have it loaded otherwise: other crops."""
+    streamed = config(photos, tmp_path / "run", loading="streamed")
+    pretrain(streamed, stop_after=5)
+    auto = config(photos, tmp_path / "run", loading="auto")  # these few images would be packed
+    run = pretrain(auto)
+    assert read_json(run / "config.json")["data"]["loading"] == "streamed"
+    assert_equal(final_state(run), final_state(whole(loading="streamed")))
+
+
+def as_of_version_0_1(run: Path) -> None:
+    """Give a run folder the config.json that version 0.1 wrote: it said pieces for micro-batches."""
+    begun = json.loads((run / "config.json").read_text())
+    begun["optimisation"]["pieces"] = begun["optimisation"].pop("micro_batches")
+    (run / "config.json").write_text(json.dumps(begun))
+
+
+def test_a_run_of_version_0_1_is_refused(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    interrupted(photos, out)
+    as_of_version_0_1(out)
+    before = {path: path.read_bytes() for path in (out / "checkpoints").iterdir()}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main([*as_command(photos, out, "moco")[3:], "--checkpoint-steps", "1"])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert "mixco 0.1" in said
+    assert "another --out" in said
+    assert before == {path: path.read_bytes() for path in (out / "checkpoints").iterdir()}
+
+
+def test_a_finished_run_of_version_0_1_stays_finished(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = config(photos, tmp_path / "run", epochs=1)
+    run = pretrain(asked)
+    as_of_version_0_1(run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert pretrain(asked) == run
+    said = capsys.readouterr().err
+    assert "finished already" in said
+    assert "changed" not in said
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def test_a_config_of_something_else_is_refused(photos: Path, tmp_path: Path) -> None:
@@ -286,18 +317,18 @@ def test_after_an_error_the_run_can_be_tried_again(tmp_path: Path) -> None:
     image = next((own / "train").rglob("*.jpg"))
     pixels = image.read_bytes()
     image.unlink()
-    with pytest.raises(UserError, match="now there are 47") as held:
+    with pytest.raises(UserError, match="47") as held:
         pretrain(config(own, tmp_path / "run"))
     image.write_bytes(pixels)
     assert pretrain(config(own, tmp_path / "run")) == tmp_path / "run"
     assert held.value is not None
 
 
-def test_other_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_images_are_refused(tmp_path: Path) -> None:
     own = unpack_sample(tmp_path / "photos", train=16, test=2, classes=3)
-    settings = interrupted(own, tmp_path / "run", monkeypatch)
+    settings = interrupted(own, tmp_path / "run")
     next((own / "train").rglob("*.jpg")).unlink()
-    with pytest.raises(UserError, match=r"began on 48 images of photos/pretrain, now there are 47"):
+    with pytest.raises(UserError, match=r"48 images of photos/pretrain, now .* 47 .*another --out"):
         pretrain(settings)
 
 
@@ -308,7 +339,7 @@ def test_a_second_process_is_refused(photos: Path, tmp_path: Path) -> None:
         [
             *(sys.executable, "-c"),
             "import filelock, sys, time\n"
-            "with filelock.FileLock(sys.argv[1]):\n    print(1, flush=True); time.sleep(60)",
+            "with filelock.FileLock(sys.argv[1]):\n    print(1, flush=True); time.sleep(3600)",
             str(out / ".run.lock"),
         ],
         stdout=subprocess.PIPE,
@@ -344,10 +375,11 @@ def test_some_checkpoints_stay(photos: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_folder_that_is_gone_is_not_told_as_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"checkpoints: the folder is gone, so step 7"):
+    with pytest.raises(UserError, match=r"checkpoints: .*gone.* step 7"):
         save_step(tmp_path / "run", 7, {"weight": torch.zeros(3)}, keep=False)
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(os.name == "nt", reason="limits of a process are Unix's")
 def test_a_checkpoint_that_cannot_be_written_is_told(
     whole: Callable[..., Path], photos: Path, tmp_path: Path
@@ -363,10 +395,10 @@ def test_a_checkpoint_that_cannot_be_written_is_told(
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
 
-    done = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, timeout=400)
     assert done.returncode == 2, done.stderr
     assert "cannot be written" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert_equal(final_state(out), final_state(never_stopped))

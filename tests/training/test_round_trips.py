@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from resolved import resolved
 from sample_images import sample_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixco.data.packed import take_rows
+from mixco.runtime.device import Compute
 from mixco.runtime.seeding import generator_for
-from mixco.settings.config import DataConfig, MethodConfig, OptimisationConfig, PretrainConfig
-from mixco.settings.resolve import resolve
-from mixco.training.pretrain import build_method
+from mixco.training.setup import build_method
+from mixco.training.step import forward_backward, update
 from mixco.views import augment as views
 
 META = torch.device("meta")
@@ -50,15 +51,9 @@ def test_a_step_makes_no_round_trip(
 ) -> None:
     # "meta" has no autocast.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    config = resolve(
-        PretrainConfig(
-            data=DataConfig(size=32),
-            method=MethodConfig(method=method, mix=mix, queue=64),
-            optimisation=OptimisationConfig(batch_size=16, epochs=1),
-        ),
-        64,
-    )
-    model = build_method(config).to(META).train()
+    own = {"queue": 64} if method == "moco" else {}
+    settings = resolved(images=64, method=method, mix=mix, batch_size=16, epochs=1, **own)
+    model = build_method(settings).to(META).train()
     canvases = sample_images(32).to(META)
     extents = torch.tensor([[64, 64]]).expand(32, 2)
     index = torch.randperm(32, generator=torch.Generator().manual_seed(0))[:16]
@@ -68,10 +63,14 @@ def test_a_step_makes_no_round_trip(
     with WaitingCopies() as copies:
         batch = take_rows(canvases, index, META)
         draws = generator_for(0, "views")
-        view_q, view_k = views.two_views(batch, extents[index], chosen, draws, torch.bfloat16)
-        losses = model(view_q.float(), view_k.float(), generator_for(0, "method"))
-        losses["loss"].backward()
-        optimizer.step()
+        both = views.two_views(batch, extents[index], chosen, draws, torch.bfloat16)
+        losses = forward_backward(
+            model,
+            [view.float() for view in both],
+            generator_for(0, "method"),
+            compute=Compute(META, torch.float32),
+        )
+        update(optimizer, 1e-3)
     assert losses["loss"].device == META
     assert copies.copies > 0
     assert copies.waiting == []

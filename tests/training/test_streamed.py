@@ -5,34 +5,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from configs import config_of, pretrain_config
 from safetensors.torch import load_file
 from sample_images import unpack_sample
 
 from mixco.evaluation.protocols import evaluate_knn
-from mixco.settings.config import (
-    DataConfig,
-    EvaluationConfig,
-    KNNConfig,
-    MethodConfig,
-    OptimisationConfig,
-    PretrainConfig,
-    RunConfig,
-)
+from mixco.settings.config import KNNConfig, PretrainConfig
 from mixco.training.pretrain import pretrain
 
 
-def streamed(photos: Path, out: Path, workers: int, **run: object) -> PretrainConfig:
-    return PretrainConfig(
-        data=DataConfig(
-            data=str(photos),
-            size=32,
-            cache=out.parent / "cache",
-            loading="streamed",
-            workers=workers,
-        ),
-        method=MethodConfig(method="moco"),
-        optimisation=OptimisationConfig(epochs=1, batch_size=20),
-        run=RunConfig(out=out, device="cpu", precision="float32", holdout=0.2, **run),  # type: ignore[arg-type]
+def streamed(photos: Path, out: Path, workers: int, **settings: object) -> PretrainConfig:
+    places = {"data": str(photos), "cache": out.parent / "cache", "out": out}
+    return pretrain_config(
+        size=32,
+        method="moco",
+        epochs=1,
+        batch_size=20,
+        precision="float32",
+        loading="streamed",
+        workers=workers,
+        holdout=0.2,
+        **places,
+        **settings,
     )
 
 
@@ -64,14 +58,11 @@ def test_a_streamed_run_lists_what_it_left_out_and_is_evaluated(tmp_path: Path) 
     ).read_text() == f"Forest/{broken.name}\tnot an image (an HTML page)\n"
     assert (out / "views.png").stat().st_size > 10_000
 
-    evaluation = EvaluationConfig(
-        run=out, cache=tmp_path / "cache", loading="streamed", workers=0, device="cpu"
-    )
-    result = evaluate_knn(KNNConfig(evaluation))
+    common = {"run": out, "cache": tmp_path / "cache"}
+    result = evaluate_knn(config_of(KNNConfig, loading="streamed", workers=0, **common))
     assert (result["train_images"], result["test_images"]) == (119, 8)
     assert (out / "neighbours.png").stat().st_size > 10_000
-    packed = EvaluationConfig(run=out, cache=tmp_path / "cache", loading="packed", device="cpu")
-    other = evaluate_knn(KNNConfig(packed))
+    other = evaluate_knn(config_of(KNNConfig, loading="packed", **common))
     assert {k: other[k] for k in ("train_images", "test_images", "top5")} == {
         k: result[k] for k in ("train_images", "test_images", "top5")
     }

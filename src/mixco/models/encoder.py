@@ -1,4 +1,4 @@
-"""The encoder f: a timm backbone, with a stem that fits the images, and a projection head."""
+"""The encoder: a timm backbone, with a stem that fits the size of the images, and a projection head."""
 
 import difflib
 from typing import Any, Literal, cast
@@ -12,8 +12,8 @@ from mixco.runtime.errors import UserError
 Stem = Literal["auto", "standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"]
 Head = Literal["linear", "mlp"]
 
-# Stride and padding of the 3x3 convolution, and whether an activation follows. Two are others', to
-# load their weights: solo-learn's padding for CIFAR, and lightly's small ResNets in an nn.Sequential.
+# Stride and padding of the 3x3 convolution, and whether an activation follows. The last two only load
+# the weights of other projects: solo-learn's for CIFAR, and lightly's small ResNets in an nn.Sequential.
 SMALL_STEMS = {
     "conv3s1": (1, 1, True),
     "conv3s2": (2, 1, True),
@@ -23,17 +23,17 @@ SMALL_STEMS = {
 
 
 def choose_stem(size: int) -> Stem:
-    """The stem for images of `size` pixels a side.
+    """The stem for images with a side of `size` pixels.
 
-    A ResNet's own stem (7x7, stride 2, max-pool) divides the side by 4 before the first block: of
-    32 pixels the last stage would see a single one. Up to 48 pixels: 3x3 with stride 1, no max-pool
-    (as in He et al. 2016 for CIFAR). Up to 112: 3x3 with stride 2, no max-pool. Beyond: as it is.
+    A ResNet's own stem (7x7, stride 2, max-pool) divides the side by 4 before the first block: the last
+    stage would see a single pixel of an image of 32. Up to 48 pixels: 3x3 with stride 1, no max-pool
+    (as in He et al. 2016 for CIFAR). Up to 112: 3x3 with stride 2, no max-pool. Beyond: its own.
     """
     return "conv3s1" if size <= 48 else "conv3s2" if size <= 112 else "standard"
 
 
 def takes_stems(backbone: nn.Module) -> bool:
-    """Is it a ResNet with a plain stem, that can be replaced?"""
+    """Is it a ResNet whose stem can be replaced?"""
     return isinstance(backbone, timm.models.ResNet) and isinstance(backbone.conv1, nn.Conv2d)
 
 
@@ -51,12 +51,12 @@ def _replace_stem(backbone: nn.Module, stem: Stem) -> None:
 def _refuse_unknown(arch: str) -> None:
     if arch not in timm.list_models():
         near = difflib.get_close_matches(arch, timm.list_models(), n=1)
-        hint = f"did you mean {near[0]}?" if near else "timm.list_models() in Python prints all."
+        hint = f"did you mean {near[0]}?" if near else "timm.list_models() in Python lists all"
         raise UserError(f"--arch {arch}: timm has no model of this name; {hint}")
 
 
 def usual_size(arch: str) -> int:
-    """Side of the images that the model was made for, 224 where timm does not say.
+    """The side in pixels of the images that the model was made for; 224 where timm does not say.
 
     Raises UserError for an unknown arch.
     """
@@ -70,16 +70,17 @@ def build_backbone(
 ) -> nn.Module:
     """A timm model without its classifier: float [B, channels, size, size] -> features [B, D].
 
-    arch: any name of timm.list_models(). stem: for ResNets with a plain 7x7 stem; "auto" leaves all
-    other models as they are. seed: of the initial weights; the global generator is left alone.
+    arch: a name of timm.list_models(). stem: see `choose_stem`; models other than ResNets have only
+    "standard", and "auto" leaves them unchanged. seed: of the initial weights; the global generator does
+    not move.
 
-    Raises UserError for an unknown arch, or a stem that the arch cannot have.
+    Raises UserError for an unknown arch, or a size or stem that the arch cannot have.
     """
     _refuse_unknown(arch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # Which arguments a model takes depends on its family: an image size for transformers;
-        # for ResNets the initialisation that the published MoCo and SimCLR recipes trained with.
+        # Families take different arguments: transformers an image size; ResNets the initialisation that
+        # the published MoCo and SimCLR recipes used.
         backbone = None
         seen: dict[str, Any] = {} if channels == 3 else {"in_chans": channels}
         for extra in ({"img_size": size}, {"zero_init_last": False}, {}):
@@ -94,14 +95,14 @@ def build_backbone(
                 ) from None
         if backbone is None:
             raise UserError(
-                f"--arch {arch}: timm cannot build it without a classifier, or not "
-                f"with {channels} input channels"
+                f"--arch {arch}: timm cannot build it without a classifier and with {channels} input "
+                "channels; give another --arch"
             )
         patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))[0]
         if size % patch:
             raise UserError(
-                f"--size {size}: patches of {patch} pixels of {arch} do not fill it, the rest would go "
-                f"unseen; give --size {size // patch * patch} or {(size // patch + 1) * patch}"
+                f"--size {size}: not a multiple of the {patch} pixels of a patch of {arch}, which would not "
+                f"see the rest; give --size {size // patch * patch} or {(size // patch + 1) * patch}"
             )
         replaceable = takes_stems(backbone)
         if stem == "auto":
@@ -109,35 +110,35 @@ def build_backbone(
         if stem != "standard":
             if not replaceable:
                 raise UserError(
-                    f"--stem {stem}: only ResNets have it, {arch} takes --stem standard"
+                    f"--stem {stem}: only ResNets have it; give --stem standard for {arch}"
                 )
             _replace_stem(backbone, stem)
     return backbone
 
 
 def classifier_layers(backbone: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that timm's model with a classifier has beyond this one, or refills."""
+    """Names of the layers that timm fills anew for another number of classes."""
     named = cast(dict[str, Any], backbone.pretrained_cfg).get("classifier") or ()
     return (named,) if isinstance(named, str) else tuple(named)
 
 
 def first_convolution(backbone: nn.Module) -> str:
-    """Its name, by whose weight's shape one sees how many channels images have; "" for none."""
+    """The name of the first convolution, whose weight tells the channels of the images; "" for none."""
     modules = backbone.named_modules()
     return next((name for name, module in modules if isinstance(module, nn.Conv2d)), "")
 
 
 def input_channels(backbone: nn.Module) -> int:
-    """Of the images that it sees; 3 where it has no convolution to tell."""
+    """The channels of the images that the backbone takes; 3 where no convolution tells."""
     name = first_convolution(backbone)
     return cast(nn.Conv2d, backbone.get_submodule(name)).in_channels if name else 3
 
 
 @torch.no_grad()
 def feature_dim(backbone: nn.Module, size: int) -> int:
-    """The number of features that the backbone gives for an image of `size` pixels.
+    """The number of features that the backbone computes from an image of `size` pixels.
 
-    Asked by a pass, not by timm's num_features: in some families (MobileNetV3) the two differ.
+    Found by a forward pass: in some families (MobileNetV3) timm's num_features differs from it.
     Raises UserError when the backbone cannot take images of this size.
     """
     training = backbone.training
@@ -147,14 +148,16 @@ def feature_dim(backbone: nn.Module, size: int) -> int:
         )
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"--size {size}: the model cannot take such images ({reason})") from None
+        raise UserError(
+            f"--size {size}: the model cannot take such images ({reason}); give another size"
+        ) from None
     finally:
         backbone.train(training)
     return features.shape[1]
 
 
 def output_elements(backbone: nn.Module, size: int) -> int:
-    """How many numbers all layers put out for one image of `size` pixels: what a training pass keeps.
+    """Elements in the outputs of all layers for one image of `size` pixels, which training must keep.
 
     Raises UserError when the backbone cannot take images of this size.
     """
@@ -175,9 +178,10 @@ def output_elements(backbone: nn.Module, size: int) -> int:
 
 
 def drops_at_random(model: nn.Module) -> bool:
-    """Does it hold dropout or stochastic depth with a rate above zero? timm's have one of these names.
+    """Does the model hold dropout or stochastic depth with a rate above zero?
 
-    A yes too many (a pooling's power is also called p) does no harm.
+    Recognised by timm's names of the rate. A wrong yes (the power of a pooling is also called p) does no
+    harm.
     """
     rates = (
         getattr(m, n, 0) for m in model.modules() for n in ("p", "prob", "drop_prob", "drop_rate")
@@ -188,7 +192,8 @@ def drops_at_random(model: nn.Module) -> bool:
 def build_head(features: int, dim: int, head: Head, seed: int = 0) -> nn.Module:
     """The projection head: [B, features] -> [B, dim].
 
-    "linear" is MoCo v1's, "mlp" (one hidden layer as wide as the features) MoCo v2's and SimCLR's.
+    "linear" is MoCo v1's; "mlp", with one hidden layer as wide as the features, MoCo v2's and SimCLR's.
+    seed: of the initial weights; the global generator does not move.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,10 +1,10 @@
 """A large batch through the encoder in the memory of a small one (Gao et al. 2021, arXiv 2101.06983).
 
 A contrastive loss needs the outputs of the whole batch at once, so its gradient cannot be accumulated
-over small batches. But outputs are small; the activations that a forward pass keeps for its gradient
-are large. So the batch passes the encoder in micro-batches that keep no activations, and the loss is
-computed from all outputs. In the backward pass each micro-batch passes the encoder again, now with the
-gradient of its outputs at hand. The gradient is exact, and a step takes a third more time.
+over small batches. But outputs are small, and the activations that a forward pass keeps for its gradient
+are large. So the encoder computes the outputs one micro-batch at a time and keeps no activations, and the
+loss takes all outputs together. The backward pass repeats the forward pass of each micro-batch, once the
+gradient of its outputs is known. The gradient is exact, and a step takes a third more time.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def adjust_momentum(encoder: nn.Module, micro_batches: int) -> nn.Module:
-    """Adjust the momentum of batch norms: all micro-batches together then count as one whole batch.
+    """Adjust the momentum of batch norms, in place, so that all micro-batches count as one whole batch.
 
-    Works in place and returns the encoder.
+    Returns the encoder.
     """
     if micro_batches == 1:
         return encoder
@@ -30,9 +30,9 @@ def adjust_momentum(encoder: nn.Module, micro_batches: int) -> nn.Module:
 
 
 def encode_in_micro_batches(encoder: nn.Module, images: Tensor, micro_batches: int) -> Tensor:
-    """Encode images [N, C, H, W] -> [N, D] in so many micro-batches.
+    """Encode images [N, C, H, W] -> [N, D], in `micro_batches` parts.
 
-    Batch norms normalise each micro-batch by itself, and update running statistics in its first pass
+    Batch norms normalise each micro-batch separately, and update running statistics in its first pass
     only. Dropout draws the same in both passes.
     """
     if micro_batches == 1:
@@ -51,7 +51,7 @@ def encode_in_micro_batches(encoder: nn.Module, images: Tensor, micro_batches: i
 
 @contextmanager
 def _running_statistics_kept(encoder: nn.Module) -> Iterator[None]:
-    """Inside, updates of running statistics go into copies, which are dropped at the end."""
+    """Inside, running statistics are updated in copies, which are dropped at the end."""
     kept = [
         (module, name, buffer)
         for module in encoder.modules()

@@ -1,4 +1,4 @@
-"""MoCo's queue: the keys of the batches before, as negatives (He et al. 2020, section 3.2)."""
+"""MoCo's queue: the keys of earlier batches, as negatives (He et al. 2020, section 3.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 
 class KeyQueue(nn.Module):
-    """A ring of K keys of unit length; any size goes with any batch size.
+    """A ring buffer of K keys of unit length; K and the batch size are independent.
 
-    Buffers `keys` [K, C] and `pointer` (where the next key goes) are saved with the model.
+    The buffers `keys` [K, C] and `pointer` (int64, the place of the next key) are saved with the model.
+    size: K. dim: C. generator: draws the first keys. Raises ValueError for a size below one.
     """
 
     keys: Tensor
@@ -24,7 +25,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Overwrite the oldest keys with `keys` [B, C], B of any size.
+        """Overwrite the oldest keys with `keys` [B, C], for any B.
 
         Of a batch larger than the queue, the last K keys stay. The pointer never leaves the device:
         reading it on the host would wait for the step.

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def momentum_copy(encoder: nn.Module) -> nn.Module:
-    """A copy of the encoder that no gradient reaches."""
+    """A copy of the encoder that takes no gradient."""
     return copy.deepcopy(encoder).requires_grad_(False)
 
 
@@ -15,6 +15,6 @@ def momentum_copy(encoder: nn.Module) -> nn.Module:
 def momentum_update(key_encoder: nn.Module, encoder: nn.Module, momentum: float) -> None:
     """theta_k <- m theta_k + (1 - m) theta_q, in place, for parameters.
 
-    Buffers (the statistics of batch norms) are not averaged: the key encoder sees batches itself.
+    Buffers are not averaged: the key encoder's batch norms compute their own statistics.
     """
     torch._foreach_lerp_(list(key_encoder.parameters()), list(encoder.parameters()), 1 - momentum)

@@ -1,10 +1,9 @@
-"""Batch normalisation over parts of a batch, as if each part were on a device of its own.
+"""Batch normalisation of parts of a batch, as if each part were on its own device.
 
 MoCo cheats when a query and its key are normalised by the same statistics (He et al. 2020, section
-3.3): the statistics tell them apart from the negatives, the loss falls and nothing is learned. On
-several devices it suffices to shuffle the keys across them. On one device it takes both: the batch
-split into virtual devices, which is done here, and a permutation of the keys, which is done in
-methods/moco.py.
+3.3): the statistics tell the key from the negatives, the loss falls, and nothing is learned. On several
+devices, shuffling the keys across them is enough. One device needs two things: splitting the batch into
+virtual devices, which this module does, and permuting the keys, which methods/moco.py does.
 """
 
 from typing import Any, cast
@@ -19,10 +18,10 @@ from mixco.runtime.errors import UserError
 
 
 class _Parts(torch.autograd.Function):
-    """torch's batch norm of each contiguous part, written where the part belongs.
+    """torch's batch norm of each contiguous part, written into one output.
 
-    As F.batch_norm of every part and torch.cat, value for value; but the copies of the outputs, made
-    at every norm of two encoders, took a twentieth of MoCo's step.
+    Equal to F.batch_norm of every part and torch.cat, value for value. But torch.cat copies the outputs
+    at every norm of two encoders, which took a twentieth of MoCo's step.
     """
 
     @staticmethod
@@ -37,9 +36,9 @@ class _Parts(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
-        """x: [N, C, H, W], any memory format; sizes: of the parts, their sum is N."""
+        """x: [N, C, H, W], in any memory format. sizes: of the parts; they sum to N."""
         out = torch.empty_like(x)
-        # Statistics have the dtype of the running ones: under autocast float32, x being bfloat16.
+        # Statistics have the dtype of the running ones: float32 where x is bfloat16 under autocast.
         mean, inverse_std = running_mean.new_empty(2, len(sizes), x.shape[1]).unbind(0)
         parts = zip(_cut(x, sizes), _cut(out, sizes), mean, inverse_std, strict=True)
         for part, out_part, part_mean, part_inverse_std in parts:
@@ -84,8 +83,8 @@ class _Parts(torch.autograd.Function):
 def _split_batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """Normalise each contiguous part of x [N, C, H, W] by its own statistics."""
     splits = min(cast(int, norm.splits), x.shape[0])
-    # The parts update the running statistics one after the other. This momentum makes all of them
-    # together retain what one update of a whole batch would.
+    # The parts update the running statistics one after the other. With this momentum all updates
+    # together weigh as much as one update of the whole batch.
     momentum = 1 - (1 - cast(float, norm.momentum)) ** (1 / splits)
     cast(Tensor, norm.num_batches_tracked).add_(1)
     return cast(
@@ -108,7 +107,7 @@ def _cut(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
 
 
 def _sizes(batch: int, splits: int) -> list[int]:
-    """Of the parts, as equal as they can be, the larger ones first."""
+    """Sizes of the parts, as equal as possible, the larger ones first."""
     return [batch // splits + (part < batch % splits) for part in range(splits)]
 
 
@@ -132,13 +131,13 @@ SPLIT = {nn.BatchNorm2d: SplitBatchNorm2d, BatchNormAct2d: SplitBatchNormAct2d}
 
 
 def split_batch_norms(model: nn.Module, splits: int) -> nn.Module:
-    """Let every batch norm of the model normalise `splits` contiguous parts of a batch apart.
+    """Let every batch norm of the model normalise `splits` contiguous parts of a batch separately.
 
-    Keys and values of the state dict stay as they are. splits = 1 changes nothing. Works in place
-    and returns the model.
+    Works in place and returns the model; keys and values of the state dict stay the same. splits = 1
+    changes nothing.
 
-    Raises ValueError for splits < 1, and UserError for a norm over the batch that cannot be split: it
-    would leak. One that is neither a batch norm of torch's nor keeps running statistics is not seen.
+    Raises ValueError for splits < 1, and UserError for a norm over the batch that cannot be split, which
+    would leak. (A norm that is not derived from torch's and keeps no running statistics goes unnoticed.)
     """
     if splits < 1:
         raise ValueError(f"splits must be at least 1, got {splits}")
@@ -149,14 +148,14 @@ def split_batch_norms(model: nn.Module, splits: int) -> nn.Module:
         if not (isinstance(module, _BatchNorm) or tracks):
             continue
         known = type(module) in {*SPLIT, *SPLIT.values()}
-        # Without running statistics or a momentum it has nothing to keep them by.
+        # Splitting needs running statistics, and a momentum to adjust.
         if not known or not tracks or module.momentum is None:
             raise UserError(
                 f"{name} is a {type(module).__name__}, whose statistics cannot be split into virtual "
-                "devices, and MoCo on one device would leak through them; take another --arch or "
+                "devices, and MoCo on one device would leak through them; give another --arch or "
                 "--method simclr (--bn-splits 1 accepts the leak)"
             )
-        # Changing the class keeps parameters, buffers and their names, which rebuilding would not.
+        # Changing the class keeps parameters, buffers and their names.
         module.__class__ = SPLIT.get(type(module), type(module))
         setattr(module, "splits", splits)  # noqa: B010
     return model

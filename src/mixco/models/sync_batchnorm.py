@@ -1,7 +1,7 @@
 """Batch normalisation by the statistics of all processes' images, for SimCLR on several devices.
 
-With it a batch split over processes is normalised as it would be on one. On GPUs it is torch's
-SyncBatchNorm; that knows no CPU, where this one takes its place.
+It normalises a batch as one process would that holds all of it. GPUs use torch's SyncBatchNorm, which
+does not run on the CPU; there this module replaces it.
 """
 
 from typing import cast
@@ -15,10 +15,10 @@ from mixco.runtime.errors import UserError
 
 
 def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """Let every batch norm of the model take the statistics of all processes together.
+    """Let every batch norm of the model normalise by the statistics of all processes together.
 
-    Keys and values of the state dict stay as they are; with one process nothing changes. Raises
-    UserError for a kind of batch norm that is not known.
+    Returns the model; keys and values of the state dict stay the same. With one process nothing changes.
+    Raises UserError for an unknown kind of batch norm on the CPU.
     """
     if world() == 1:
         return model
@@ -29,21 +29,21 @@ def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module
             if type(module) not in SYNCHRONISED:
                 raise UserError(
                     f"{name} is a {type(module).__name__}, whose statistics cannot be synchronised on "
-                    "the CPU; take another --arch, or --bn-over process"
+                    "the CPU; give another --arch, or --bn-over process"
                 )
             module.__class__ = SYNCHRONISED[type(module)]
     return model
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """A BatchNorm2d; over all processes while training."""
+    """A BatchNorm2d, over all processes while training."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _normalise(self, x) if self.training else super().forward(x)
 
 
 class SyncBatchNormAct2d(BatchNormAct2d):
-    """timm's batch norm with activation; over all processes while training."""
+    """timm's batch norm with activation, over all processes while training."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -58,7 +58,7 @@ SYNCHRONISED: dict[type, type] = {
 
 
 def _normalise(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """x [b, C, H, W] by mean and variance over the images of all processes, in at least float32."""
+    """Normalise x [b, C, H, W] by the statistics of all processes, computed in at least float32."""
     values = x.to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
     count = torch.full_like(mean, x.numel() / x.shape[1])
@@ -66,7 +66,7 @@ def _normalise(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     counts, means, variances = gather(torch.stack([count, mean, variance])[None], every).unbind(1)
     total = counts.sum(0)
     mean = (counts * means).sum(0) / total
-    # Of all: within the processes, and between their means.
+    # The variance within the processes, plus that between their means.
     variance = (counts * (variances + (means - mean).square())).sum(0) / total
     with torch.no_grad():
         cast(Tensor, norm.num_batches_tracked).add_(1)

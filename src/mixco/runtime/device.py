@@ -1,4 +1,4 @@
-"""Which device, and which number format is fast on it; its memory and its processors."""
+"""Chooses the device and the number format; reads memory and processors of the machine."""
 
 import ctypes
 import os
@@ -17,18 +17,18 @@ class Compute(NamedTuple):
 
     device: torch.device
     dtype: torch.dtype
-    """bfloat16 for autocast; float32 for none."""
+    """bfloat16: with autocast. float32: without."""
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def pick_device(name: str, number: int = 0) -> torch.device:
-    """ "auto": CUDA, else MPS, else the CPU.
+    """The device by its name; "auto" is CUDA, else MPS, else the CPU.
 
-    number: which of several GPUs is to be this process's; other kinds have one device.
+    number: of this process's GPU, from 0; other kinds have one device.
 
-    Raises UserError when the named one is not there.
+    Raises UserError when the machine has no such device.
     """
     available = {
         "cuda": torch.cuda.is_available(),
@@ -38,19 +38,19 @@ def pick_device(name: str, number: int = 0) -> torch.device:
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
-        raise UserError(f"--device {name}: this machine has none that torch can use; give cpu")
+        raise UserError(f"--device {name}: torch finds no such device; give --device cpu")
     if name == "cuda":
         if number >= torch.cuda.device_count():
             raise UserError(
-                f"{number + 1} processes on this machine, which has {torch.cuda.device_count()} GPUs; "
-                "give torchrun --nproc-per-node as many as there are, or --device cpu"
+                f"{number + 1} processes but only {torch.cuda.device_count()} GPUs on this machine; "
+                f"give torchrun --nproc-per-node {torch.cuda.device_count()}, or --device cpu"
             )
         torch.cuda.set_device(number)
     return torch.device(name)
 
 
 def pick_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """bfloat16 for autocast where the hardware computes in it, else float32 (no autocast)."""
+    """The number format by its name; "auto": bfloat16 where the hardware computes in it, else float32."""
     if precision != "auto":
         return {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]
     if device.type == "cuda":
@@ -63,38 +63,41 @@ def pick_dtype(device: torch.device, precision: str) -> torch.dtype:
 
 
 def describe(device: torch.device) -> str:
-    """The device in words, for the run folder."""
+    """The device in words, for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """On a CPU, have the C library keep what is freed for the next step, instead of giving it back.
+    """On a CPU, let the C library keep freed memory for the next step instead of returning it.
 
-    A step of ResNet-18 with 256 images frees and asks for 1.5 GB in large pieces. Each would be mapped
-    anew and filled with zeros by the system, page by page: an eighth of the time. The process then
-    keeps its peak of memory until it ends. Only with the GNU C library, on Linux; elsewhere nothing is
-    changed.
+    A step of ResNet-18 with 256 images frees and allocates 1.5 GB in large blocks. Otherwise the system
+    would map each block again and fill it with zeros, page by page, which takes an eighth of the time.
+    The price: the process keeps its peak of memory until it ends. Works with the GNU C library on Linux;
+    elsewhere it does nothing.
     """
     if device.type != "cpu" or sys.platform != "linux":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries lack it
     if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4  # of malloc.h
+        trim_threshold, mmap_max = -1, -4  # as in malloc.h
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
 
 
 def device_memory(device: torch.device) -> int:
-    """In bytes, all of it: a GPU's own, else the machine's."""
+    """Total memory in bytes: the GPU's, or the machine's (`memory_bytes`)."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return memory_bytes()
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """What a GPU, or else this process, has held at most so far; None where the system does not tell."""
+    """Peak memory in bytes so far, of the GPU or of this process; None where the system does not tell.
+
+    On Apple's devices the memory held now.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     if device.type == "mps":
@@ -108,12 +111,12 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def memory_bytes() -> int:
-    """Of this machine, or what its container may use; 8 GiB where the system does not tell."""
+    """Memory in bytes of this machine or its container; 8 GiB where the system does not tell."""
     try:
         found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return 8 * 2**30
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, v2 and v1
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, v2 and v1
         try:
             found.append(int(Path("/sys/fs/cgroup", limit).read_text()))
         except (OSError, ValueError):  # not there, or "max"
@@ -122,23 +125,23 @@ def memory_bytes() -> int:
 
 
 def processors() -> int:
-    """Those that this process may use."""
+    """The number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device without waiting for the work that it was given before.
+    """Copy to the device without waiting for its earlier work.
 
-    CUDA takes a copy of unpinned memory before the call returns. Apple's devices do not, so there the
-    host waits.
+    Safe on CUDA, which copies unpinned memory before the call returns. Apple's devices do not, so there
+    the host waits.
     """
     return x.to(device, non_blocking=device.type != "mps")
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all its work."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

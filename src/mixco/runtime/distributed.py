@@ -1,7 +1,7 @@
-"""Several processes, one a device, as torchrun starts them. With one process nothing here communicates.
+"""Several processes, one for each device, as torchrun starts them. One process alone never communicates.
 
-A batch is that of all processes together. `parts` says how it lies on them: of each process the rows of
-the batch that it holds, int64 on the CPU. All processes know all parts, so none has to ask.
+"The batch" is that of all processes together. `parts` says how it is dealt: for each process, the rows
+of the batch that it holds, int64 on the CPU. Every process knows all parts, so none has to ask.
 """
 
 import inspect
@@ -41,26 +41,27 @@ def _joined() -> bool:
 
 
 class LaunchEnv(NamedTuple):
-    """What torchrun says of a process, before it has joined the others."""
+    """What torchrun tells a process in its environment."""
 
     rank: int
     processes: int
     local_rank: int
-    """Its number among those of this machine; it is given the GPU of this number."""
+    """Its number among the processes of this machine, and the number of its GPU."""
     local_processes: int
 
 
 def launch_env() -> LaunchEnv:
-    """Of this process; the only one where torchrun did not start it."""
+    """What torchrun told this process; without torchrun it is the only one."""
     given = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     return LaunchEnv(*(int(os.environ.get(name, default)) for name, default in given.items()))
 
 
 @contextmanager
 def process_group(device: torch.device, minutes: float) -> Iterator[None]:
-    """Inside, this process is one of those that torchrun started; nothing happens where it did not.
+    """Inside, this process can communicate with the others that torchrun started.
 
-    minutes: after which an exchange that another process does not come to is given up.
+    Does nothing without torchrun, or where the group exists already.
+    minutes: how long an exchange waits for another process.
 
     Raises UserError when another process has ended or does not answer.
     """
@@ -73,36 +74,37 @@ def process_group(device: torch.device, minutes: float) -> Iterator[None]:
         timeout = timedelta(minutes=minutes)
         store, rank, count = next(rendezvous("env://", timeout=timeout))
         if here.local_processes == here.processes:
-            # A launcher that starts its processes anew keeps their store, with the addresses of the
-            # dead in it. (Those of several machines do not count alike: docs/scaling.md.)
+            # A launcher that restarts its processes keeps their store, with the addresses of the dead
+            # ones in it. (On several machines the counts of restarts may differ: docs/scaling.md.)
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = PrefixStore(f"attempt-{attempt}", store)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=count)
         yield
-        # Only where all went well: after an error the others may never come to take their leave.
+        # Not after an error: the other processes may never arrive here.
         dist.destroy_process_group()
     except RuntimeError as error:
-        if not _is_of_contact(error):
+        if not _lost_contact(error):
             raise
         raise UserError(
             f"process {here.rank} of {here.processes} has lost another one, which ended or did not "
-            f"answer for {minutes:g} minutes (--timeout-minutes); look above for why. The same command "
-            "goes on from the last checkpoint, and torchrun --max-restarts 3 starts it by itself "
+            f"answer for {minutes:g} minutes (--timeout-minutes); look above for the reason. The same "
+            "command resumes from the last checkpoint; torchrun --max-restarts 3 does so by itself "
             f"({str(error).splitlines()[0]})"
         ) from error
 
 
-def _is_of_contact(error: RuntimeError) -> bool:
+def _lost_contact(error: RuntimeError) -> bool:
     of_gloo = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
     return isinstance(error, dist.DistError) or any(words in str(error) for words in of_gloo)
 
 
 def ddp(method: nn.Module) -> nn.Module:
-    """The method, to be called for a step: its gradients become the means over all processes.
+    """Wrap a method so that its gradients become the means over all processes.
 
-    Buffers are equal at the start and then left alone: queues stay equal, for all processes push the
-    same keys, and the statistics of batch norms are each process's own, until evaluation asks for them
-    (`broadcast_buffers`). With one process the method.
+    Buffers are equal at the start and not synchronised later. Queues stay equal, because all processes
+    push the same keys. Each process keeps its own batch norm statistics until `broadcast_buffers`.
+
+    Returns the method itself with one process.
     """
     if world() == 1:
         return method
@@ -113,15 +115,15 @@ def ddp(method: nn.Module) -> nn.Module:
 
 
 def split_batch(batch: int, processes: int) -> Parts:
-    """Deal the rows of a batch to the processes, in order and as equally as can be."""
+    """Deal the rows of a batch to the processes, in order, and as equally as possible."""
     return torch.arange(batch).tensor_split(processes)
 
 
 def gather(x: Tensor, parts: Parts) -> Tensor:
     """All rows of a batch, in its order, on every process: [b, ...] -> [B, ...].
 
-    x: the rows that this process holds, parts[rank()]. Gradients go back to the process that a row
-    came from, the sum of those of all processes.
+    x: the rows that this process holds, parts[rank()]. The gradient of a row is summed over all
+    processes and goes back to the process that holds the row.
     """
     order = torch.cat(parts)
     if world() == 1 and torch.equal(order, torch.arange(len(order))):
@@ -147,10 +149,10 @@ class _Gather(torch.autograd.Function):
 
 
 def _all_rows(x: Tensor, sizes: list[int]) -> Tensor:
-    """The rows of all processes, one process after the other; sizes: how many each has."""
+    """The rows of all processes, in the order of the processes; sizes: how many each has."""
     if world() == 1:
         return x
-    most = max(sizes)  # all give equally many; the rest is filled up and left out again
+    most = max(sizes)  # all_gather needs equally many of each: pad with zeros, then cut
     mine = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])]) if len(x) < most else x
     rows = x.new_empty(len(sizes) * most, *x.shape[1:])
     dist.all_gather(list(torch.split(rows, most)), mine)
@@ -163,14 +165,15 @@ def _all_rows(x: Tensor, sizes: list[int]) -> Tensor:
 
 @torch.no_grad()
 def all_to_all_rows(x: Tensor, have: Parts, want: Parts) -> Tensor:
-    """Hand rows of a batch over, so that each process holds others: [b, ...] -> [b', ...].
+    """Exchange rows of a batch, so that each process gets those that it wants: [b, ...] -> [b', ...].
 
-    x: the rows have[rank()]. Returns the rows want[rank()], in that order. Each row goes only where it
+    x: the rows have[rank()]; each row of the batch is held once. Returns the rows want[rank()], in that
+    order; a row may be wanted by several processes, and more than once. Each row is sent only where it
     is wanted. No gradient.
     """
     here, count = rank(), sum(map(len, have))
     owner = torch.empty(count, dtype=torch.int64)
-    place = torch.empty(count, dtype=torch.int64)  # of each row, among its owner's
+    place = torch.empty(count, dtype=torch.int64)  # of a row, among the rows of its owner
     for process, rows in enumerate(have):
         owner[rows] = process
         place[rows] = torch.arange(len(rows))
@@ -178,7 +181,7 @@ def all_to_all_rows(x: Tensor, have: Parts, want: Parts) -> Tensor:
     leaving = _take(x, torch.cat(outgoing))
     if world() == 1:
         return leaving
-    # What arrives lies in the order of who sent it.
+    # Rows arrive in the order of their senders.
     arriving = [(owner[want[here]] == process).nonzero()[:, 0] for process in range(world())]
     arrived = x.new_empty(len(want[here]), *x.shape[1:])
     dist.all_to_all_single(
@@ -188,7 +191,7 @@ def all_to_all_rows(x: Tensor, have: Parts, want: Parts) -> Tensor:
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows]; rows: int64 on the CPU. Rows in a row are not copied."""
+    """x[rows]; rows: int64 on the CPU. Consecutive rows are not copied."""
     count, first = len(rows), int(rows[0]) if len(rows) else 0
     if torch.equal(rows, torch.arange(first, first + count)):
         return x[first : first + count]
@@ -196,7 +199,7 @@ def _take(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def gather_all(x: Tensor) -> Tensor:
-    """The rows of all processes, one process after the other; each may have another number of them."""
+    """The rows of all processes, in the order of the processes, which may have different numbers."""
     if world() == 1:
         return x
     counts = [torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(world())]
@@ -205,16 +208,19 @@ def gather_all(x: Tensor) -> Tensor:
 
 
 def scale_local_mean(loss: Tensor, rows: int, of_all: int) -> Tensor:
-    """A mean over this process's rows, such that its mean over the processes is that over all rows.
+    """Scale a mean over this process's rows, so that the mean over the processes is that over all rows.
 
-    The same where all processes have equally many.
+    loss: a scalar; unchanged where all processes have equally many rows. rows: of this process; without
+    any it adds zero. of_all: rows of all processes.
     """
+    if rows == 0:
+        return loss.nan_to_num(0.0)  # the mean of nothing is NaN; its gradient is zero
     share = rows * world() / of_all
     return loss if share == 1 else loss * share
 
 
 def all_reduce_mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The means over all processes of some scalars that each has; without gradient."""
+    """The means of scalars over all processes, without gradient."""
     means = torch.stack([value.detach() for value in values.values()])
     if world() == 1:
         return dict(zip(values, means, strict=True))
@@ -223,7 +229,7 @@ def all_reduce_mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def all_reduce_max(value: int, device: torch.device) -> int:
-    """The largest of the numbers that the processes have; waits for the device."""
+    """The largest of the processes' numbers. Waits for the device."""
     if world() == 1:
         return value
     most = torch.tensor(value, device=device)
@@ -232,7 +238,7 @@ def all_reduce_max(value: int, device: torch.device) -> int:
 
 
 def broadcast_object(value: T) -> T:
-    """What the first process has, a picklable value, on all of them."""
+    """The first process's value, on all processes; it must be picklable."""
     if world() == 1:
         return value
     values = [value]
@@ -241,7 +247,7 @@ def broadcast_object(value: T) -> T:
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Have the first process's buffers, such as running statistics, on all of them; in place."""
+    """Copy the first process's buffers, such as running statistics, to all processes, in place."""
     if world() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)

@@ -8,9 +8,9 @@ import torch
 
 
 def generator_for(seed: int, purpose: str, rank: int = 0, step: int = 0) -> torch.Generator:
-    """A CPU generator of its own for one purpose at one step of one rank.
+    """A separate CPU generator for one purpose at one step of one rank.
 
-    Hashed rather than summed, so that neighbouring seeds and steps share nothing.
+    The seed is a hash, not a sum, so that neighbouring seeds and steps draw unrelated numbers.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{rank}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -18,10 +18,10 @@ def generator_for(seed: int, purpose: str, rank: int = 0, step: int = 0) -> torc
 
 @contextmanager
 def global_draws(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Inside, `generator` decides what torch's global generators draw; afterwards they are as before.
+    """Inside, `generator` seeds torch's global generators; afterwards they are as before.
 
-    Dropout and stochastic depth take no generator: they draw from the global one of their device.
-    (That of Apple's devices cannot be put back; nothing else here draws from it.)
+    Needed because dropout and stochastic depth take no generator: they draw from the global one of their
+    device. (The generator of Apple's devices cannot be restored; nothing else in mixco draws from it.)
     """
     seed = generator.initial_seed()
     with torch.random.fork_rng([torch.cuda.current_device()] if device.type == "cuda" else []):

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mixco.data.datasets import DATASETS
 from mixco.methods import METHODS, MIXERS, NO_MIXER
+from mixco.runtime.loggers import LOGGERS
 from mixco.runtime.setting import MOST, Rule, setting
 from mixco.settings import defaults
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "bfloat16", "float32"]
 Loading = Literal["auto", "packed", "streamed"]
-Logger = Literal["wandb", "mlflow", "trackio"]
 OtherStem = Literal["standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"]
 
 
@@ -269,10 +269,10 @@ class RunConfig:
         unit="minutes",
         affects="run",
     )
-    log_to: tuple[Logger, ...] = setting(
+    log_to: tuple[str, ...] = setting(
         (),
-        "Services that get the metrics as well: wandb, mlflow, trackio. TensorBoard's events are always "
-        "written.",
+        "Services that get the metrics as well. TensorBoard's events are always written.",
+        choices=one_of(LOGGERS),
         affects="run",
     )
     report: bool = setting(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import tyro
 
 from mixco.runtime.setting import Setting, declared, option
-from mixco.settings.resolve import dotted_fields
+from mixco.settings.resolve import dotted_fields, with_choices
 
 T = TypeVar("T")
 
@@ -92,8 +92,7 @@ def _options(cls: type, default: Any) -> type:
 
 def _annotated(kind: Any, setting: Setting, value: Any) -> Any:
     """A type for tyro, with the help and how the default reads."""
-    if setting.choices is not None:
-        kind = Literal[setting.choices()]
+    kind = with_choices(kind, setting)
     required = value is tyro.MISSING
     default = "(required)" if required else f"(default: {_default_text(setting, value)})"
     details: dict[str, Any] = {"help": help_of(setting), "help_behavior_hint": default}

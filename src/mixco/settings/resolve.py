@@ -152,12 +152,22 @@ def with_settings(config: T, settings: dict[str, Any], where: str) -> T:
 KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
 
 
+def with_choices(kind: Any, setting: Setting) -> Any:
+    """The type of a setting; where it names entries of a table, only those that the table has."""
+    if setting.choices is None:
+        return kind
+    names: Any = None
+    names = Literal[setting.choices()]
+    return types.GenericAlias(tuple, (names, ...)) if typing.get_origin(kind) is tuple else names
+
+
 def _convert(kind: Any, value: Any, where: str, setting: Setting | None = None) -> Any:
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if setting is not None and setting.choices is not None:
-        origin, options = Literal, setting.choices()
+    if setting is not None:
+        kind = with_choices(kind, setting)
+        origin, options = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return from_dict(typing.cast(type, kind), value, where)
     if origin is Literal and value in options:

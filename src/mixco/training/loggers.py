@@ -1,7 +1,8 @@
-"""Where a run's numbers go, besides metrics.jsonl: to TensorBoard always, to other services when asked.
+"""Sends a run's metrics, besides to metrics.jsonl, to TensorBoard always and to services when asked.
 
-Each service is a function that starts or goes on with its run and returns how to log and to end it.
-What it calls the run, and how many epochs it has, stands in loggers.json of the run folder.
+A service is a function that starts its own run, or resumes it, and returns how to log to it and how to
+end it. To add one, write such a function and name it in runtime/loggers.py. In the run folder,
+loggers.json holds the name that the service gave the run, and how many epochs it has received.
 """
 
 import os
@@ -14,24 +15,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixco.runtime.errors import UserError
+from mixco.runtime.imports import load
+from mixco.runtime.loggers import LOGGERS
 from mixco.runtime.progress import say
 from mixco.runtime.run_folder import read_results, write_json
 
 Record = Mapping[str, float]
 
-FINISH = 300.0  # seconds that W&B may take at the end to send what it still has
-REST = 60.0  # seconds that a service is left alone after it has failed: each try may take long
+FINISH = 300.0  # seconds that W&B may take at the end to send its last records
+REST = 60.0  # seconds; each try may take long
 
 
 class Service(NamedTuple):
     """A run with a service that has started."""
 
     identity: str
-    """By which the service finds the run again."""
+    """The service finds the run again by it."""
     log: Callable[[int, dict[str, float]], None]
-    """Of an epoch its number and its values."""
+    """(epoch, its metrics) -> sent."""
     finish: Callable[[bool], None]
-    """Whether all went well."""
+    """End the run; True: all went well."""
 
 
 def wandb(folder: Path, config: dict[str, Any], identity: str | None) -> Service:
@@ -46,8 +49,8 @@ def wandb(folder: Path, config: dict[str, Any], identity: str | None) -> Service
         resume="allow",
         dir=str(folder),
         config=config,
-        # The display is for people, and redrawn all the time. What a dead network holds back at the
-        # end stays in the folder, for `wandb sync`.
+        # Its display would redraw over ours. Records that a dead network holds back at the end stay in
+        # the folder, for `wandb sync`.
         settings=wandb.Settings(console="off", finish_timeout=FINISH),
     )
     return Service(
@@ -58,9 +61,9 @@ def wandb(folder: Path, config: dict[str, Any], identity: str | None) -> Service
 
 
 def mlflow(folder: Path, config: dict[str, Any], identity: str | None) -> Service:
-    """MLflow: https://mlflow.org/docs/latest/ml/tracking/. MLFLOW_TRACKING_URI says where.
+    """MLflow: https://mlflow.org/docs/latest/ml/tracking/.
 
-    MLFLOW_EXPERIMENT_NAME names another experiment.
+    MLFLOW_TRACKING_URI sets the server or file, MLFLOW_EXPERIMENT_NAME names another experiment.
     """
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
@@ -88,13 +91,13 @@ def mlflow(folder: Path, config: dict[str, Any], identity: str | None) -> Servic
 
 
 def trackio(folder: Path, config: dict[str, Any], identity: str | None) -> Service:
-    """Trackio: https://huggingface.co/docs/trackio. `trackio show` shows it; TRACKIO_DIR says where.
+    """Trackio: https://huggingface.co/docs/trackio. `trackio show` shows the run.
 
-    TRACKIO_PROJECT names another project.
+    TRACKIO_DIR sets the folder, TRACKIO_PROJECT names another project.
     """
     import trackio
 
-    # It knows runs by their names, and folders of one name there are many.
+    # Trackio knows a run by its name alone, and many folders have the same name.
     identity = identity or f"{folder.name}-{uuid.uuid4().hex[:6]}"
     run = trackio.init(
         project=os.environ.get("TRACKIO_PROJECT", "mixco"),
@@ -110,14 +113,11 @@ def trackio(folder: Path, config: dict[str, Any], identity: str | None) -> Servi
     )
 
 
-SERVICES = {"wandb": wandb, "mlflow": mlflow, "trackio": trackio}
-
-
 def require(names: Sequence[str]) -> None:
-    """Raises UserError for services whose package is not installed."""
+    """Raises UserError for a service whose package is not installed."""
     for name in names:
         spec = find_spec(name)
-        if spec is None or spec.origin is None:  # the latter is a mere folder, which wandb leaves
+        if spec is None or spec.origin is None:  # a folder without code, such as wandb's runs
             raise UserError(
                 f"--log-to {name} needs a package that is not installed; get it by "
                 f"pip install 'mixco[{name}]'"
@@ -126,22 +126,30 @@ def require(names: Sequence[str]) -> None:
 
 @contextmanager
 def followed_by(
-    names: Sequence[str] | None, folder: Path, config: dict[str, Any], done: int
+    names: Sequence[str] | None,
+    folder: Path,
+    config: dict[str, Any],
+    done: int,
+    *,
+    rest: float = REST,
 ) -> Iterator[Callable[[Sequence[Record]], None]]:
-    """Inside, TensorBoard and the named services follow a run; started before, they go on.
+    """Inside, TensorBoard and the named services follow a run. Services that know the run resume it.
 
     names: None on a process that does not write.
-    done: epochs of the run that are over; TensorBoard forgets what it has of later ones.
-    Yields a function that takes the records of all epochs so far, and passes on those that are new to a
-    service. A service that fails is told once and tried again with a later epoch; the run goes on.
-    Raises UserError when one cannot be started for the first time.
+    done: finished epochs of the run; TensorBoard drops its records of later ones.
+    rest: seconds without a new try after a service has failed.
+
+    Yields a function that takes the records of all epochs so far and sends each service those that it
+    lacks. When a service fails, the run continues with one warning, and a later epoch tries again.
+
+    Raises UserError when a service cannot be started for the first time.
     """
     if names is None:
         yield lambda _: None
         return
     from torch.utils.tensorboard import SummaryWriter  # half a second, only needed here
 
-    followers = [follow for name in names if (follow := _follow(name, folder, config))]
+    followers = [follow for name in names if (follow := _follow(name, folder, config, rest))]
     board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def log(records: Sequence[Record]) -> None:
@@ -158,27 +166,32 @@ def followed_by(
     finally:
         for _, finish in followers:
             finish(well)
-        with nullcontext() if well else suppress(Exception):  # what ended the run goes first
+        with (
+            nullcontext() if well else suppress(Exception)
+        ):  # the error that ended the run matters more
             board.close()
 
 
 def _follow(
-    name: str, folder: Path, config: dict[str, Any]
+    name: str, folder: Path, config: dict[str, Any], rest: float
 ) -> tuple[Callable[[Sequence[Record]], None], Callable[[bool], None]] | None:
-    """Start a service; how to pass records on to it and how to end it. None where it fails to go on."""
+    """Start or resume a service: how to send it records, and how to end it.
+
+    None when it cannot be resumed, after a warning.
+    """
     path = folder / "loggers.json"
     known = (read_results(path) if path.exists() else {}).get(name, {})
     has = known.get("epochs", 0)
     try:
-        service = SERVICES[name](folder, config, known.get("id"))
-    except Exception as error:  # whatever a service and its network raise
+        service: Service = load(LOGGERS[name])(folder, config, known.get("id"))
+    except Exception as error:  # services and networks raise anything
         reason = _first_line(error)
         if not known:
             raise UserError(
-                f"--log-to {name}: cannot be started ({reason}); log in to it, see that it can be "
-                "reached, or leave it out"
+                f"--log-to {name}: cannot be started ({reason}); log in to it, check the network, or "
+                "leave it out"
             ) from None
-        say(f"warning: {name} cannot be reached ({reason}); the run goes on without it")
+        say(f"warning: {name} cannot be reached ({reason}); training continues without it")
         return None
     failed_at: float | None = None
 
@@ -188,7 +201,7 @@ def _follow(
 
     def pass_on(records: Sequence[Record]) -> None:
         nonlocal has, failed_at
-        if failed_at is not None and time.monotonic() - failed_at < REST:
+        if failed_at is not None and time.monotonic() - failed_at < rest:
             return
         try:
             for record in records[has:]:
@@ -198,14 +211,14 @@ def _follow(
         except Exception as error:
             if failed_at is None:
                 say(
-                    f"warning: {name} took no numbers ({_first_line(error)}); the run goes on, and "
-                    "gives them to it later where it can"
+                    f"warning: {name} rejected the metrics ({_first_line(error)}); training continues "
+                    "and will retry"
                 )
             failed_at = time.monotonic()
         note()
 
     def finish(well: bool) -> None:
-        with suppress(Exception):  # the run is over, and has all its numbers itself
+        with suppress(Exception):  # the run is over, and metrics.jsonl is complete
             service.finish(well)
 
     note()
