@@ -5,6 +5,7 @@ from extension_parts import PullConfig, advise
 from mixco.data.datasets import DATASETS, Dataset
 from mixco.evaluation import EVALUATIONS, Evaluation
 from mixco.methods import METHODS, MIXERS, Base, MixerEntry
+from mixco.runtime.loggers import LOGGERS, Logger
 
 MIXERS["cutmix"] = MixerEntry("CutMix", "1905.04899", "extension_parts:cutmix")
 METHODS["pull"] = Base(
@@ -20,6 +21,7 @@ METHODS["pull"] = Base(
     advise=advise,
 )
 DATASETS["squares"] = Dataset("extension_parts:list_squares", "made by a test")
+LOGGERS["lines"] = Logger("extension_parts:lines")
 EVALUATIONS["centroid"] = Evaluation(
     "nearest centroid", "classify by the nearest class mean", scores="extension_parts:centroids"
 )
