@@ -153,11 +153,11 @@ KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or fal
 
 
 def _convert(kind: Any, value: Any, where: str, setting: Setting | None = None) -> Any:
+    if setting is not None and setting.choices is not None:
+        kind = Literal[setting.choices()]
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if setting is not None and setting.choices is not None:
-        origin, options = Literal, setting.choices()
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return from_dict(typing.cast(type, kind), value, where)
     if origin is Literal and value in options:
