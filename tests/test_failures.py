@@ -324,7 +324,10 @@ def test_memory_that_does_not_suffice_is_told_with_what_to_lower(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_memory_of_a_gpu_that_does_not_suffice_is_told() -> None:
-    with pytest.raises(UserError, match=r"memory.*lower --x"), explain_machine_failures("lower --x"):
+    with (
+        pytest.raises(UserError, match=r"memory.*lower --x"),
+        explain_machine_failures("lower --x"),
+    ):
         torch.empty(2**42, device="cuda")
 
 
