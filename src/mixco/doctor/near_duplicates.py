@@ -1,6 +1,6 @@
 """Finds images that look alike: frames of a film, or the same picture in another quality.
 
-The hash of a thumbnail has 64 bits: is a place lighter than its neighbour on the left? Pairs whose hashes
+The hash of a thumbnail has 64 bits: is a place lighter than the one on its left? Pairs whose hashes
 differ in few bits are found band by band, and then compared by their pixels.
 """
 
