@@ -13,9 +13,7 @@ EXTENTS = torch.full((4, 2), 64)
 
 def test_mixed_images_are_the_parts_of_their_sources() -> None:
     augmentation = Augmentation(Input(32))
-    seen = preview(
-        sample_images(4), EXTENTS, augmentation, mixco, torch.Generator().manual_seed(0)
-    )
+    seen = preview(sample_images(4), EXTENTS, augmentation, mixco, torch.Generator().manual_seed(0))
     assert seen.mixed is not None
     assert [(first, second) for first, second, _ in seen.pairs] == [(0, 2), (1, 3)]
     for mixed, (first, second, lam) in zip(seen.mixed, seen.pairs, strict=True):
@@ -34,8 +32,6 @@ def test_any_pairing_is_shown_and_an_unmixed_image_is_its_own_pair() -> None:
 
 
 def test_a_single_image_is_not_mixed() -> None:
-    seen = preview(
-        sample_images(1), EXTENTS[:1], Augmentation(Input(32)), mixco, torch.Generator()
-    )
+    seen = preview(sample_images(1), EXTENTS[:1], Augmentation(Input(32)), mixco, torch.Generator())
     assert seen.mixed is None
     assert seen.pairs == []
