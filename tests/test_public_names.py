@@ -12,7 +12,7 @@ def test_the_public_names() -> None:
         *("RunConfig", "EvaluationConfig", "LinearConfig", "KNNConfig"),
         *("ClassifierConfig", "FinetuneConfig"),
     }
-    commands = {"pretrain", "evaluate_linear", "evaluate_knn", "finetune"}
+    commands = {"pretrain", "evaluate", "evaluate_linear", "evaluate_knn", "finetune"}
     commands |= {"embed", "neighbours", "duplicates"}
     loaders = {"load_encoder", "load_recipe"}
     method = {"MoCo", "SimCLR", "Mixed", "Mixer", "Pairs", "mixco", "soft_infonce", "TwoViews"}
