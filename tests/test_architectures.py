@@ -162,5 +162,5 @@ def test_a_size_that_the_model_cannot_take_is_told(tmp_path: Path, arch: str) ->
     if arch == "resnet18":
         assert load_encoder(path, size=48).description.size == 48
         return
-    with pytest.raises(UserError, match="--size 48: .*another size"):
+    with pytest.raises(UserError, match=r"--size 48: .*another size"):
         load_encoder(path, size=48)

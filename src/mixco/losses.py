@@ -1,7 +1,7 @@
 """The contrastive loss: one soft-target cross-entropy over similarities serves every method.
 
-- MoCo's clean loss (He et al. 2020, eq. 1): the target is the query's own key. Other keys of the batch are
-  excluded, which leaves the own key and the queue.
+- MoCo's clean loss (He et al. 2020, eq. 1): the target is the query's own key. Other keys of the batch
+  are excluded, so that the candidates are the own key and the queue.
 - NT-Xent (Chen et al. 2020, eq. 1): both views of all images are candidates, a query excludes itself,
   and its target is the other view.
 - MixCo (Kim et al. 2020, eq. 4): the targets are lambda and 1 - lambda for the two sources, and zero for

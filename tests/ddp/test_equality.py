@@ -8,7 +8,7 @@ import torch
 from distributed_steps import SETTINGS, all_settings, split, statistics, synchronised
 from several_processes import in_processes
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.timeout(1800)]
 
 
 def equal(actual: Any, expected: Any) -> None:

@@ -1,11 +1,13 @@
 """Runs of several processes as users start them: torchrun, kills, hangs, another number of processes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,10 @@ from sample_images import unpack_sample
 from mixco.runtime.run_folder import read_json, read_metrics
 from mixco.training.checkpoints import checkpoints
 
-pytestmark = [pytest.mark.ddp, pytest.mark.slow]
+# Each test may wait for several processes that start on a busy machine.
+pytestmark = [pytest.mark.ddp, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+DEADLINE = 600.0  # seconds
 
 STARTED: list[subprocess.Popen[str]] = []
 
@@ -65,13 +70,13 @@ def started(
     return process
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 200) -> tuple[int, str]:
+def ended(process: subprocess.Popen[str], seconds: float = DEADLINE) -> tuple[int, str]:
     """The exit code and all that was said; whatever happens, none of its processes stays."""
     try:
         text, _ = process.communicate(timeout=seconds)
         return process.returncode, text
     except subprocess.TimeoutExpired as error:
-        raise AssertionError(f"still there after {seconds} s: {error.output!r}") from None
+        raise AssertionError(f"still there after {seconds:g} s: {error.output!r}") from None
     finally:
         killed(process)
 
@@ -101,13 +106,19 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def when_saved(out: Path, step: int, process: subprocess.Popen[str]) -> None:
-    while process.poll() is None:
-        found: Sequence[Path] = checkpoints(out) if (out / "checkpoints").is_dir() else []
-        if found and int(found[-1].stem.split("-")[1]) >= step:
+def when(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Return when the condition holds; fail when the process ends before, or much time has gone by."""
+    deadline = time.monotonic() + DEADLINE
+    while process.poll() is None and time.monotonic() < deadline:
+        if condition():
             return
         time.sleep(0.02)
-    raise AssertionError(ended(process))
+    raise AssertionError(ended(process, seconds=1))
+
+
+def saved(out: Path, step: int) -> bool:
+    found = checkpoints(out) if (out / "checkpoints").is_dir() else []
+    return bool(found) and int(found[-1].stem.split("-")[1]) >= step
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +148,7 @@ def test_a_killed_worker_brings_the_group_back(
 ) -> None:
     out = tmp_path / "run"
     process = started(photos, out, 2, "--checkpoint-steps", "1", restarts=2)
-    when_saved(out, 4, process)
+    when(lambda: saved(out, 4), process)
     os.kill(workers(process)[1], signal.SIGKILL)
     code, text = ended(process)
     assert code == 0, text
@@ -150,7 +161,7 @@ def test_going_on_with_another_number_of_processes(
 ) -> None:
     out = tmp_path / "run"
     process = started(photos, out, 2, "--checkpoint-steps", "1")
-    when_saved(out, 4, process)
+    when(lambda: saved(out, 4), process)
     os.kill(workers(process)[0], signal.SIGKILL)
     code, _ = ended(process)
     assert code != 0
@@ -166,36 +177,38 @@ def test_going_on_with_another_number_of_processes(
 
 def test_sigterm_to_one_process_saves_and_ends_all(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = started(photos, out, 2, epochs=200)
-    when_saved(out, 0, process)
-    time.sleep(2)  # into the steps
+    process = started(photos, out, 2, "--checkpoint-steps", "1", epochs=2000)
+    when(lambda: saved(out, 1), process)  # all processes are in the steps
     os.kill(workers(process)[1], signal.SIGTERM)
     code, text = ended(process)
     assert code != 0
-    assert "stopped after step" in text
     step = int(checkpoints(out)[-1].stem.split("-")[1])
     assert f"stopped after step {step:,}" in text
 
 
 def test_a_process_that_hangs_ends_the_run_with_the_reason(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = started(photos, out, 2, "--timeout-minutes", "0.1", epochs=200)
-    when_saved(out, 0, process)
-    time.sleep(2)
+    # Long enough for a busy machine: only the process that is stopped may seem to hang.
+    settings = ("--timeout-minutes", "0.5", "--checkpoint-steps", "1")
+    process = started(photos, out, 2, *settings, epochs=2000)
+    when(lambda: saved(out, 1), process)
     first, hanging = workers(process)
     os.kill(hanging, signal.SIGSTOP)
-    while not has_ended(first):
-        time.sleep(0.1)
-    os.kill(hanging, signal.SIGKILL)  # torchrun would wait for half a minute
+    when(lambda: has_ended(first), process)
+    with suppress(ProcessLookupError):
+        os.kill(hanging, signal.SIGKILL)  # torchrun would wait for half a minute
     code, text = ended(process)
     assert code != 0
-    assert "process 0 of 2 has lost another one, which ended or did not answer for 0.1" in text
+    # Either process may be the one to say it.
+    assert re.search(r"process [01] of 2 has lost another one", text), text
+    assert "--timeout-minutes" in text
 
 
 def test_a_mistake_ends_all_processes_with_its_sentence(photos: Path, tmp_path: Path) -> None:
     code, text = ended(started(photos, tmp_path / "run", 2, "--bn-over", "all"))
     assert code != 0
-    assert "--bn-over all: MoCo leaks through statistics that all images share" in text
+    assert "--bn-over all" in text
+    assert "--bn-splits 1" in text, "the remedy"
     assert "mixco/training" not in text  # torchrun's own account has a traceback, ours has none
 
 
@@ -215,6 +228,7 @@ def test_evaluation_is_shared_out(unbroken: Path, photos: Path) -> None:
             text=True,
             check=False,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=DEADLINE,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("kNN: top-1") == 1

@@ -119,7 +119,9 @@ def test_a_mixer_may_find_nothing_to_mix(method: str) -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     idle = Mixer(lambda _batch, _draws: Pairs(nothing, nothing, torch.zeros(0)), blend, 0.0)
     views = list(views_of_steps(8, 1)[0])
-    losses = build(method, "none", plain_encoder(), mix=idle)(views, generator_for(0, "method"))
+    built = build(method, "none", plain_encoder())
+    built.mix = idle
+    losses = built(views, generator_for(0, "method"))
     losses["loss"].backward()
     assert losses["mixed"] == 0
     assert losses["loss"] == losses["clean"]

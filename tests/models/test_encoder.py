@@ -47,5 +47,5 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match=r"resnet19.*did you mean resnet1"):
         build_backbone("resnet19", 32)
-    with pytest.raises(UserError, match="--stem conv3s1.*--stem standard"):
+    with pytest.raises(UserError, match=r"--stem conv3s1.*--stem standard"):
         build_backbone("convnext_atto", 32, "conv3s1")

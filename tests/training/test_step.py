@@ -1,5 +1,6 @@
 """The parts of a step: losses and gradients, the update, the sums of an epoch."""
 
+import copy
 import math
 
 import pytest
@@ -116,7 +117,7 @@ def test_a_state_comes_back_from_what_is_saved() -> None:
         if count == 2:
             whole.end_epoch()
         if count == 1:
-            again = restored(whole.saved(), torch.device("cpu"))
+            again = restored(copy.deepcopy(whole.saved()), torch.device("cpu"))
     assert (again.step, again.records, again.whole.images) == (2, [], 8)
     for step, count in zip(losses[2:], (3, 1), strict=True):
         again.add(step, lr=0.1)

@@ -70,7 +70,7 @@ class MoCo(nn.Module):
     bn_splits: virtual devices of the batch norms, counted over all processes and micro-batches, at least
         one in each; 1 is for encoders without batch norm.
     generator: draws the first keys of the queue.
-    micro_batches: in which a batch passes the encoder, see models/gradient_caching.py.
+    micro_batches: parts in which the encoder takes a batch, see models/gradient_caching.py.
     """
 
     def __init__(

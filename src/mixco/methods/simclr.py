@@ -49,7 +49,7 @@ class SimCLR(nn.Module):
     encoder: images [B, 3, S, S] -> projections [B, C].
     temperature, mix_temperature: T and T_mix. mix_weight: weight of the mixed loss.
     mix: a mixer, or None for plain SimCLR.
-    micro_batches: in which a batch passes the encoder, see models/gradient_caching.py.
+    micro_batches: parts in which the encoder takes a batch, see models/gradient_caching.py.
     """
 
     def __init__(

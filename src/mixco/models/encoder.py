@@ -101,8 +101,8 @@ def build_backbone(
         patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))[0]
         if size % patch:
             raise UserError(
-                f"--size {size}: not a multiple of the {patch} pixels of a patch of {arch}, which would not "
-                f"see the rest; give --size {size // patch * patch} or {(size // patch + 1) * patch}"
+                f"--size {size}: not a multiple of the {patch} pixels of a patch of {arch}, which would "
+                f"not see the rest; give --size {size // patch * patch} or {(size // patch + 1) * patch}"
             )
         replaceable = takes_stems(backbone)
         if stem == "auto":
@@ -117,7 +117,7 @@ def build_backbone(
 
 
 def classifier_layers(backbone: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that timm fills anew for another number of classes."""
+    """Names of the classifier's layers in timm's model, which this backbone lacks or has refilled."""
     named = cast(dict[str, Any], backbone.pretrained_cfg).get("classifier") or ()
     return (named,) if isinstance(named, str) else tuple(named)
 

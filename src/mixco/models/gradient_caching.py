@@ -1,10 +1,10 @@
 """A large batch through the encoder in the memory of a small one (Gao et al. 2021, arXiv 2101.06983).
 
 A contrastive loss needs the outputs of the whole batch at once, so its gradient cannot be accumulated
-over small batches. But outputs are small, and the activations that a forward pass keeps for its gradient
-are large. So the encoder computes the outputs one micro-batch at a time and keeps no activations, and the
-loss takes all outputs together. The backward pass repeats the forward pass of each micro-batch, once the
-gradient of its outputs is known. The gradient is exact, and a step takes a third more time.
+over small batches. But outputs are small; the activations that a forward pass keeps for its gradient
+are large. So the encoder computes the outputs of one micro-batch at a time and keeps no activations,
+and the loss takes all outputs together. The backward pass repeats the forward pass of each micro-batch,
+once the gradient of its outputs is known. The gradient is exact, and a step takes a third more time.
 """
 
 from collections.abc import Iterator

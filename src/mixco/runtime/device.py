@@ -50,7 +50,7 @@ def pick_device(name: str, number: int = 0) -> torch.device:
 
 
 def pick_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """The number format by its name; "auto": bfloat16 where the hardware computes in it, else float32."""
+    """The number format by its name; "auto": bfloat16 if the hardware computes in it, else float32."""
     if precision != "auto":
         return {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]
     if device.type == "cuda":

@@ -55,11 +55,14 @@ def open_run(
         lock = _lock(folder)
         write_json(folder / "config.json", config)
         return lock
-    if written_by_0_1(begun) and not is_finished(folder):
-        raise UserError(
-            f"--out {folder} holds a run of mixco 0.1, which this version cannot resume; finish it with "
-            "mixco 0.1, or give another --out"
-        )
+    if written_by_0_1(begun):
+        if not is_finished(folder):
+            raise UserError(
+                f"--out {folder} holds a run of mixco 0.1, which this version cannot resume; finish it "
+                "with mixco 0.1, or give another --out"
+            )
+        optimisation = begun.setdefault("optimisation", {})
+        optimisation["micro_batches"] = optimisation.pop("pieces", 1)
     changed = list(differences(begun, config))
     kinds = affects()
     fatal = [text for key, text in changed if kinds.get(key, "learning") == "learning"]
@@ -182,7 +185,7 @@ def save_step(folder: Path, step: int, state: dict[str, Any], *, keep: bool) -> 
                 f"{path.parent}: the folder is gone, so step {step} cannot be saved; put it back where "
                 "it was and start the same command again, which resumes from what is in it"
             ) from None
-        # torch's writer raises the latter on a full disk, and only counts the bytes in its text.
+        # On a full disk torch's writer raises a RuntimeError whose text only counts bytes.
         reason = getattr(error, "strerror", None) or "not all of it: the disk is full"
         raise UserError(
             f"{path}: cannot be written ({reason}); the checkpoints before it are whole. Make room "
@@ -201,7 +204,8 @@ def checkpoints(folder: Path) -> list[Path]:
 def newest_state(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
     """The content of the newest whole checkpoint, on the CPU; None where a run has none yet.
 
-    A damaged one is reported, and the one before it is taken. Raises UserError when all are damaged.
+    A damaged one is put aside with a warning, and the one before it is taken. Raises UserError when all
+    are damaged.
     """
     found = checkpoints(folder)
     for path in reversed(found):
@@ -213,8 +217,8 @@ def newest_state(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
                 if _is_of_a_run(state):
                     return dict(state)
                 damaged = "it holds something else"
-        except Exception as error:  # a damaged file is met by many kinds
-            if of_the_machine(error):  # the file may be whole
+        except Exception as error:  # damaged files raise many kinds of errors
+            if of_the_machine(error):  # too little memory, or the disk: the file may be whole
                 raise
             damaged = str(error).splitlines()[0] if str(error) else type(error).__name__
         aside = path.replace(path.with_suffix(".damaged"))
@@ -252,7 +256,7 @@ def restore(method: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str
 
 
 class Due:
-    """Is it time for a checkpoint? After so many minutes or steps; zero means never."""
+    """Is it time for a checkpoint? minutes, steps: between two; zero means never."""
 
     def __init__(self, minutes: float, steps: int) -> None:
         self.minutes, self.steps = minutes, steps

@@ -1,8 +1,8 @@
-"""How a run does, epoch by epoch: the kNN check on held-out training images, spread and effective rank.
+"""Monitors a run at each epoch: the kNN check on held-out training images, spread and effective rank.
 
-The kNN check never looks at the test split. Spread and effective rank tell whether the encoder has
-collapsed, that is, no longer tells its images apart: outputs that all lie in one place have no spread,
-and features that have shrunk to a few directions have a low effective rank.
+The kNN check never looks at the test split. Spread and effective rank show whether the encoder has
+collapsed, that is, no longer tells images apart: equal outputs have no spread, and features that have
+shrunk to a few directions have a low effective rank.
 """
 
 import math
@@ -31,7 +31,7 @@ def monitor(
 ) -> dict[str, float]:
     """The checks after an epoch: spread and effective rank always, kNN as often as the settings say.
 
-    watched: see `watched_views`. Of several processes each computes a share, with the same encoder.
+    watched: see `watched_views`. Several processes, whose encoders must be equal, divide the kNN check.
     """
     run, last = setup.settings.run, epoch == setup.settings.optimisation.epochs
     found = {}
@@ -41,9 +41,9 @@ def monitor(
 
 
 def knn_check(setup: Setup, encoder: Encoder, on_unreadable: OnUnreadable) -> float:
-    """kNN top-1 of the held-out training images among the others, in percent.
+    """kNN top-1 accuracy of the held-out training images among the others, in percent.
 
-    Streamed images that cannot be read are left out. Raises ValueError for images without labels.
+    Leaves out streamed images that cannot be read. Raises ValueError for images without labels.
     """
     images = setup.images
     if images.labels is None:
@@ -70,18 +70,18 @@ def knn_check(setup: Setup, encoder: Encoder, on_unreadable: OnUnreadable) -> fl
 def spread(outputs: Tensor) -> float:
     """How far outputs lie apart: the mean standard deviation of a dimension, times sqrt(C).
 
-    outputs: [N, C], N > 1, of any length. 1 where their directions are uniform on the sphere, 0 where
-    all are one. (Chen and He 2021, arXiv 2011.10566, section 4.1.)
+    outputs: [N, C], N > 1; only their directions count. Returns 1 for directions that are uniform on the
+    sphere, 0 for equal ones. (Chen and He 2021, arXiv 2011.10566, section 4.1.)
     """
     unit = F.normalize(outputs.double(), dim=1)
     return float(unit.std(0, correction=0).mean()) * math.sqrt(unit.shape[1])
 
 
 def effective_rank(features: Tensor) -> float:
-    """In how many directions features extend: exp of the entropy of the normalised singular values.
+    """The number of directions of features: exp of the entropy of the normalised singular values.
 
-    features: [N, D]. From 1 to min(N, D): k for k orthogonal directions, equally filled. Not centred:
-    features that are all one count 1. Zeros count 0. (Roy and Vetterli 2007.)
+    features: [N, D]. Returns a number from 1 to min(N, D): k for k orthogonal directions of equal weight.
+    Features are not centred, so equal ones give 1; zeros give 0. (Roy and Vetterli 2007.)
     """
     values = torch.linalg.svdvals(features.double())
     if not values.any():
@@ -90,9 +90,9 @@ def effective_rank(features: Tensor) -> float:
 
 
 def watched_views(setup: Setup) -> Tensor:
-    """Evaluation views of some images, evenly spaced: [n, C, S, S] on the device.
+    """Evaluation views of n training images, evenly spaced over the list: [n, C, S, S] on the device.
 
-    n is 256, or a sixteenth of a small set but at least 64: little beside an epoch.
+    n is a sixteenth of the images, but 64 to 256: they cost little beside an epoch.
     """
     members, compute = setup.members, setup.compute
     count = min(MOST, max(LEAST, len(members) // 16), len(members))
@@ -113,12 +113,12 @@ def collapse_check(encoder: Encoder, views: Tensor, compute: Compute) -> dict[st
 
 
 def collapsed(record: Mapping[str, float]) -> bool:
-    """Do the numbers of an epoch show a collapse? docs/watching.md says where the limits come from."""
+    """Does the record of an epoch show a collapse? docs/watching.md explains the limits."""
     return record.get("spread", 1.0) < 0.05 or record.get("effective_rank", 9.0) < 1.2
 
 
 def warn_of_collapse(records: Sequence[Mapping[str, float]]) -> None:
-    """Say it once, at the first epoch that shows a collapse; a resumed run does not say it again."""
+    """Warn once, at the first epoch that shows a collapse; a resumed run does not warn again."""
     *before, last = map(collapsed, records)
     if last and not any(before):
         numbers = records[-1]

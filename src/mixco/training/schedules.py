@@ -14,15 +14,15 @@ def learning_rate(
 ) -> float:
     """The rate of step 0 <= step < steps.
 
-    The first `warmup` share of all steps rises linearly to `peak`. Then "cosine" falls to zero, which
-    it would reach one step after the last; "steps" divides by ten at each milestone, a share of all
-    steps.
+    It rises linearly to `peak` over the first `warmup` fraction of all steps. Then "cosine" falls to
+    zero, which it would reach one step after the last, and "steps" divides by ten at each milestone, a
+    fraction of all steps.
     """
     warm_steps = round(warmup * steps)
     if step < warm_steps:
         return peak * (step + 1) / (warm_steps + 1)
     if schedule == "steps":
-        return peak * 0.1 ** sum(step >= share * steps for share in milestones)
+        return peak * 0.1 ** sum(step >= part * steps for part in milestones)
     if schedule != "cosine":
         raise ValueError(f"unknown schedule {schedule!r}")
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_steps) / (steps - warm_steps)))

@@ -1,4 +1,4 @@
-"""Where a run stands: all that changes with its steps, beside weights and optimiser."""
+"""The progress of a run: all that changes with its steps, beside weights and optimiser."""
 
 import math
 from dataclasses import dataclass, field
@@ -18,16 +18,17 @@ class TrainState:
 
     step: int = 0
     records: list[Record] = field(default_factory=list)
-    """One for each epoch that is over."""
+    """One for each finished epoch."""
     sums: dict[str, Tensor] = field(default_factory=dict)
-    """Of each loss over the steps of the current epoch, scalars on the device."""
+    """The sum of each loss over the steps of the current epoch; scalars on the device."""
     means: Record = field(default_factory=dict)
-    """Of each loss over the current epoch, when it was last looked at."""
+    """The mean of each loss over the current epoch, as of the last look."""
     lr: float = 0.0
-    """Of the last step."""
+    """The learning rate of the last step."""
     whole: Stopwatch = field(default_factory=Stopwatch)
-    """Of the run; it goes on where a run is resumed."""
+    """The time of the run; a resumed run continues it."""
     epoch: Stopwatch = field(default_factory=Stopwatch)
+    """The time of the current epoch."""
 
     def add(self, losses: dict[str, Tensor], lr: float) -> None:
         """Add the losses of a step to those of the epoch; nothing waits for the device."""
@@ -36,7 +37,7 @@ class TrainState:
         self.lr = lr
 
     def count(self, images: int) -> None:
-        """Count a step that is done, of so many images."""
+        """Count a finished step; images: of its batch, over all processes."""
         self.step += 1
         self.whole.images += images
         self.epoch.images += images
@@ -50,7 +51,7 @@ class TrainState:
         return math.isfinite(self.means["loss"])
 
     def end_epoch(self) -> Record:
-        """Begin the record of the epoch that is over; the sums begin anew."""
+        """Append the record of the finished epoch, return it, and start the sums afresh."""
         record = {
             "epoch": len(self.records) + 1,
             **{key: round(mean, 5) for key, mean in self.means.items()},
@@ -63,13 +64,13 @@ class TrainState:
         return record
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The part of the state that a checkpoint holds; `restored` reads it."""
         time = (self.whole.seconds, self.whole.waited, self.whole.images)
         return {"step": self.step, "records": self.records, "sums": self.sums, "time": time}
 
 
 def restored(saved: dict[str, Any], device: torch.device) -> TrainState:
-    """The state that a checkpoint holds."""
+    """The state of a checkpoint, its sums on the device."""
     state = TrainState(saved["step"], saved["records"])
     state.sums = {key: value.to(device) for key, value in saved["sums"].items()}
     state.whole.go_on(*saved["time"])

@@ -22,9 +22,9 @@ def forward_backward(
 ) -> dict[str, Tensor]:
     """Compute the losses of a batch and their gradient.
 
-    method: see methods/protocol.py; with several processes as `distributed.ddp` returns it.
-    views, draws, batch: see `Method.forward`. dropout: decides what dropout and stochastic depth draw,
-    None where there are none.
+    method: see methods/protocol.py; with several processes, wrapped by `distributed.ddp`.
+    views, draws, batch: see `Method.forward`. dropout: seeds dropout and stochastic depth; None without
+    such layers.
 
     Returns the losses, scalars without gradient, the means over all processes.
     """
@@ -35,7 +35,10 @@ def forward_backward(
 
 
 def update(optimizer: torch.optim.Optimizer, lr: float | Sequence[float]) -> None:
-    """Update the weights at a learning rate, or at one for each group of parameters; drop gradients."""
+    """Update the weights, and drop the gradients.
+
+    lr: one learning rate, or one for each parameter group.
+    """
     groups = optimizer.param_groups
     rates = [lr] * len(groups) if isinstance(lr, (int, float)) else lr
     for group, rate in zip(groups, rates, strict=True):
