@@ -109,14 +109,17 @@ def draw_mixing() -> None:
             show(
                 figure.add_subplot(grid[0, 2 * pair + side]), images[source], f"image {source + 1}"
             )
-        show(figure.add_subplot(grid[1, 2 * pair : 2 * pair + 2]), mixed.images[pair])
+        middle = figure.add_subplot(grid[1, 2 * pair : 2 * pair + 2])
+        show(middle, mixed.images[pair], f"mixed image {pair + 1}")
         axes = figure.add_subplot(grid[2, 2 * pair : 2 * pair + 2])
         left, right = mixed.targets[pair, [pair, pair + 4]].tolist()
         axes.barh([0], [left], color=MIXED)
         axes.barh([0], [right], left=[left], color=BASE)
         axes.set(xlim=(0, 1), xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        axes.text(left / 2, 0, f"{lam:.2f}", ha="center", va="center", color="white", fontsize=9)
+        axes.text(
+            left / 2, 0, f"λ = {lam:.2f}", ha="center", va="center", color="white", fontsize=9
+        )
         axes.text(left + right / 2, 0, f"{right:.2f}", ha="center", va="center", fontsize=9)
     save(figure, "how-mixing.png")
 
