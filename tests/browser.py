@@ -1,4 +1,4 @@
-"""A page in a real browser: Chromium, spoken to over its pipe for debugging."""
+"""A page in a real browser: Chromium, controlled through its debugging pipe."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""The Hugging Face hub's own interface on loopback, as far as pushing and loading a model needs it."""
+"""A stand-in for the Hugging Face hub on loopback, for pushing and loading models."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ LICENCES = {"mit", "apache-2.0", "unknown"}
 
 
 class StandIn(ThreadingHTTPServer):
-    """Knows one token. A repository is {"private": bool, "commits": int, "files": {name: bytes}}."""
+    """Accepts one token. A repository is {"private": bool, "commits": int, "files": {name: bytes}}."""
 
     def __init__(self, token: str, writes: bool = True) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

@@ -14,7 +14,7 @@ Weights = dict[str, Tensor]
 
 
 def resnet(seed: int, arch: str = "resnet18", padding: int | None = None) -> nn.Module:
-    """A ResNet in evaluation mode, its running statistics random, so that a wrong mapping shows.
+    """A ResNet in evaluation mode, with random statistics, so that a wrong mapping changes its features.
 
     padding: of a 3x3 first convolution without max-pool; None for the standard stem.
     """
@@ -36,7 +36,7 @@ def resnet(seed: int, arch: str = "resnet18", padding: int | None = None) -> nn.
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:
-    """[B, D]: what torchvision's model gives to its classifier."""
+    """[B, D]: the input of the classifier of a torchvision model."""
     classifier, model.fc = model.fc, nn.Identity()
     with torch.no_grad():
         result: Tensor = model(images)

@@ -187,6 +187,7 @@ def write_tiny_imagenet(root: Path) -> Path:
         (folder / "train" / wnid / "images").mkdir(parents=True)
         for i in range(2):
             (folder / "train" / wnid / "images" / f"{wnid}_{i}.JPEG").write_bytes(jpegs.pop())
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text("x\t0\t0\t1\t1\n")
         for i in (k, k + 3):
             (folder / "val" / "images" / f"val_{i}.JPEG").write_bytes(jpegs.pop())
             lines.append(f"val_{i}.JPEG\t{wnid}\t0\t0\t62\t62")

@@ -1,4 +1,4 @@
-"""The pictures are PNG files of a sensible size that show what they were given."""
+"""Pictures are PNG files of a sensible size that show what they were given."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def holds(picture: np.ndarray, colour: str) -> bool:
-    """Is there a patch of about this colour, "#rrggbb"?"""
+    """Whether there is a patch of about this colour, "#rrggbb"."""
     return (
         int((np.abs(picture.astype(int) - tuple(bytes.fromhex(colour[1:]))).max(2) <= 3).sum())
         > 500

@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 
 from mixco.embeddings import commands
 from mixco.embeddings.embedding import Embedder, load_encoder
-from mixco.evaluation import protocols as evaluate
+from mixco.evaluation import EVALUATIONS, protocols
+from mixco.evaluation import evaluate as run_evaluation
 from mixco.evaluation.features import Features
 from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError
+from mixco.runtime.imports import load
 from mixco.runtime.progress import say
 from mixco.runtime.run_folder import read_json, read_metrics
 from mixco.settings.config import (
@@ -25,7 +27,7 @@ from mixco.settings.config import (
     PretrainConfig,
     ReportConfig,
 )
-from mixco.settings.resolve import flat_fields, from_dict, load_recipe, with_settings
+from mixco.settings.resolve import flat_fields, from_dict, load_recipe, nearest, with_settings
 from mixco.training import pretrain as training
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -116,6 +118,20 @@ def pretrain_and_report(config: PretrainConfig) -> Path:
     return folder
 
 
+def evaluate(kind: str, **settings: Any) -> dict[str, Any]:
+    """Any evaluation of the table: {"top1": percent, "top5": ..., ...}.
+
+    kind: the name of a command, "knn", "linear", "finetune", or of one's own in
+        `mixco.evaluation.EVALUATIONS`. settings: the options of that command as keywords.
+
+    Written into the run's results.json too. Raises UserError for an unknown kind or keyword.
+    """
+    if kind not in EVALUATIONS:
+        raise UserError(f"evaluate: {kind} is no evaluation; {nearest(kind, EVALUATIONS)}")
+    config = with_settings(load(EVALUATIONS[kind].config)(), settings, kind)
+    return run_evaluation(kind, config)
+
+
 @takes(KNNConfig)
 def evaluate_knn(
     config: KNNConfig | None = None, features: Features | None = None, **settings: Any
@@ -125,7 +141,7 @@ def evaluate_knn(
     By a config, or by the keywords of `mixco knn --help`: `evaluate_knn(run="runs/a")`. Written into the
     run's results.json too. features: of `evaluation.features.compute_features`, to save their time.
     """
-    return evaluate.evaluate_knn(with_settings(config or KNNConfig(), settings, "knn"), features)
+    return protocols.evaluate_knn(with_settings(config or KNNConfig(), settings, "knn"), features)
 
 
 @takes(LinearConfig)
@@ -137,7 +153,7 @@ def evaluate_linear(
     By a config, or by the keywords of `mixco linear --help`; as `evaluate_knn` otherwise.
     """
     config = with_settings(config or LinearConfig(), settings, "linear")
-    return evaluate.evaluate_linear(config, features)
+    return protocols.evaluate_linear(config, features)
 
 
 @takes(FinetuneConfig)
@@ -146,7 +162,7 @@ def finetune(config: FinetuneConfig | None = None, **settings: Any) -> dict[str,
 
     By a config, or by the keywords of `mixco finetune --help`; as `evaluate_knn` otherwise.
     """
-    return evaluate.finetune(with_settings(config or FinetuneConfig(), settings, "finetune"))
+    return protocols.finetune(with_settings(config or FinetuneConfig(), settings, "finetune"))
 
 
 @takes(EmbedConfig)

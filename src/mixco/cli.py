@@ -1,6 +1,5 @@
 """The command line: COMMANDS, their options, and one call. Slow libraries load in the call."""
 
-import dataclasses
 import os
 import sys
 import textwrap
@@ -8,14 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-import tyro
-
 from mixco.evaluation import EVALUATIONS, evaluate, measured
 from mixco.runtime.errors import UserError
 from mixco.runtime.imports import load
 from mixco.runtime.version import VERSION
 from mixco.settings.config import DoctorConfig, DownloadConfig, PretrainConfig
-from mixco.settings.options import parse
 from mixco.settings.resolve import load_recipe, nearest, recipe_names
 
 T = TypeVar("T")
@@ -223,7 +219,10 @@ def read(name: str, kind: type[T], arguments: list[str]) -> T:
     """The settings of a command from its options, over those of a recipe where one is given."""
     if name == "doctor" and arguments and not arguments[0].startswith("-"):
         arguments = ["--data", *arguments]
-    default: Any = _default(kind)
+
+    from mixco.settings.options import parse  # which loads tyro
+
+    default: Any = None
     if recipe := _recipe_in(arguments):
         if kind is PretrainConfig:
             default = load_recipe(recipe)
@@ -231,17 +230,6 @@ def read(name: str, kind: type[T], arguments: list[str]) -> T:
             default = DoctorConfig(load_recipe(recipe))
     config: T = parse(kind, name, arguments, default)
     return config
-
-
-def _default(kind: type[T]) -> T:
-    """The settings of a command, with tyro.MISSING for what must be given."""
-    required = [field.name for field in dataclasses.fields(kind) if is_required(field)]  # type: ignore[arg-type]
-    return kind(**dict.fromkeys(required, tyro.MISSING))
-
-
-def is_required(field: "dataclasses.Field[Any]") -> bool:
-    missing = dataclasses.MISSING
-    return field.default is missing and field.default_factory is missing
 
 
 def main(arguments: list[str] | None = None) -> None:

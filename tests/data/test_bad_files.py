@@ -1,4 +1,4 @@
-"""What lies in a folder of images and is none: each is left out with its reason, told, or refused."""
+"""Files in a folder that are not images: each is left out with its reason, or refused."""
 
 import os
 import sys
@@ -50,7 +50,7 @@ def test_each_is_left_out_with_its_reason(tmp_path: Path) -> None:
         "gone.png": "No such file or directory",
         "huge.png": "more than 1 GiB",
         "page.png": "not an image (an HTML page)",
-        "pipe.png": "no file with a content of its own",
+        "pipe.png": "not a regular file",
     }
     packed = pack(source, size=32, cache=tmp_path / "cache")
     assert dict(packed.unreadable_files) == reasons
@@ -123,7 +123,7 @@ NAMES = [
 def test_names_with_every_awkward_character(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
-    """Read, or told in one line, whatever its name; and no list is broken by one."""
+    """Read, or reported in one line, whatever its name; no list breaks."""
     folder = photos(tmp_path / "$x$[" / "b]\udcff", 116)
     pixels = (folder / "000.png").read_bytes()
     for name in NAMES:

@@ -1,4 +1,4 @@
-"""Data sets by name, in their public layouts: every pixel and label, and what is told when damaged."""
+"""Named data sets in their public layouts: every pixel and label, and the errors of damaged ones."""
 
 import dataclasses
 import io
@@ -152,7 +152,7 @@ def test_no_pickle_is_opened_that_is_not_the_published_file(
     with pytest.raises(UserError, match=r"not the published file .* a pickle of unknown origin"):
         list_images("cifar10", tmp_path, "test")
     # Were an MD5 sum ever forged, there is a second lock.
-    with pytest.raises(pickle.UnpicklingError, match="does not belong into a pickle of CIFAR"):
+    with pytest.raises(pickle.UnpicklingError, match="does not belong in a pickle of CIFAR"):
         cifar_module._ArraysOnly(io.BytesIO(evil)).load()
     assert not trap.exists()
 
@@ -225,7 +225,7 @@ BIN, PY = "cifar-10-batches-bin", "cifar-10-batches-py"
         ("python", remove(f"{PY}/batches.meta"), r"batches\.meta: cannot be read"),
     ],
 )
-def test_a_damaged_cifar_is_told(
+def test_a_damaged_cifar_is_reported(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     version: str,
@@ -240,7 +240,7 @@ def test_a_damaged_cifar_is_told(
 
 
 @pytest.mark.parametrize("name", [name for name in DATASETS if name != "sample"])
-def test_where_nothing_is_the_remedy_is_told(tmp_path: Path, name: str) -> None:
+def test_where_nothing_is_the_remedy_is_reported(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="needs --data-path"):
         list_images(name, None, "train")
     with pytest.raises(UserError) as told:
@@ -324,7 +324,7 @@ STL = "stl10_binary"
         (write(f"{STL}/class_names.txt", "a\n"), "train", "1 classes instead of 10"),
     ],
 )
-def test_a_damaged_stl10_is_told(
+def test_a_damaged_stl10_is_reported(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     damage: Callable[[Path], None],
@@ -457,7 +457,7 @@ TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
         ),
     ],
 )
-def test_a_damaged_imagenet_is_told(
+def test_a_damaged_imagenet_is_reported(
     tmp_path: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     write_solution(tmp_path / "LOC_val_solution.csv", write_imagenet(tmp_path, flat=True))
@@ -484,14 +484,17 @@ def test_a_whole_train_must_have_every_class_of_val(
         (write(TRUTH, "1\n449\n"), "2 labels, but 6 images in val; unpack val again"),
         (
             lambda root: (root / VAL).rename(root / "val/ILSVRC2012_val_00000007.JPEG"),
-            r"00000004\.JPEG: expected ILSVRC2012_val_00000003\.JPEG as number 3",
+            r"00000004\.JPEG: expected ILSVRC2012_val_00000003\.JPEG as file 3",
         ),
-        (write(TRUTH, "1\n449\nx\n450\n449\n1\n"), "line 3: 'x' is the number of no class"),
-        (write(TRUTH, "1\n449\n1001\n450\n449\n1\n"), "line 3: '1001' is the number of no class"),
+        (write(TRUTH, "1\n449\nx\n450\n449\n1\n"), "line 3: 'x' is not the number of a class"),
+        (
+            write(TRUTH, "1\n449\n1001\n450\n449\n1\n"),
+            "line 3: '1001' is not the number of a class",
+        ),
         (write("ILSVRC2012_devkit_t12/data/meta.mat", "?"), r"meta\.mat: cannot be read \("),
     ],
 )
-def test_a_devkit_that_disagrees_is_told(
+def test_a_devkit_that_disagrees_is_reported(
     tmp_path: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     write_meta(write_devkit(tmp_path, write_imagenet(tmp_path, flat=True)) / "meta.mat")

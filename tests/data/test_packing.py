@@ -90,7 +90,7 @@ def test_a_later_run_reuses_it_and_a_changed_source_does_not(photos: Path, tmp_p
     assert len(of_folder(photos, cache).images) == 199
 
 
-def test_progress_is_told(photos: Path, tmp_path: Path) -> None:
+def test_progress_is_reported(photos: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     source = list_images(str(photos), None, "pretrain")
     pack(source, size=64, cache=tmp_path, on_progress=lambda *pair: told.append(pair))
@@ -164,7 +164,7 @@ def test_a_class_whose_only_image_is_unreadable(tmp_path: Path) -> None:
         of_folder(tmp_path, tmp_path / "cache", split="train")
 
 
-def test_a_disk_without_room_is_told_beforehand(
+def test_a_disk_without_room_is_reported_beforehand(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -173,7 +173,7 @@ def test_a_disk_without_room_is_told_beforehand(
         of_folder(photos, tmp_path / "cache")
 
 
-def test_a_cache_that_cannot_be_written_is_told(photos: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file in the way")
     with pytest.raises(UserError, match=r"cannot be written \(File exists\)"):
         of_folder(photos, tmp_path / "cache")

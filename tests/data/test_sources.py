@@ -1,4 +1,4 @@
-"""Which files a data set has, and what is said when they are not as they should be."""
+"""Which files a data set has, and the errors when they are not as expected."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from public_layouts import write_tiny_imagenet
 from sample_images import unpack_sample
 
 from mixco.data.datasets import DATASETS, Dataset, list_images
@@ -87,30 +88,8 @@ def read_one() -> bytes:
     return list_images("sample", None, "train").read(0)
 
 
-def tiny_imagenet(root: Path) -> Path:
-    """The public layout, with three classes and pictures of the sample."""
-    jpeg = read_one()
-    wnids = ["n01443537", "n01629819", "n01641577"]
-    root.mkdir(parents=True)
-    (root / "wnids.txt").write_text("\n".join(reversed(wnids)) + "\n")
-    (root / "words.txt").write_text("n01443537\tgoldfish\n")
-    lines = []
-    for k, wnid in enumerate(wnids):
-        (root / "train" / wnid / "images").mkdir(parents=True)
-        for i in range(2):
-            (root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG").write_bytes(jpeg)
-        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("x\t0\t0\t1\t1\n")
-        (root / "val" / "images").mkdir(parents=True, exist_ok=True)
-        for i in (k, k + 3):
-            (root / "val" / "images" / f"val_{i}.JPEG").write_bytes(jpeg)
-            lines.append(f"val_{i}.JPEG\t{wnid}\t0\t0\t62\t62")
-    (root / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
-    (root / "test" / "images").mkdir(parents=True)
-    return root
-
-
 def test_tiny_imagenet_in_its_public_layout(tmp_path: Path) -> None:
-    root = tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    root = write_tiny_imagenet(tmp_path)
     for data_path in (tmp_path, root):
         train = list_images("tiny-imagenet", data_path, "train")
         assert train.classes == ("n01443537", "n01629819", "n01641577")
@@ -123,7 +102,7 @@ def test_tiny_imagenet_in_its_public_layout(tmp_path: Path) -> None:
 
 
 def test_some_classes_of_tiny_imagenet_are_a_set_of_their_own(tmp_path: Path) -> None:
-    root = tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    root = write_tiny_imagenet(tmp_path)
     (root / "train" / "n01629819").rename(tmp_path / "elsewhere")
     test = list_images("tiny-imagenet", root, "test")
     assert test.classes == ("n01443537", "n01641577")
@@ -178,21 +157,21 @@ def append(path: str, text: str) -> Callable[[Path], None]:
         ),
     ],
 )
-def test_a_damaged_tiny_imagenet_is_told(
+def test_a_damaged_tiny_imagenet_is_reported(
     tmp_path: Path, damage: Callable[[Path], object], split: str, message: str
 ) -> None:
-    root = tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    root = write_tiny_imagenet(tmp_path)
     damage(root)
     with pytest.raises(UserError, match=message):
         list_images("tiny-imagenet", root, split)
 
 
-def test_what_is_wrong_with_a_folder_is_told(tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean sample"):
         list_images("sampel", None, "pretrain")
     with pytest.raises(UserError, match="needs --data-path"):
         list_images("tiny-imagenet", None, "pretrain")
-    with pytest.raises(UserError, match=r"no image in it; looked for \.bmp"):
+    with pytest.raises(UserError, match=r"no image in it; expected \.bmp"):
         list_images(str(tmp_path), None, "pretrain")
     with pytest.raises(UserError, match="evaluation needs labels, laid out as"):
         list_images(str(tmp_path), None, "train")

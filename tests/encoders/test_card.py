@@ -1,31 +1,42 @@
-"""The model card says what is known, and no more."""
+"""The model card says what is known and nothing else."""
 
 from pathlib import Path
 
 import pytest
 import yaml
+from configs import pretrain_config
 from run_folders import random_run
 from sample_images import unpack_sample
 
 from mixco.encoders.checkpoint import load_encoder, save_encoder
 from mixco.evaluation import EVALUATIONS
 from mixco.export.export import export
-from mixco.runtime.run_folder import add_result, read_json, write_json
-from mixco.settings.config import ExportConfig, PretrainConfig
-from mixco.settings.resolve import from_dict, resolve, to_dict
+from mixco.runtime.run_folder import add_result, write_json
+from mixco.settings.config import ExportConfig
+from mixco.settings.resolve import to_dict
 
 TRAINING = "simclr+mixco on photos/pretrain, 40 epochs, seed 0"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """What a run on one's own photographs leaves, evaluated; its weights are as good as any."""
+    """An evaluated run on a folder of photographs; its weights are random."""
     import dataclasses
 
     unpack_sample(tmp_path / "photos", train=4, test=2, classes=2)
     run = random_run(tmp_path / "run", tmp_path / "photos")
-    config = from_dict(PretrainConfig, read_json(run / "config.json"), "the run's")
-    write_json(run / "config.json", to_dict(resolve(config, 1000)))
+    config = pretrain_config(
+        data=str(tmp_path / "photos"),
+        size=32,
+        method="simclr",
+        mix="mixco",
+        temperature=0.2,
+        mix_temperature=0.2,
+        augmentation="simclr",
+        lr=1e-3,
+        weight_decay=0.05,
+    )
+    write_json(run / "config.json", to_dict(config))
     encoder = load_encoder(run)
     about = dataclasses.replace(encoder.description, training=TRAINING)
     save_encoder(run / "encoder.safetensors", encoder.backbone, about)
@@ -78,7 +89,7 @@ def test_a_card_of_a_file_alone_says_that_little_is_known(run: Path, tmp_path: P
     assert not text.startswith("---"), "what the hub needs is for the hub"
 
 
-def test_images_that_are_gone_are_told_and_the_samples_taken(
+def test_images_that_are_gone_are_replaced_by_the_samples(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "photos").rename(tmp_path / "elsewhere")

@@ -1,4 +1,4 @@
-"""Encoders come back whole or not at all."""
+"""Encoders are loaded completely, or not at all."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def test_an_encoder_comes_back_as_it_was(saved: Path) -> None:
 
 
 def test_plain_timm_loads_it(tmp_path: Path) -> None:
-    """Whoever takes the file away needs neither mixco nor its stem at 224 px."""
+    """With the stem for 224 px, the file needs no mixco."""
     path = tmp_path / "encoder.safetensors"
     save_encoder(path, build_backbone("resnet18", 224, seed=7), DESCRIPTION)
     model = timm.create_model("resnet18", num_classes=0)
@@ -164,7 +164,7 @@ def test_an_interrupted_save_keeps_the_old_file(
 
 
 def snippets(begins: str) -> list[str]:
-    """The blocks of Python in docs/checkpoints.md that begin so."""
+    """The blocks of Python in docs/checkpoints.md that begin with a text."""
     page = Path(__file__).parents[2] / "docs" / "checkpoints.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
     return [block for block in blocks if block.startswith(begins)]

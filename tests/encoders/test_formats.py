@@ -1,4 +1,4 @@
-"""What is taken away works where it is taken to, by the lines of its card, without mixco."""
+"""Exports work elsewhere, by the lines of their cards and without mixco."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ ENCODERS = {
 }
 EXPORTS = [(name, to) for name, (*_, formats_) in ENCODERS.items() for to in formats_]
 
-# As somebody does who has the folder and its card alone: block mixco, run the lines on a JPEG's pixels.
+# What somebody does who has only the folder and its card; mixco cannot be imported.
 ELSEWHERE = """
 import json, os, re, sys
 sys.modules["mixco"] = None
@@ -74,7 +74,7 @@ def encoder_file(folder: Path, arch: str, size: int, stem: str) -> Path:
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder `<encoder> <format>` for each of EXPORTS, with image.jpg in it to be asked about."""
+    """A folder `<encoder> <format>` for each of EXPORTS, with an image.jpg in it."""
     root = tmp_path_factory.mktemp("exports")
     image = Image.fromarray(sample_images(3)[1].permute(1, 2, 0).numpy())
     for name, (arch, size, stem, _) in ENCODERS.items():

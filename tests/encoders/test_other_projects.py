@@ -1,4 +1,4 @@
-"""Encoders of other projects give the features that they give there, or are refused."""
+"""Encoders of other projects give the same features as in their project, or are refused."""
 
 import re
 from pathlib import Path
@@ -11,9 +11,9 @@ import torch
 from other_layouts import features, resnet
 from safetensors.torch import save_file
 from sample_images import sample_images, unpack_sample
-from test_cli import run
 from torch import Tensor, nn
 
+import mixco.cli
 from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
 from mixco.encoders.other_projects import find_weights
 from mixco.runtime.errors import UserError
@@ -21,7 +21,7 @@ from mixco.runtime.errors import UserError
 
 @pytest.fixture
 def file(tmp_path: Path) -> Any:
-    """A path to write to; gone after the test, for the files are large."""
+    """A path to write to; removed after the test, since the files are large."""
     path = tmp_path / "other.pth.tar"
     yield path
     path.unlink(missing_ok=True)
@@ -33,7 +33,7 @@ def images() -> Tensor:
 
 
 def assert_all_counted(loaded: LoadedEncoder, content: Any) -> None:
-    """The lines that a person sees count every weight of the file, no more and no fewer."""
+    """The lines of the report count every weight of the file once."""
     counted = [int(n) for line in loaded.report for n in re.findall(r"^[a-z ]+: (\d+) ", line)]
     weights, _ = find_weights(content, "the file")
     assert sum(counted) == len(weights)
@@ -195,7 +195,7 @@ def test_a_standard_stem_without_its_pooling_is_refused(file: Path) -> None:
 
 
 class Bomb:
-    """Creates a file when it is unpickled by the usual means."""
+    """Creates a file when pickle loads it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -225,12 +225,13 @@ def test_the_format_before_torch_1_6_is_read(file: Path, images: Tensor) -> None
     torch.testing.assert_close(load_encoder(file).backbone(images), features(model, images))
 
 
-def test_through_the_command(tmp_path: Path, file: Path) -> None:
+def test_through_the_command(tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     photos = unpack_sample(tmp_path / "photos", train=6, test=2, classes=3)
     torch.save(layouts.moco_v2(resnet(1), resnet(2)), file)
-    common = ("--checkpoint", file, "--data", photos, "--cache", tmp_path / "cache")
-    done = run("knn", *common, "--size", "64")
-    assert done.returncode == 0, done.stderr
+    paths = ("--checkpoint", file, "--data", photos, "--cache", tmp_path / "cache")
+    common = ["--device", "cpu", *map(str, paths)]
+    mixco.cli.main(["knn", *common, "--size", "64"])
+    output = capfd.readouterr()
     for line in (
         f"{file}: trained elsewhere, keys of {MOCO}; all 120 weights matched resnet18",
         "taken: 120 weights of the backbone (encoder_q.*)",
@@ -240,12 +241,13 @@ def test_through_the_command(tmp_path: Path, file: Path) -> None:
         "left out beside the weights: arch, best_acc1, epoch, optimizer",
         "assumed: images of 64 px, normalised with ImageNet's mean and standard deviation",
     ):
-        assert line in done.stderr.splitlines()
-    assert "6 images of photos/test, 18 labelled" in done.stdout
+        assert line in output.err.splitlines()
+    assert "6 images of photos/test, 18 labelled" in output.out
 
-    done = run("linear", *common, "--arch", "resnet5")
-    assert done.returncode == 2
-    assert done.stderr.startswith("mixco: --arch resnet5: timm has no model of this name; did you")
+    with pytest.raises(SystemExit) as stopped:
+        mixco.cli.main(["linear", *common, "--arch", "resnet5"])
+    assert stopped.value.code == 2
+    assert "--arch resnet5" in capfd.readouterr().err
 
 
 def test_our_own_files_name_their_architecture(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pushing, to a stand-in for the Hugging Face hub on loopback: what arrives, and what is told."""
+"""Pushing to a stand-in for the Hugging Face hub: what arrives there, and which errors are raised."""
 
 import os
 import socket
@@ -41,7 +41,7 @@ def push(*arguments: str | Path) -> None:
 
 
 def refusal(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """The sentence that a push ends in."""
+    """The error message of a push that is refused."""
     with pytest.raises(SystemExit) as stopped:
         push(*arguments)
     assert stopped.value.code == 2
@@ -104,7 +104,7 @@ def test_an_export_is_pushed_as_it_is_and_again(hub: StandIn, run: Path, tmp_pat
     assert "OWNER/NAME" not in repository["files"]["README.md"].decode()
 
 
-def test_what_the_hub_does_not_want_is_told_in_a_sentence(
+def test_what_the_hub_refuses_is_an_error_with_a_remedy(
     hub: StandIn,
     run: Path,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""`mixco report`: the page, of real runs, looked at in a real browser."""
+"""`mixco report`: pages of real runs, opened in a real browser."""
 
 import json
 import re
@@ -63,7 +63,7 @@ def page_of(*runs: Path, out: Path, **settings: Any) -> str:
 
 
 class Elements(HTMLParser):
-    """The tags of a page, with what they refer to."""
+    """The tags of a page with their attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def sections(text: str) -> list[str]:
 
 
 def checked(text: str) -> str:
-    """What holds of every page."""
+    """Check what is true of every page; returns its text."""
     elements = Elements(text).found
     for tag, attributes in elements:
         for key in ("src", "href", "xlink:href", "action", "srcset"):
@@ -125,7 +125,7 @@ def test_the_page_of_a_run(place: Path, page: Path) -> None:
 
 
 def test_the_check_on_the_page_is_the_run_s_own(place: Path, page: Path) -> None:
-    """Held out as in training, and by the weights of the end: its last check again."""
+    """The same images are held out and the last weights are used, so it is the last check again."""
     text = page.read_text("utf-8")
     table = text[text.index('<table class="classes">') :]
     cells = [row.split("<td>")[1] for row in table.split("</table>")[0].split("<tr>")[2:]]
@@ -136,7 +136,7 @@ def test_the_check_on_the_page_is_the_run_s_own(place: Path, page: Path) -> None
     assert 100 * right / asked == read_metrics(place / "labelled")[-1]["knn"]
 
 
-def test_evaluations_leave_what_was_taken_for_what(place: Path) -> None:
+def test_evaluations_write_confusions(place: Path) -> None:
     run = place / "labelled"
     for kind in ("knn", "linear"):
         counts = read_confusions(run / f"confusions-{kind}.csv")
@@ -171,7 +171,7 @@ def test_without_labels(place: Path, tmp_path: Path) -> None:
 
 
 def test_chosen_images(place: Path, tmp_path: Path) -> None:
-    """A file of one's own, a file of the run, and a name below its folder."""
+    """A file of the user, a file of the run, and a name below the run's folder."""
     own = tmp_path / "mine.png"
     Image.new("L", (50, 20), 200).save(own)
     inside = next((place / "photos" / "train" / "Forest").iterdir())
@@ -205,7 +205,7 @@ def test_images_that_are_gone(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_not_finished(place: Path, tmp_path: Path) -> None:
-    """Stopped after its second epoch, with a line that is being written; then without any checkpoint."""
+    """Stopped in its third epoch, with half a line of metrics; then without any checkpoint."""
     run = shutil.copytree(place / "labelled", tmp_path / "run")
     for name in ("results.json", "encoder.safetensors", "confusions-knn.csv"):
         (run / name).unlink()
@@ -265,7 +265,7 @@ def test_several_runs_beside_each_other(place: Path, tmp_path: Path) -> None:
 
 
 def test_an_encoder_that_was_not_trained(place: Path, tmp_path: Path) -> None:
-    """As the demo leaves one: with a config, but without metrics."""
+    """The demo writes one, with a config and without metrics."""
     run = shutil.copytree(place / "labelled", tmp_path / "run")
     for name in ("metrics.jsonl", "versions.json"):
         (run / name).unlink()
@@ -288,7 +288,7 @@ def test_an_encoder_that_was_not_trained(place: Path, tmp_path: Path) -> None:
         (["BROKEN"], "metrics.jsonl is damaged"),
     ],
 )
-def test_mistakes_end_in_a_sentence(
+def test_mistakes_name_a_remedy(
     arguments: list[str],
     message: str,
     place: Path,
@@ -325,7 +325,7 @@ WIDTHS = (360, 768, 1280)
 
 
 def test_in_a_browser(place: Path, page: Path, tmp_path: Path, chromium: Page) -> None:
-    """Nothing overflows, nothing is loaded, nothing goes wrong; the dark is dark; the map moves."""
+    """Nothing overflows, is loaded, or raises an error; dark mode is dark; the map zooms."""
     page_of(place / "flat-run", place / "seed1", out=tmp_path / "b.html")
     lightness = {}
     for path in (page, tmp_path / "b.html"):

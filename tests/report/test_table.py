@@ -25,7 +25,7 @@ def write_run(
     others: dict[str, dict[str, Any]] | None = None,
     **method: Any,
 ) -> Path:
-    """A run folder as the commands leave it, without the pretraining."""
+    """A run folder with results as the commands write them, without any training."""
     folder.mkdir(parents=True)
     settings = {"method": "moco", "mix": "none", "temperature": 0.2, **method}
     where = {"data": "cifar10", "data_path": folder, "size": 32, "out": folder}
@@ -155,7 +155,7 @@ def test_results_without_a_pretraining_are_a_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give run folders, or results.json files"),
+        ([], "give run folders"),
         (["RUN", "--table", "--name", "x"], "--name is what --collect calls a single run"),
         (["RUN", "RUN", "--collect", "all.json", "--name", "x"], "calls a single run"),
         (["nowhere", "--table"], "is this a run folder?"),
@@ -167,7 +167,7 @@ def test_results_without_a_pretraining_are_a_row(tmp_path: Path) -> None:
         (["deep.json", "--table"], "is damaged"),
     ],
 )
-def test_mistakes_end_in_a_sentence(
+def test_mistakes_name_a_remedy(
     arguments: list[str],
     message: str,
     tmp_path: Path,

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mixco.cli import main
 from mixco.runtime.errors import UserError
-from mixco.runtime.loggers import LOGGERS
+from mixco.runtime.loggers import LOGGERS, Logger
 from mixco.training.loggers import Service, followed_by, require
 
 RECORDS = [
@@ -118,7 +118,7 @@ def to_a_file(folder: Path, _: dict[str, Any], identity: str | None) -> Service:
 @pytest.fixture
 def file_service(monkeypatch: pytest.MonkeyPatch) -> str:
     """A further service: one function, and one line in the table."""
-    monkeypatch.setitem(LOGGERS, "file", f"{__name__}:to_a_file")
+    monkeypatch.setitem(LOGGERS, "file", Logger(f"{__name__}:to_a_file"))
     return "file"
 
 

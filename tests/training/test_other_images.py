@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from band_images import labelled
+from multichannel_images import labelled
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sample_images import unpack_sample
@@ -112,7 +112,7 @@ def test_an_encoder_and_images_of_other_channels_are_told(
         main([*command[:2], str(timm_like), *command[3:]])
     error = capsys.readouterr().err
     assert "4 channels, not 3" in error
-    assert "the encoder can see" in error
+    assert "leave out --channels" in error
 
 
 def test_a_run_from_before_there_were_channels_goes_on(tmp_path: Path) -> None:

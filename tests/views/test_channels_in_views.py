@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from band_images import bands, photographs
+from multichannel_images import bands, photographs
 from torch import Tensor
 
 from mixco.views.augment import (

@@ -36,7 +36,7 @@ def test_draws_are_its_own_and_go_on_from_its_state() -> None:
     assert list(views.parameters()) == []
 
 
-def test_what_it_does_not_take_is_told() -> None:
+def test_what_it_does_not_take_is_reported() -> None:
     views = mixco.TwoViews(size=32)
     for images, what in (
         (torch.zeros(3, 64, 64), r"\[B, 3, H, W\], got \[3, 64, 64\]"),

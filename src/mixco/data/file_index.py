@@ -1,7 +1,7 @@
-"""The files of a folder, kept in the cache, so that a large set need not be listed at each start.
+"""Lists the files of a folder, with an index in the cache that saves listing a large set at each start.
 
-A folder's time of change moves when a file comes, goes or is renamed in it. So a later run asks each
-folder for its times and lists anew only those that changed.
+A folder's modification time moves when a file in it is added, removed or renamed. So a later run lists
+only those folders whose times have changed.
 """
 
 import hashlib
@@ -14,16 +14,16 @@ from typing import TypedDict
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing, shown
 
-FORMAT = 1  # part of the key: raise it whenever the same folder would be indexed differently
+FORMAT = 1  # part of the key: raise it when the same folder is indexed differently
 
-# A change within the same tick of the file system's clock would leave the time as it was; FAT's tick
-# is the longest, of two seconds. What changed just now is listed again the next time.
+# A second change within one tick of the file system's clock does not move the time; FAT has the longest
+# tick, two seconds. So a folder that changed this recently is listed again the next time.
 SETTLED_NS = 3_000_000_000
 
 
 class Folder(TypedDict):
     times: list[int]
-    """Of modification and of change, in ns; empty where they cannot be relied on."""
+    """Of modification and of change, in ns; empty if the folder changed too recently."""
     folders: list[str]
     files: list[str]
 
@@ -31,12 +31,12 @@ class Folder(TypedDict):
 def list_files(root: Path, endings: tuple[str, ...], cache: Path | None) -> list[str]:
     """The files below root with one of the endings, as sorted paths with slashes.
 
-    Hidden files and folders are left out, links to folders are not followed, and what is not there, or
-    vanishes meanwhile, is taken as empty. Raises UserError for a folder that cannot be listed: nobody is
-    to train on a part of the images without knowing.
+    Hidden files and folders are left out, and links to folders are not followed. A folder that does not
+    exist, or vanishes meanwhile, counts as empty. Raises UserError for a folder that cannot be listed:
+    nobody should train on a part of the images unknowingly.
 
-    cache: where the index is kept; None for none. A damaged index is built anew; one that cannot be
-    written costs only the time to list again.
+    cache: folder of the index; None for none. A damaged index is rebuilt; one that cannot be written
+    costs only the time to list again.
     """
     known: dict[str, Folder] = {}
     if cache is not None:
@@ -47,7 +47,7 @@ def list_files(root: Path, endings: tuple[str, ...], cache: Path | None) -> list
     waiting = [""]
     while waiting:
         name = waiting.pop()
-        folder = _look(root / name, known.get(name), endings)
+        folder = _list_folder(root / name, known.get(name), endings)
         found[name] = folder
         waiting += [f"{name}/{below}" if name else below for below in folder["folders"]]
     if cache is not None and found != known:
@@ -59,13 +59,11 @@ def list_files(root: Path, endings: tuple[str, ...], cache: Path | None) -> list
     )
 
 
-def _look(path: Path, known: Folder | None, endings: tuple[str, ...]) -> Folder:
-    """What lies in one folder: as known, where its times are."""
+def _list_folder(path: Path, known: Folder | None, endings: tuple[str, ...]) -> Folder:
+    """The content of one folder; `known`, if the folder has not changed since."""
     result: Folder = {"times": [], "folders": [], "files": []}
     try:
-        state = (
-            path.stat()
-        )  # before it is listed: a change in between moves the time beyond this one
+        state = path.stat()  # before listing: a change in between moves the time past this one
         times = [state.st_mtime_ns, state.st_ctime_ns]
         if known is not None and known["times"] == times:
             return known
@@ -91,7 +89,7 @@ def _look(path: Path, known: Folder | None, endings: tuple[str, ...]) -> Folder:
 
 
 def _load(path: Path) -> dict[str, Folder]:
-    """Nothing where there is no index or a damaged one."""
+    """Empty if there is no index, or a damaged one."""
     try:
         digest, _, text = path.read_text("ascii").partition("\n")
     except (OSError, ValueError):
@@ -103,10 +101,10 @@ def _load(path: Path) -> dict[str, Folder]:
 
 
 def _save(path: Path, folders: dict[str, Folder]) -> None:
-    text = json.dumps(folders)  # all ASCII: whatever else is in a name is escaped
+    text = json.dumps(folders)  # all ASCII; other characters are escaped
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", "ascii")
     except OSError:
-        pass  # without the index the next start is as slow as this one, and as right
+        pass  # without the index the next start is only slower

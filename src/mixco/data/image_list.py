@@ -1,10 +1,10 @@
-"""What a list of images is: where they lie and what their labels are; nothing is decoded here."""
+"""A list of images: where they lie, their labels, and reading one of them."""
 
-import errno
 import io
 import stat
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,19 +15,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mixco.data.decode import RGB, Pixel, Pixels, UnreadableImage, decode, look, reduce
+from mixco.data.decode import RGB, Pixel, Pixels, UnreadableImage, decode, read_header, reduce
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Channels
 
-MOST_BYTES = 2**30  # of an image file; as many pixels as are allowed take less in any format
+MOST_BYTES = 2**30  # of an image file; the most pixels allowed take less in any format
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Images that lie as raw pixels in a few files, as CIFAR's and STL-10's do."""
+    """Images stored as raw pixels in a few files, as those of CIFAR and STL-10 are."""
 
     paths: tuple[Path, ...]
     parts: tuple[NDArray[np.uint8], ...] = field(compare=False, repr=False)
-    """One a path: uint8 [N, H, W, 3], memory-mapped where the file allows it."""
+    """One per path: uint8 [N, H, W, 3], memory-mapped where the file allows it."""
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -48,65 +48,74 @@ class Arrays:
 
 @dataclass(frozen=True)
 class ImageList:
-    """The images of one split, before anything is decoded."""
+    """The images of one split, not decoded."""
 
     name: str
     """"sample/train", "tiny-imagenet/test", "photos/pretrain" """
     root: Path
     """A folder, or the sample's zip file."""
     files: Sequence[str]
-    """Paths below root (or members of the zip), with slashes, sorted; of arrays "file:number"."""
+    """Paths below root (or members of the zip), with slashes, sorted; "file:number" for arrays."""
     labels: tuple[int, ...] | None
-    """Indices into `classes`, one a file; None where there are none."""
+    """Indices into `classes`, one per file; None without labels."""
     classes: tuple[str, ...]
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
     """For normalisation, of pixels in [0, 1]."""
     arrays: Arrays | None = None
-    """The images themselves, as long as `files`, where they are no image files."""
+    """The images themselves, one per file name, where they are not image files."""
     pixel: Pixel = RGB
-    """What the files are read as (see pixel_format.infer_pixel_format)."""
+    """The format that the files are read in (see pixel_format.infer_pixel_format)."""
 
     @property
     def containers(self) -> tuple[Path, ...]:
-        """The files that hold all the images; none where each image is a file of its own."""
+        """The files that hold all the images; none where each image is its own file."""
         if self.arrays is not None:
             return self.arrays.paths
         return (self.root,) if self.is_zip else ()
 
     @cached_property
     def is_zip(self) -> bool:
-        """A folder may be called so too."""
+        """A folder may end in .zip too."""
         return self.root.suffix == ".zip" and self.root.is_file()
 
     def read(self, index: int) -> bytes:
-        """The bytes of an image file; an image of an array as PPM, pixels behind one line of text.
+        """The bytes of an image file; an image of an array is written as PPM.
 
-        Raises OSError.
+        Raises UnreadableImage.
         """
         if self.arrays is not None:
             pixels = self.arrays[index]
             height, width = pixels.shape[:2]
             return f"P6 {width} {height} 255\n".encode() + pixels.tobytes()
-        if self.is_zip:
-            return open_zip(self.root).read(self.files[index])
-        return self._regular(index).read_bytes()
-
-    def _regular(self, index: int) -> Path:
-        path = self.root / self.files[index]
-        state = path.stat()
-        # Reading a pipe would wait for ever, and some devices have no end.
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError(errno.EINVAL, "no file with a content of its own")
-        if state.st_size > MOST_BYTES:
-            raise OSError(errno.EFBIG, "more than 1 GiB")
-        return path
+        with _reasons():
+            if self.is_zip:
+                return open_zip(self.root).read(self.files[index])
+            with self.open(index) as file:
+                return file.read()
 
     def open(self, index: int) -> BinaryIO:
-        """What `read` gives as a file, of which no more is read than is asked for. Raises OSError."""
+        """What `read` gives, as a file that is read only as far as needed. Raises UnreadableImage."""
         if self.containers:
             return io.BytesIO(self.read(index))
-        return self._regular(index).open("rb")
+        path = self.root / self.files[index]
+        with _reasons():
+            state = path.stat()
+            # Reading a pipe would wait for ever, and some devices are endless.
+            if not stat.S_ISREG(state.st_mode):
+                raise UnreadableImage("not a regular file")
+            if state.st_size > MOST_BYTES:
+                raise UnreadableImage("more than 1 GiB")
+            return path.open("rb")
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Turn the system's errors into UnreadableImage."""
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from None
 
 
 @lru_cache(maxsize=4)
@@ -115,18 +124,18 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def picture_size(source: ImageList, index: int) -> tuple[int, int]:
-    """Height and width, from the file's header alone; (0, 0) where it cannot be read."""
+    """Height and width from the file's header; (0, 0) where it cannot be read."""
     if source.arrays is not None:
         height, width = source.arrays[index].shape[:2]
         return height, width
     try:
-        return look(source.read(index))[:2]
-    except (UnreadableImage, OSError):  # what is wrong is told by decode(), with a reason
+        return read_header(source.read(index))[:2]
+    except UnreadableImage:  # decode() will give the reason
         return 0, 0
 
 
 def read_reduced(source: ImageList, index: int, side: int) -> Pixels | str:
-    """[H, W, C] of source.pixel with no side above `side`, or the reason why not."""
+    """[H, W, C] in source.pixel's format, no side above `side`; or why it cannot be read."""
     if source.arrays is not None:
         pixels = source.arrays[index]
         fits = max(pixels.shape[:2]) <= side
@@ -135,8 +144,6 @@ def read_reduced(source: ImageList, index: int, side: int) -> Pixels | str:
         return decode(source.read(index), side, source.pixel)
     except UnreadableImage as error:
         return str(error)
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def torch_type(pixel: Pixel) -> torch.dtype:

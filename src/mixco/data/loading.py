@@ -16,7 +16,7 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.files import free_space
 
 MOST_WORKERS = 1024
-MOST_LOSING = 0.05  # share of the images that may lose detail by packing
+MOST_LOSING = 0.05  # fraction of the images that may lose detail by packing
 
 
 def open_images(
@@ -33,13 +33,15 @@ def open_images(
 ) -> Images:
     """The images of a list: packed (see `pack`), or streamed by `workers` processes.
 
-    "auto" packs when the packed file fits (`fits_packed`) into `memory`, in bytes.
-    channels, bits: of a pixel, None for what the files have (see `infer_pixel_format`).
+    size: side of the encoder's input in pixels. cache: folder of packed files.
+    loading: "auto" packs when the packed file fits (`fits_packed`) into `memory`, in bytes.
+    channels, bits: of a pixel; None for those of the files (see `infer_pixel_format`).
+    on_progress(done, total) is called while packing.
 
     Raises UserError as `pack` and `infer_pixel_format` do.
     """
     if not 0 <= workers <= MOST_WORKERS:
-        raise UserError(f"--workers {workers}: 0 to {MOST_WORKERS}")
+        raise UserError(f"--workers must be between 0 and {MOST_WORKERS}, got {workers}")
     source = infer_pixel_format(source, channels, bits)
     if loading == "auto":
         loading = "packed" if fits_packed(source, size, cache, memory) else "streamed"
@@ -49,15 +51,14 @@ def open_images(
 
 
 def fits_packed(source: ImageList, size: int, cache: Path, memory: int) -> bool:
-    """Does the packed file take at most half of the memory, and packing at most half the free disk?
+    """Whether the packed file takes at most half of the memory, and packing half of the free disk.
 
-    A file that does not stay in the memory is read at random places, which is slower than to stream.
-    How large the canvases will be is estimated from the headers of some files, spread over the list.
-    Nor does it fit where many of them are so tall or wide that little would be left of their shorter
-    side once the longer one is reduced.
+    A file that does not stay in memory is read at random places, which is slower than streaming. The
+    size of the canvases is estimated from the headers of some files, spread over the list. Very tall or
+    wide images do not fit either: reducing their longer side would leave too little of the shorter one.
     """
     if source.arrays is not None:
-        return True  # small images, whose pixels lie in a file already; workers would copy it
+        return True  # small images whose pixels are in a file already, which workers would copy
     count = len(source.files)
     some = [picture_size(source, i) for i in spread(count, LOOKED_AT)]
     side = min(2 * size, max(map(max, some)))
@@ -71,13 +72,13 @@ def fits_packed(source: ImageList, size: int, cache: Path, memory: int) -> bool:
 
 
 def loses_detail(height: int, width: int, size: int) -> bool:
-    """Packed, is the shorter side less than half of what is seen, and less than it was?"""
+    """Whether packing reduces the shorter side, and to less than half of the input's size."""
     scale = min(1.0, 2 * size / max(height, width, 1))
     return scale < 1 and 2 * min(height, width) * scale < size
 
 
 def epoch_batches(members: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """One epoch: `members` int64 [N] in a new random order, in whole batches; the rest is left out."""
+    """`members` int64 [N] in a new random order, in whole batches; the rest is left out."""
     order = members[torch.randperm(len(members), generator=generator)]
     for start in range(0, len(order) - batch_size + 1, batch_size):
         yield order[start : start + batch_size]

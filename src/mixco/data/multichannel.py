@@ -1,6 +1,6 @@
-"""Files of any number of channels, and of more than 8 bits: NumPy's arrays, and TIFFs of bands.
+"""Files of any number of channels or more than 8 bits: NumPy arrays, and TIFFs beyond Pillow.
 
-What is wrong with a file is a ValueError, whose message is the reason in words.
+Raises ValueError for a file that cannot be read; its message says why.
 """
 
 import zipfile
@@ -12,30 +12,29 @@ from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 NUMPY = (b"\x93NUMPY", b"PK\3\4")
-TIFF = (b"II*\0", b"MM\0*", b"II+\0")  # the last is BigTIFF
-BLACK_IS_ZERO, COLOURS = 1, 2  # of TIFF's tag of the photometric interpretation
-FLOATS = 3  # of its tag of the sample format
+TIFF = (b"II*\0", b"MM\0*", b"II+\0")  # the last one is BigTIFF
+BLACK_IS_ZERO, COLOURS = 1, 2  # values of the tag PhotometricInterpretation
 
 
 class Header(NamedTuple):
-    """What a file says of itself."""
+    """What a file's header says."""
 
     height: int
     width: int
     channels: int
     bits: int
-    """8, or 16 for all that is deeper."""
+    """8; 16 for anything deeper."""
 
 
 def is_array(data: bytes) -> bool:
-    """By its first bytes, an .npy or .npz file?"""
+    """Whether it is an .npy or .npz file, by its first bytes."""
     return data.startswith(NUMPY)
 
 
 def header(data: bytes) -> Header | None:
-    """Of a NumPy array, or of a TIFF that Pillow would show only a part of; None for other files.
+    """The header of a NumPy array, or of a TIFF that Pillow shows only in part; else None.
 
-    The channels of a TIFF are its samples, or its pages where each has one sample.
+    The channels of a TIFF are its samples, or its pages where each page has one sample.
     """
     if is_array(data):
         with _opened(data) as file:
@@ -48,10 +47,10 @@ def header(data: bytes) -> Header | None:
 
 
 def read(data: bytes, channels: int) -> NDArray[Any] | None:
-    """The numbers of a NumPy array, or of a TIFF of bands: [H, W, channels]; None for other files.
+    """[H, W, channels], numbers of a NumPy array or of a TIFF of these channels; else None.
 
-    A greyscale array is [H, W, 1] also when three channels are wanted. Nothing but numbers is read
-    from a file, so nothing in it can run.
+    A greyscale array gives [H, W, 1] also when three channels are asked for. Arrays of objects are
+    refused: reading them could run code.
     """
     if not is_array(data):
         tiff = _tiff_header(data)
@@ -59,7 +58,7 @@ def read(data: bytes, channels: int) -> NDArray[Any] | None:
             return None
         if channels in (tiff.samples, tiff.pages if tiff.samples == 1 else 0):
             whole = tiff.shown and (tiff.bits == 8 or not tiff.plain)
-            return None if whole else _tiff_bands(data, channels)
+            return None if whole else _read_tiff(data, channels)
         refuse_other(1 if tiff.shown else max(tiff.samples, tiff.pages), channels)
         return None
     with _opened(data) as file:
@@ -77,10 +76,9 @@ def read(data: bytes, channels: int) -> NDArray[Any] | None:
 
 
 def in_bits(found: NDArray[Any], bits: int) -> NDArray[np.uint8 | np.uint16]:
-    """Of any type of number, to uint8 or uint16, whose maxima mean the same.
+    """Numbers of any type as uint8 or uint16, scaled so that 255 and 65535 mean the same.
 
-    8 and 16 bits are scaled into each other. Wider integers are taken as 16 bits and floats as
-    shares of the maximum: what does not lie in 0 to 65535, or in [0, 1], is refused.
+    Wider integers must lie in 0 to 65535, floats in [0, 1], where 1 is the maximum. Raises ValueError.
     """
     most = 255 if bits == 8 else 65535
     kind = np.uint8 if bits == 8 else np.uint16
@@ -96,13 +94,13 @@ def in_bits(found: NDArray[Any], bits: int) -> NDArray[np.uint8 | np.uint16]:
 
 
 def refuse_other(found: int, channels: int) -> None:
-    """Raises ValueError unless these are the channels, or one of which three can be made."""
+    """Raises ValueError for another number of channels, but one can be repeated to three."""
     if found != channels and (found, channels) != (1, 3):
         raise ValueError(f"{found} channel{'s' if found > 1 else ''}, not {channels}")
 
 
 def _opened(data: bytes) -> IO[bytes]:
-    """An .npy file, or the only one in an .npz file, which is a zip file."""
+    """An .npy file, or the only one within an .npz file, which is a zip file."""
     if data.startswith(NUMPY[0]):
         return BytesIO(data)
     archive = zipfile.ZipFile(BytesIO(data))
@@ -113,15 +111,15 @@ def _opened(data: bytes) -> IO[bytes]:
 
 
 def _array_header(file: IO[bytes]) -> tuple[tuple[int, int, int], bool, np.dtype[Any]]:
-    """Shape [H, W, C], is the order Fortran's, and type; what follows are the numbers."""
+    """Shape [H, W, C], whether in Fortran order, and dtype. Leaves the file at the first number."""
     versions = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     try:
         shape, fortran, dtype = versions[np.lib.format.read_magic(file)](file)
-    except Exception as error:  # a header is a Python literal, and damaged ones fail in many ways
-        raise ValueError("a damaged array, or one of named fields") from error
+    except Exception as error:  # damaged headers fail in many ways
+        raise ValueError("a damaged array, or one with named fields") from error
     if len(shape) not in (2, 3) or 0 in shape:
         raise ValueError(f"an array {list(shape)}; expected [H, W] or [H, W, C]")
     if dtype.kind not in "uif":
@@ -134,14 +132,14 @@ class _Tiff(NamedTuple):
     height: int
     width: int
     samples: int
-    """Of a pixel."""
+    """Per pixel."""
     pages: int
-    """Counted where a pixel has one sample; else 1."""
+    """1 where a pixel has several samples."""
     bits: int
     plain: bool
-    """Samples that are levels of light; no palette, no inks, no luma and chroma."""
+    """Samples are intensities: no palette, inks, or luma and chroma."""
     shown: bool
-    """Does Pillow show all of it: greyscale, three colours, either with alpha, or what is not plain?"""
+    """Pillow shows all of it: greyscale, RGB, either with alpha, or a TIFF that is not plain."""
 
 
 def _tiff_header(data: bytes) -> _Tiff | None:
@@ -149,14 +147,14 @@ def _tiff_header(data: bytes) -> _Tiff | None:
         return None
     try:
         return _first_page(data)
-    except Exception as error:  # as many kinds as there are damaged files
+    except Exception as error:  # damaged files raise many kinds
         raise ValueError("a damaged TIFF") from error
 
 
 def _first_page(data: bytes) -> _Tiff:
     file = BytesIO(data)
     tags = ImageFileDirectory_v2(data[: 16 if data[2] == 43 else 8])
-    seen = {0, tags.next}  # a damaged chain of pages may be a ring
+    seen = {0, tags.next}  # the chain of pages of a damaged file may be a ring
     file.seek(tags.next)
     tags.load(file)
     samples, depth = int(tags.get(277, 1)), max(tags.get(258, (1,)))
@@ -181,19 +179,19 @@ def _first_page(data: bytes) -> _Tiff:
     )
 
 
-def _tiff_bands(data: bytes, channels: int) -> NDArray[Any]:
+def _read_tiff(data: bytes, channels: int) -> NDArray[Any]:
     try:
         import tifffile
     except ImportError:
         raise ValueError(
-            "a TIFF of bands, which tifffile reads: pip install 'mixco[tiff]'"
+            "a TIFF of several channels needs tifffile: pip install 'mixco[tiff]'"
         ) from None
     with tifffile.TiffFile(BytesIO(data)) as file:
         series = file.series[0]
         axes, shape = series.axes, series.shape
         which = axes.replace("Y", "").replace("X", "")
         if len(which) != 1 or shape[axes.index(which)] != channels:
-            raise ValueError(f"a TIFF of axes {axes} {list(shape)}; expected {channels} channels")
+            raise ValueError(f"a TIFF with axes {axes} {list(shape)}; expected {channels} channels")
         found: NDArray[Any] = series.asarray()
     if found.shape != shape:
         raise ValueError("a damaged TIFF")

@@ -1,4 +1,4 @@
-"""The mean and the standard deviation that images are normalised with, measured."""
+"""Measures the mean and standard deviation to normalise images with."""
 
 import numpy as np
 import torch
@@ -6,17 +6,17 @@ import torch
 from mixco.data.images import Images
 from mixco.views.augment import Channels
 
-PACKED, STREAMED = 2048, 256  # images that are looked at; streamed ones have to be decoded
-SIDE = 64  # to which streamed ones are reduced
+PACKED, STREAMED = 2048, 256  # images measured; streamed ones have to be decoded
+SIDE = 64  # pixels, to which streamed images are reduced
 AT_ONCE = 64
 
 
 def measure(images: Images) -> tuple[Channels, Channels]:
     """Mean and standard deviation of each channel, of pixels in [0, 1], to four digits.
 
-    Pixels are shares of their type's maximum: 12 bits in files of 16 only fill a sixteenth of it. Of
-    images spread evenly over the list, each counting alike whatever its size; the same list gives the
-    same numbers.
+    1 is the maximum of the pixels' type: 12 bits in files of 16 only fill a sixteenth of the range. The
+    images measured are evenly spaced in the list and have equal weight, whatever their size. The same
+    list gives the same numbers.
     """
     most = PACKED if images.loading == "packed" else STREAMED
     index = torch.linspace(0, len(images) - 1, min(most, len(images))).long()
@@ -25,17 +25,17 @@ def measure(images: Images) -> tuple[Channels, Channels]:
         for picture, extent in zip(*images.canvases(part, SIDE), strict=True):
             height, width = extent.tolist()
             pixels = picture[:, :height, :width].numpy() / torch.iinfo(picture.dtype).max
-            if pixels.any():  # one that cannot be read is black
+            if pixels.any():  # an unreadable image is black
                 moments.append(np.stack([pixels.mean((1, 2)), np.square(pixels).mean((1, 2))]))
     channels = images.source.pixel.channels
     if not moments:
         return (0.5,) * channels, (0.25,) * channels
     mean, square = np.mean(moments, 0)
     std = np.sqrt(np.maximum(square - mean**2, 0))
-    # A channel that is the same everywhere has none; then all of it becomes zero.
+    # A constant channel has no deviation; dividing by 1 makes all of it zero.
     return _digits(mean), _digits(np.where(std < 1e-6, 1.0, std))
 
 
 def _digits(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Channels:
-    """Four of each, wherever its point is."""
+    """Rounded to four significant digits."""
     return tuple(float(f"{value:.4g}") for value in values)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import mmap
 import os
 import shutil
 import struct
@@ -14,18 +13,18 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors import safe_open
 
 from mixco.data.decode import RGB, Pixel, Pixels, quietly
-from mixco.data.image_list import ImageList, picture_size, read_reduced, torch_type
+from mixco.data.image_list import ImageList, picture_size, read_reduced
 from mixco.data.images import refuse_lost_classes, refuse_too_many
 from mixco.data.packed import PackedImages
 from mixco.runtime.errors import UserError
 
-FORMAT = 2  # part of the key: raise it whenever the same files would be packed differently
-AHEAD = 512  # images that are decoded ahead of being written
-AT_ONCE = 16  # images that a thread takes at once
-SMALL = 96  # pixels of the longer side, up to which one thread is the fastest
+FORMAT = 2  # part of the key: raise it when the same files are packed differently
+AHEAD = 512  # images decoded ahead of writing
+AT_ONCE = 16  # images that a thread decodes at once
+SMALL = 96  # longer side in pixels, up to which one thread is the fastest
 
 
 def pack(
@@ -38,16 +37,15 @@ def pack(
 ) -> PackedImages:
     """Decode the images of a list into one file below `cache`, or find the file of an earlier run.
 
-    A canvas is as large as the longest side of any image, but at most twice `size`, the side of what
-    the encoder sees: longer images are reduced to that, in their proportions; none is enlarged or
-    cropped. The file's name holds a key of the source's state (names, sizes and times of all files),
-    so a changed source is packed anew.
+    All canvases are squares of the longest side of any image, at most twice `size`, the encoder's input
+    in pixels. Longer images are reduced to it in their proportions; none is enlarged or cropped. The
+    file's name holds a key of the source's state (`state_key`), so a changed source is packed anew.
 
-    workers: threads, where the images are not small; None for one a core.
+    workers: threads for images that are not small; None for one per core.
     on_progress(done, total) is called while packing.
 
-    Raises UserError when more than 1 % of the images cannot be read, when a class has none left, and
-    when the disk has no room.
+    Raises UserError when more than 1 % of the images cannot be read, when none of a class can, and when
+    the disk is too small.
     """
     path = packed_path(source, size, cache)
     if not is_whole(path):
@@ -55,21 +53,22 @@ def pack(
             cache.mkdir(parents=True, exist_ok=True)
             _write(source, 2 * size, path, workers, on_progress)
         except OSError as error:
-            # Windows replaces no file that is mapped: another process may have packed the same.
+            # Windows does not replace a mapped file: another process may have packed the same images.
             if not is_whole(path):
                 raise UserError(
                     f"{path}: cannot be written ({error.strerror}); free the disk or give --cache"
                 ) from None
-    header, data = _map(path)
-    notes = json.loads(header["__metadata__"]["mixco"])
+    with safe_open(path, "pt") as file:  # maps the tensors, copy-on-write
+        notes = json.loads(file.metadata()["mixco"])
+        images, extents = file.get_tensor("images"), file.get_tensor("extents")
     kept = notes["kept"]
     labels = None
     if source.labels is not None:
         labels = torch.tensor([source.labels[i] for i in kept])
         refuse_lost_classes(source, labels)
     return PackedImages(
-        images=_tensor(header, data, "images", torch_type(source.pixel)),
-        extents=_tensor(header, data, "extents", torch.int64),
+        images=images,
+        extents=extents,
         labels=labels,
         files=tuple(source.files[i] for i in kept),
         unreadable_files=tuple((source.files[i], reason) for i, reason in notes["unreadable"]),
@@ -79,13 +78,14 @@ def pack(
 
 
 def packed_path(source: ImageList, size: int, cache: Path) -> Path:
-    """Where the packed file of a source in its present state lies, if it was packed."""
-    name = source.name.replace("/", "-")[-50:]  # a folder's may be as long as a file's can be
+    """Where the packed file of a source in its present state is, or would be."""
+    # The name of a folder may be as long as a file's may be.
+    name = source.name.replace("/", "-")[-50:]
     return cache / f"{name}-{state_key(source, size)}.safetensors"
 
 
 def state_key(source: ImageList, size: int) -> str:
-    """Of the images in their present state, names, sizes and times, and of the side that is seen."""
+    """A hash of the names, sizes and times of all files, the pixel format and the input size."""
     place = f"{FORMAT}/{size}/{source.root.resolve()}"
     digest = hashlib.sha256(place.encode("utf-8", "surrogateescape"))
     if source.pixel != RGB:
@@ -98,7 +98,7 @@ def state_key(source: ImageList, size: int) -> str:
         if not source.containers:
             try:
                 state = (source.root / name).stat()
-            except OSError:  # a dangling link: unreadable, which is told when packing
+            except OSError:  # a dangling link; packing reports it as unreadable
                 continue
             digest.update(f"{state.st_size}/{state.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
@@ -117,7 +117,7 @@ def _write(
     extents: list[tuple[int, int]] = []
     kept: list[int] = []
     unreadable: list[tuple[int, str]] = []
-    # How large the canvases are is known at the end, so until then the pictures lie one after the other.
+    # The size of the canvases is known at the end; until then the images lie one after the other.
     try:
         with quietly(), _threads(source, workers) as pool, pictures.open("wb") as file:
             for few, block in _in_order(pool, source, longest, count):
@@ -126,7 +126,7 @@ def _write(
                 unreadable += block.unreadable
                 lost = {index for index, _ in block.unreadable}
                 kept += [index for index in few if index not in lost]
-                if few.start == 0 and kept:  # by the first ones
+                if few.start == 0 and kept:  # an estimate from the first images
                     likely = written // len(kept) + _canvas(source.pixel, extents)
                     _refuse_without_room(path.parent, count * likely)
                 if on_progress:
@@ -152,9 +152,9 @@ def _write(
 
 
 def _threads(source: ImageList, workers: int | None) -> ThreadPoolExecutor:
-    """Threads suffice, for Pillow lets go of the interpreter while it decodes.
+    """Threads, since Pillow releases the interpreter's lock while it decodes.
 
-    For small images one is faster: more would wait for each other longer than they decode.
+    One thread is faster for small images: several would wait for the lock longer than they decode.
     """
     first = range(min(AT_ONCE, len(source.files)))
     longest = max((max(picture_size(source, i)) for i in first), default=0)
@@ -162,7 +162,7 @@ def _threads(source: ImageList, workers: int | None) -> ThreadPoolExecutor:
 
 
 def _canvas(pixel: Pixel, extents: Sequence[tuple[int, int]]) -> int:
-    """Bytes of one that holds any of these pictures."""
+    """Bytes of a canvas that can hold each of these images."""
     return pixel.bytes * max(map(max, extents)) ** 2
 
 
@@ -177,21 +177,21 @@ def _refuse_without_room(folder: Path, needed: int) -> None:
 
 
 class _Block(NamedTuple):
-    """A few images, decoded: what of them could be read, in order, and what not, with reasons."""
+    """A few decoded images, in order, and those that could not be read."""
 
     planes: bytes
-    """[C, H, W] of each, one after the other."""
+    """The pixels of each image [C, H, W], one after the other."""
     extents: list[tuple[int, int]]
     unreadable: list[tuple[int, str]]
+    """(index, reason)"""
 
 
 def _in_order(
     pool: ThreadPoolExecutor, source: ImageList, longest: int, count: int
 ) -> Iterator[tuple[range, _Block]]:
-    """A few images after the other, in order, with a bounded number in memory.
+    """Decode all images in order, a few per task, with a bounded number in memory.
 
-    A thread does all that it takes for them: handing over each by itself would take longer than to
-    decode a small one.
+    Handing over images one by one would take longer than decoding a small one.
     """
     for part in _cut(range(count), AHEAD):
         some = _cut(part, AT_ONCE)
@@ -215,7 +215,7 @@ def _decode(source: ImageList, few: range, longest: int) -> _Block:
 def _canvases(
     pictures: BinaryIO, extents: Sequence[tuple[int, int]], pixel: Pixel, side: int
 ) -> Pixels:
-    """The next pictures of a file, each in the top left of a canvas: [n, C, side, side]."""
+    """The next images of a file, each in the top left of its canvas: [n, C, side, side]."""
     canvases = np.zeros((len(extents), pixel.channels, side, side), pixel.dtype)
     for canvas, (height, width) in zip(canvases, extents, strict=True):
         planes = np.frombuffer(pictures.read(pixel.bytes * height * width), pixel.dtype)
@@ -228,7 +228,7 @@ def _cut(numbers: range, size: int) -> list[range]:
 
 
 def _header(shape: list[int], pixel: Pixel, notes: str) -> bytes:
-    """A safetensors header, so that pixels can be streamed behind it."""
+    """A safetensors header, behind which pixels can be streamed."""
     content = json.dumps(_layout(shape, pixel, notes)).encode()
     content += b" " * (-len(content) % 64 + 56)  # pixels begin at a multiple of 64
     return struct.pack("<Q", len(content)) + content
@@ -238,7 +238,7 @@ def _layout(shape: list[int], pixel: Pixel, notes: str) -> dict[str, Any]:
     begin, pixels = 16 * shape[0], math.prod(shape) * pixel.bits // 8
     return {
         "__metadata__": {"mixco": notes},
-        # Eight-byte numbers first: behind the pixels they might lie at an odd place.
+        # The int64 numbers come first: behind the pixels they might not be aligned.
         "extents": {"dtype": "I64", "shape": [shape[0], 2], "data_offsets": [0, begin]},
         "images": {
             "dtype": f"U{pixel.bits}",
@@ -249,7 +249,7 @@ def _layout(shape: list[int], pixel: Pixel, notes: str) -> dict[str, Any]:
 
 
 def is_whole(path: Path) -> bool:
-    """Is there a packed file, with a header as it must be, and of the length that it says?"""
+    """Whether there is a packed file with a correct header and the length that it states."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -261,21 +261,3 @@ def is_whole(path: Path) -> bool:
         return bool(whole and len(json.loads(notes)["kept"]) == shape[0])
     except (OSError, ValueError, LookupError, TypeError, struct.error, MemoryError, OverflowError):
         return False
-
-
-def _map(path: Path) -> tuple[dict[str, dict[str, str]], memoryview]:
-    """The header, and a copy-on-write map of the rest (torch wants writable memory)."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    return header, data[8 + length :]
-
-
-def _tensor(
-    header: dict[str, dict[str, str]], data: memoryview, name: str, dtype: torch.dtype
-) -> Tensor:
-    entry = header[name]
-    begin, end = (int(v) for v in entry["data_offsets"])
-    flat = torch.frombuffer(data[begin:end], dtype=dtype)
-    return flat.view([int(v) for v in entry["shape"]])

@@ -34,10 +34,10 @@ MOST_SUBSTITUTES = 100
 
 
 class FileNames(Sequence[str]):
-    """File names in one buffer. Pickled to a process, it is shared memory, whatever their number.
+    """File names in one buffer, which is shared memory when it is pickled to a process.
 
-    As Python strings they would be copied into each worker: directly, or page by page as their
-    reference counts change.
+    Python strings would be copied into each worker: directly, or page by page as their reference counts
+    change.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -68,12 +68,12 @@ class FileNames(Sequence[str]):
 
 
 class Request(NamedTuple):
-    """One batch, as it is sent to a worker; NumPy's arrays are sent by value."""
+    """One batch, as it is sent to a worker. NumPy arrays are sent by value."""
 
     files: NDArray[np.int64]
-    """[B]: which images of the source."""
+    """[B]: indices of images of the source."""
     crops: NDArray[np.float64] | None
-    """[4, B, V, 10], the draws of V crops of each (views.draw_view); None for the central square."""
+    """[4, B, V, 10]: the draws of V crops of each image (`draw_view`); None for the central square."""
 
 
 class Batch(NamedTuple):
@@ -82,15 +82,15 @@ class Batch(NamedTuple):
     crops: Tensor
     """uint8 or uint16 [V, B, C, size, size] by source.pixel"""
     files: Tensor
-    """int64 [B]: which images these are; substitutes stand for those that cannot be read."""
+    """int64 [B]: which images these are; those that cannot be read are replaced by others."""
     readable: Tensor
-    """bool [B]: False where neither the file nor a substitute could be read; those crops are zero."""
+    """bool [B]: False where no replacement could be read either; those crops are zero."""
     unreadable: list[tuple[int, str]]
     """(index, reason) of the files that could not be read."""
 
 
 class CroppedFiles(Dataset[Batch]):
-    """Requests -> batches: what runs in a worker."""
+    """Requests -> batches; this runs in the workers."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class CroppedFiles(Dataset[Batch]):
                 yield int(self.members[i % len(self.members)])
 
     def _read(self, file: int, request: Request, place: int) -> Pixels | str:
-        """[V, C, size, size], or the reason why not."""
+        """[V, C, size, size], or why it cannot be read."""
 
         def boxes_of(height: int, width: int) -> list[Box]:
             extent = torch.tensor([[height, width]])
@@ -146,8 +146,6 @@ class CroppedFiles(Dataset[Batch]):
             return decode_crops(self.source.read(file), boxes_of, self.size, self.source.pixel)
         except UnreadableImage as error:
             return str(error)
-        except OSError as error:
-            return error.strerror or str(error)
 
 
 def decode_batches(
@@ -210,7 +208,7 @@ def _explain_killed_worker(batches: Iterator[Batch]) -> Iterator[Batch]:
     try:
         yield from batches
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-        # The last three: it had announced a batch, and ended before its memory was handed over.
+        # The last three: a worker announced a batch and ended before it handed over the memory.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise UserError(
@@ -225,9 +223,9 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _start_method() -> str:
-    """Never fork: the process has threads (progress, TensorBoard, CUDA), whose locks it would copy.
+    """Never fork: the process has threads (progress, TensorBoard, CUDA) whose locks would be copied.
 
-    On Linux workers are forked from a small server that has loaded the libraries once.
+    On Linux, workers are forked from a small server that has loaded the libraries once.
     """
     if sys.platform != "linux":
         return "spawn"
@@ -236,9 +234,9 @@ def _start_method() -> str:
 
 
 def _set_up_worker(_number: int) -> None:
-    """The run handles interrupts and ends its workers; if it is killed, they end by themselves.
+    """Ignore interrupts, which the run handles, and end when the run is killed.
 
-    DataLoader's own watch looks at the parent process, which is the server here.
+    DataLoader's own check is of the parent process, which is the server here.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run = multiprocessing.parent_process()
@@ -251,7 +249,7 @@ def _set_up_worker(_number: int) -> None:
     threading.Thread(target=end_with_it, daemon=True).start()
 
     def except_hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        # Nobody is left to miss the batch that a run was fetching when it was interrupted.
+        # An interrupted run needs no traceback about the batch that it was fetching.
         if not issubclass(kind, (EOFError, ConnectionError)):
             sys.__excepthook__(kind, error, trace)
 
@@ -259,7 +257,7 @@ def _set_up_worker(_number: int) -> None:
 
 
 def _refuse_little_shared_memory(workers: int, batch_bytes: int) -> None:
-    """Containers have 64 MiB by default, and a worker that runs out of it dies without a word."""
+    """Containers have 64 MiB by default; a worker that runs out of it dies without a message."""
     folder = Path("/dev/shm")
     if not folder.is_dir():
         return

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mixco.data.decode import RGB, UnreadableImage, look, opened, quietly
+from mixco.data.decode import RGB, UnreadableImage, opened, quietly, read_header
 from mixco.data.image_list import ImageList, read_reduced
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ def copies(
         for index in some:
             try:
                 data = source.read(index)
-            except OSError:
+            except UnreadableImage:
                 continue  # it went away since
             same[hashlib.blake2b(data, digest_size=16).digest()].append(index)
         groups += [group for group in same.values() if len(group) > 1]
@@ -147,7 +147,7 @@ def _header(source: ImageList, index: int) -> Header | str:
     try:
         if source.pixel != RGB:
             data = source.read(index)
-            seen = look(data)
+            seen = read_header(data)
             return Header(seen.height, seen.width, str(seen.pixel), len(data))
         with source.open(index) as file:
             length = file.seek(0, os.SEEK_END)
@@ -156,8 +156,6 @@ def _header(source: ImageList, index: int) -> Header | str:
                 return Header(image.height, image.width, _kind(image), length)
     except UnreadableImage as error:
         return str(error)
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def _kind(image: Image.Image) -> str:

@@ -256,7 +256,7 @@ def _pixel_hash(source: ImageList, index: int) -> str:
     """A hash of shape and pixels; "" where the image can no longer be read."""
     try:
         pixels = decode(source.read(index), pixel=source.pixel)
-    except (UnreadableImage, OSError):
+    except UnreadableImage:
         return ""
     return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
 

@@ -95,11 +95,12 @@ class SimCLR(nn.Module):
         outputs = F.normalize(outputs.to(dtype), dim=1)  # [2b (+ 2m), C]
 
         both = tuple(torch.cat([rows, rows + batch]) for rows in parts)
-        z = gather(outputs[: 2 * here], both)  # [2B, C], with gradient
+        queries = outputs[: 2 * here]  # one slice: two would add their gradients in another order
+        z = gather(queries, both)  # [2B, C], with gradient
         itself = torch.eye(2 * batch, dtype=torch.bool, device=z.device)
         itself = itself[send(both[rank()], z.device)]  # [2b, 2B]
         other_view = itself.roll(batch, dims=1).to(dtype)
-        logits = similarity_logits(outputs[: 2 * here], z, self.temperature, exclude=itself)
+        logits = similarity_logits(queries, z, self.temperature, exclude=itself)
         clean = scale_local_mean(soft_cross_entropy(logits, other_view), here, batch)
         accuracy = scale_local_mean(contrastive_accuracy(logits, other_view), here, batch)
         if not mixed:
@@ -107,7 +108,7 @@ class SimCLR(nn.Module):
 
         z_i, z_j = z.chunk(2)
         mixed_i, mixed_j = mixed
-        outputs_i, outputs_j = outputs[2 * here :].tensor_split(2)
+        outputs_i, outputs_j = outputs[2 * here :].chunk(2)
         mixed_loss = 0.5 * (
             soft_infonce(outputs_i, z_j, mixed_i.targets, self.mix_temperature)
             + soft_infonce(outputs_j, z_i, mixed_j.targets, self.mix_temperature)

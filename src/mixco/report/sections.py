@@ -325,7 +325,7 @@ def maps(embedding: Embedding, folder: Path, seed: int, thumbnails: int) -> list
         points, explained = embeddings.pca(embedding.features)
         about = (
             "The two directions in which the features vary most. They hold "
-            f"{100 * explained:.0f} % of the variance; the rest of the distances is not seen here."
+            f"{100 * explained:.0f} % of the variance; the map does not show the rest."
         )
         found.append(("pca", "By principal components", about, points))
     points_of_umap = embeddings.umap(embedding.features, seed)

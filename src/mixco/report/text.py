@@ -102,24 +102,30 @@ def numbers(run: Run, held_out: int | None, classes: int | None) -> Iterator[Num
             if run.config.get("run.exclude_holdout")
             else "The encoder was trained on them, without their labels."
         )
-        images = f"Each of {held_out:,} training images" if held_out else "Each of them"
+        images = f"Each of {held_out:,} images" if held_out else "Each image"
         yield Number(
             f"{check:.1f} %",
             "kNN, held-out training images",
             f"{images} takes the class of the 20 nearest among the other training images. {kept_back} "
-            "This is a check during training, not a test result." + _uncertain(check, held_out),
+            "This is a check during training, not a test result."
+            + (f" {_uncertain(check, held_out)}" if held_out else ""),
         )
     for kind in evaluations_of(run):
         result = run.results[kind]
         images = result.get("test_images")
-        data = f" of {result['data']}" if "data" in result else ""
-        labels = result.get("labels", "all")
-        few = "" if labels == "all" else f", with {labels} of the labels"
+        about = [EVALUATIONS[base_kind(kind) or kind].about]
+        if images:
+            data = f" of {result['data']}" if "data" in result else ""
+            labels = result.get("labels", "all")
+            few = "" if labels == "all" else f", with {labels} of the labels"
+            about += [
+                f"Tested on {images:,} images{data}{few}.",
+                _uncertain(result["top1"], images),
+            ]
         yield Number(
             f"{result['top1']:.1f} %",
             f"{title_of(kind)}, test images",
-            f"{EVALUATIONS[base_kind(kind) or kind].about} {images or 'Test'} images{data}{few}."
-            + _uncertain(result["top1"], images),
+            " ".join(filter(None, about)),
         )
     if classes and (check is not None or evaluations_of(run)):
         yield Number(
@@ -129,11 +135,9 @@ def numbers(run: Run, held_out: int | None, classes: int | None) -> Iterator[Num
         )
 
 
-def _uncertain(percent: float, images: int | None) -> str:
-    if not images:
-        return ""
+def _uncertain(percent: float, images: int) -> str:
     error = standard_error(percent, images)
-    return f" Standard error from the number of images alone: ± {error:.1f} points."
+    return f"Standard error from the number of images alone: ± {error:.1f} points."
 
 
 def caveats(run: Run, labelled: bool | None) -> list[str]:

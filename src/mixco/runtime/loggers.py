@@ -3,10 +3,20 @@
 Nothing heavy is imported here, so that the command line can name them without loading them.
 """
 
-LOGGERS: dict[str, str] = {
-    "wandb": "mixco.training.loggers:wandb",
-    "mlflow": "mixco.training.loggers:mlflow",
-    "trackio": "mixco.training.loggers:trackio",
+from typing import NamedTuple
+
+
+class Logger(NamedTuple):
+    """A service for metrics."""
+
+    start: str
+    """Import string of the function that starts it, see training/loggers.py."""
+    package: str | None = None
+    """The package that it needs, which mixco does not; None without one."""
+
+
+LOGGERS: dict[str, Logger] = {
+    "wandb": Logger("mixco.training.loggers:wandb", "wandb"),
+    "mlflow": Logger("mixco.training.loggers:mlflow", "mlflow"),
+    "trackio": Logger("mixco.training.loggers:trackio", "trackio"),
 }
-"""Name -> "module:function" that starts the service, see training/loggers.py. The package that the
-service needs has the name too."""

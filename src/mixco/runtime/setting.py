@@ -37,13 +37,15 @@ class Setting(NamedTuple):
     """Names of a table; asked for when they are needed, since a table may grow."""
     rule: Rule | None = None
     chosen: str = ""
-    """From what the default is chosen, in words."""
+    """From what an unset setting is chosen, in words; or "nothing: " and what None means."""
     affects: Affects = "learning"
     """learning: must not change when a run is resumed. run: where files lie, how fast it is, how it is
     watched. nothing: may change without a word."""
     first: bool = False
     """Is it one of the few that `--help` shows first?"""
     metavar: str | None = None
+    positional: bool = False
+    """Is it given without its name? What must be given always is."""
     old_name: str | None = None
     """A spelling of an earlier version, which is still understood."""
 

@@ -7,10 +7,9 @@ device when the run starts. `Settings` is the same without None, and what config
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tyro.conf import Positional, arg
-
+from mixco.data.datasets import DATASETS
 from mixco.methods import METHODS, MIXERS, NO_MIXER
 from mixco.runtime.loggers import LOGGERS
 from mixco.runtime.setting import MOST, Rule, setting
@@ -33,14 +32,13 @@ class DataConfig:
 
     data: str = setting(
         "sample",
-        "A folder of images, or the name of a data set: sample, cifar10, cifar100, stl10, "
-        "tiny-imagenet, imagenet.",
+        f"A folder of images, or the name of a data set: {', '.join(DATASETS)}.",
         first=True,
     )
     data_path: Path | None = setting(
         None,
         "The folder of a named data set.",
-        chosen="nothing: a named data set needs it",
+        chosen="nothing: none; a named data set needs it",
         affects="run",
     )
     download: bool = setting(
@@ -81,7 +79,7 @@ class DataConfig:
     workers: int | None = setting(
         None,
         "Processes that decode streamed images.",
-        chosen="the processors, one each",
+        chosen="nothing: one for each processor",
         affects="run",
     )
     mean: tuple[float, ...] | None = setting(
@@ -123,14 +121,14 @@ class SharedMethodConfig:
         "Temperature of the clean loss.",
         above=0,
         rule=Rule(defaults.temperature, ()),
-        chosen="0.2",
+        chosen="nothing: 0.2",
     )
     mix_temperature: float | None = setting(
         None,
         "Temperature of the mixed loss.",
         above=0,
         rule=Rule(defaults.mix_temperature, ("temperature", "mix")),
-        chosen="--temperature",
+        chosen="nothing: --temperature",
     )
     mix_weight: float = setting(1.0, "Weight of the mixed loss.", at_least=0)
     bn_over: Literal["auto", "process", "all"] = setting(
@@ -155,7 +153,7 @@ else:
     # Each base's own settings stand beside the base; here all of them become options of one command.
     _OWN = dict.fromkeys(base.options for base in METHODS.values() if base.options)
     MethodConfig = make_dataclass(
-        "MethodConfig", (), bases=(SharedMethodConfig, *_OWN), frozen=True
+        "MethodConfig", (), bases=(*_OWN, SharedMethodConfig), frozen=True
     )
     MethodConfig.__doc__ = SharedMethodConfig.__doc__
 
@@ -170,7 +168,7 @@ class OptimisationConfig:
         at_least=1,
         at_most=MOST,
         rule=Rule(defaults.epochs, ("images", "batch_size", "device_kind")),
-        chosen="the steps: for some 20,000, or 2,500 on a CPU, but 100 to 400",
+        chosen="nothing: as many as make 20,000 steps, or 2,500 on a CPU; at least 100, at most 400",
         first=True,
     )
     batch_size: int | None = setting(
@@ -178,7 +176,7 @@ class OptimisationConfig:
         "Images of a step, of all processes together.",
         at_least=2,
         rule=Rule(defaults.batch_size, ("images", "image_bytes", "memory")),
-        chosen="images and memory: 256, or what leaves 8 steps an epoch, or half of the memory holds",
+        chosen="the images and the memory: at most 256, fewer for few images or little memory",
     )
     micro_batches: int = setting(
         1,
@@ -284,7 +282,7 @@ class RunConfig:
         None,
         "Kept for `mixco linear --protocol paper` on this run: its rate where it is given none.",
         above=0,
-        chosen="the recipe",
+        chosen="nothing: the recipe's",
         affects="run",
     )
 
@@ -320,7 +318,10 @@ def _precision() -> Any:
 
 def _workers() -> Any:
     return setting(
-        None, "Processes that decode images.", chosen="the processors, one each", affects="run"
+        None,
+        "Processes that decode images.",
+        chosen="nothing: one for each processor",
+        affects="run",
     )
 
 
@@ -377,12 +378,12 @@ class EvaluationConfig:
     run: Path | None = setting(
         None,
         "A run folder: its encoder, its data, and where results.json is written.",
-        chosen="nothing: give this or --checkpoint",
+        chosen="nothing: none; give it or --checkpoint",
     )
     checkpoint: Path | None = setting(
         None,
         "An encoder.safetensors or a checkpoint, also of another project, instead of a run.",
-        chosen="nothing: give this or --run",
+        chosen="nothing: none; give it or --run",
     )
     arch: str | None = _arch()
     stem: OtherStem | None = _stem()
@@ -427,8 +428,9 @@ class ClassifierConfig:
         None,
         "Peak learning rate; of the backbone in finetune.",
         above=0,
-        chosen="for a linear classifier the run's recipe (published: 30 on ImageNet, 3 on "
-        "Tiny-ImageNet) or the scale of the features; 0.1 x batch / 256 from scratch, 0.02 in finetune",
+        chosen="nothing: for a linear classifier that of the run's recipe (published: 30 on ImageNet, 3 "
+        "on Tiny-ImageNet), else by the scale of the features; 0.1 x batch / 256 from scratch, 0.02 in "
+        "finetune",
     )
     batch_size: int = setting(256, "Images of a step.", at_least=1)
     weight_decay: float | None = setting(
@@ -495,7 +497,7 @@ class CollectionConfig:
     split: Literal["pretrain", "train", "test"] | None = setting(
         None,
         "Split of a named data set, or of a folder with train/ and test/.",
-        chosen="the run's data if they are meant, else pretrain of a named set, all images of a folder",
+        chosen="nothing: pretrain, or all images of a folder that the run was not trained on",
     )
     data_path: Path | None = _data_path()
     arch: str | None = _arch()
@@ -511,16 +513,20 @@ class CollectionConfig:
 class EmbedConfig:
     """`mixco embed`: write a vector of each image into a file."""
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")] = setting(
-        MISSING, "A run folder, an encoder.safetensors or a checkpoint."
+    run: Path = setting(
+        MISSING, "A run folder, an encoder.safetensors or a checkpoint.", metavar="RUN"
     )
-    data: Annotated[Positional[str | None], arg(metavar="[DATA]")] = setting(
-        None, "A folder of images or the name of a data set.", chosen="the run"
+    data: str | None = setting(
+        None,
+        "A folder of images or the name of a data set.",
+        chosen="the run",
+        metavar="[DATA]",
+        positional=True,
     )
     out: Path | None = setting(
         None,
         "The file: .parquet (pip install 'mixco[embed]'), .npz or .safetensors.",
-        chosen="nothing: it must be given",
+        chosen="nothing: none; it must be given",
     )
     normalise: bool = setting(
         True, "Scale vectors to unit length, so that their product is the cosine similarity."
@@ -532,11 +538,11 @@ class EmbedConfig:
 class NeighboursConfig:
     """`mixco neighbours`: find the images of a collection that are nearest to some images."""
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")] = setting(
-        MISSING, "A run folder, an encoder.safetensors or a checkpoint."
+    run: Path = setting(
+        MISSING, "A run folder, an encoder.safetensors or a checkpoint.", metavar="RUN"
     )
-    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE ...")] = setting(
-        MISSING, "Image files, or names of images in the collection."
+    images: tuple[str, ...] = setting(
+        MISSING, "Image files, or names of images in the collection.", metavar="IMAGE ..."
     )
     among: str | None = setting(
         None,
@@ -552,8 +558,10 @@ class NeighboursConfig:
 class DuplicatesConfig:
     """`mixco duplicates`: find groups of images that are nearly or exactly the same."""
 
-    run: Annotated[Positional[Path], arg(metavar="RUN|VECTORS")] = setting(
-        MISSING, "A run folder, an encoder or a checkpoint; or a file of `mixco embed`."
+    run: Path = setting(
+        MISSING,
+        "A run folder, an encoder or a checkpoint; or a file of `mixco embed`.",
+        metavar="RUN|VECTORS",
     )
     among: str | None = setting(
         None,
@@ -584,10 +592,10 @@ class DownloadConfig:
 
     name: str = setting(
         MISSING,
-        "cifar10, cifar100, stl10 or tiny-imagenet. For sample and imagenet it says how to get them.",
+        f"One of {', '.join(DATASETS)}. For those that cannot be downloaded it says how to get them.",
     )
     data_path: Path | None = setting(
-        None, "The folder for the data set.", chosen="nothing: it must be given"
+        None, "The folder for the data set.", chosen="nothing: none; it must be given"
     )
 
 
@@ -629,7 +637,7 @@ class ReportConfig:
         chosen="nothing: no collection",
     )
     name: str | None = setting(
-        None, "What a single run is called in that file.", chosen="the name of its folder"
+        None, "What a single run is called in that file.", chosen="nothing: the name of its folder"
     )
 
 
@@ -649,7 +657,7 @@ class ExportConfig:
     license: str | None = setting(
         None,
         "Licence of the weights, for the card: mit, apache-2.0, cc-by-nc-4.0, ...",
-        chosen="nothing: the card says that it is unknown",
+        chosen="nothing: none; the card says that it is unknown",
     )
     onnx_input: Literal["unit", "bytes", "normalised"] = setting(
         "unit",
@@ -674,7 +682,7 @@ class PushConfig:
     license: str | None = setting(
         None,
         "As in `mixco export`; an export has it in its card already.",
-        chosen="nothing: the card says that it is unknown",
+        chosen="nothing: none; the card says that it is unknown",
     )
 
 

@@ -1,9 +1,11 @@
 """The command line's options, from the declarations of the settings."""
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -14,28 +16,47 @@ from mixco.settings.resolve import dotted_fields, with_choices
 
 T = TypeVar("T")
 
-METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 FIRST = "main"  # the group of the options that matter most
+METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
-def parse(cls: type[T], command: str, arguments: list[str], default: T) -> T:
+def parse(cls: type[T], command: str, arguments: list[str], default: T | None = None) -> T:
     """Read options without prefixes, whichever part of the config they belong to.
 
-    default: gives the values of options that are not on the command line; a value of tyro.MISSING
-    must be given. A mistake ends the process with exit code 2 and a sentence.
+    default: gives the values of options that are not on the command line, such as those of a recipe.
+    A mistake ends the process with exit code 2 and a sentence.
     """
+    about = (cls.__doc__ or "").partition(": ")[2]
     parsed: Any = tyro.cli(
-        _options(cls, default),
+        _options(cls, _usual(cls) if default is None else default),
         prog=f"mixco {command}",
-        description=(cls.__doc__ or "").partition(": ")[2],
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
+        description=about[:1].upper() + about[1:],
+        args=_renamed(cls, arguments),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
     values: dict[str, Any] = {}
     for name, value in vars(parsed).items():
         values |= vars(value) if dataclasses.is_dataclass(value) else {name: value}
     config: T = _assemble(cls, values)
     return config
+
+
+def _renamed(cls: type, arguments: list[str]) -> list[str]:
+    """The arguments with the options of an earlier version as they are called now."""
+    settings = [(field.name, declared(field)) for _, field in dotted_fields(cls)]
+    new = {option(found.old_name): option(name) for name, found in settings if found.old_name}
+    split = [argument.partition("=") for argument in arguments]
+    return [new.get(name, name) + equals + value for name, equals, value in split]
+
+
+def _usual(cls: Any) -> Any:
+    """A config with its defaults, and with tyro.MISSING for what must be given."""
+    needed = [field.name for field in dataclasses.fields(cls) if is_required(field)]
+    return cls(**dict.fromkeys(needed, tyro.MISSING))
+
+
+def is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _assemble(cls: Any, values: dict[str, Any]) -> Any:
@@ -48,61 +69,50 @@ def _assemble(cls: Any, values: dict[str, Any]) -> Any:
 
 def _options(cls: type, default: Any) -> type:
     """A dataclass for tyro: a group for the options that matter most, and one for each part."""
-    groups: dict[str, list[tuple[str, Any, Any]]] = {}
+    groups: dict[str, list[tuple[str, Any, Any]]] = {"": [], FIRST: []}
+    about = {FIRST: "The options that matter most."}
     for dotted, field in dotted_fields(cls):
-        value, kind = default, typing.get_type_hints(cls, include_extras=True)
+        owner, value = cls, default
         *parts, name = dotted.split(".")
         for part in parts:
-            value, kind = (
-                getattr(value, part),
-                typing.get_type_hints(kind[part], include_extras=True),
-            )
-        value, setting = getattr(value, name), declared(field)
-        group = FIRST if setting.first else ".".join(parts)
-        entry = (name, _annotated(kind[name], setting, value), _field(value))
+            owner, value = typing.get_type_hints(owner)[part], getattr(value, part)
+        kind, value = typing.get_type_hints(owner)[name], getattr(value, name)
+        setting = declared(field)
+        group = FIRST if setting.first else "".join(parts[-1:])
+        about.setdefault(group, owner.__doc__ or "")
+        entry = (name, _annotated(kind, setting, value), dataclasses.field(default=value))
         groups.setdefault(group, []).append(entry)
-    members: list[tuple[str, Any, Any]] = groups.pop("", [])
-    for group, fields in sorted(groups.items(), key=lambda item: item[0] != FIRST):
-        made = dataclasses.make_dataclass(group.rpartition(".")[2], fields)
-        made.__doc__ = _about(cls, group)
-        members.append((made.__name__, made, dataclasses.field(default_factory=made)))
+    members = groups.pop("")
+    for group, fields in filter(itemgetter(1), groups.items()):
+        made = dataclasses.make_dataclass(group, fields)
+        made.__doc__ = about[group]
+        members.append((group, made, dataclasses.field(default_factory=made)))
     return dataclasses.make_dataclass(cls.__name__, members)
-
-
-def _field(value: Any) -> Any:
-    return dataclasses.field(default=value)
-
-
-def _about(cls: type, group: str) -> str:
-    """The description of a group."""
-    if group == FIRST:
-        return "The options that matter most."
-    for part in group.split("."):
-        cls = typing.get_type_hints(cls)[part]
-    return cls.__doc__ or ""
 
 
 def _annotated(kind: Any, setting: Setting, value: Any) -> Any:
     """A type for tyro, with the help and how the default reads."""
     kind = with_choices(kind, setting)
-    details: dict[str, Any] = {"help": help_of(setting)}
-    if setting.metavar:
-        details["metavar"] = setting.metavar
-    elif value is None:
-        details["metavar"] = _metavar(_inner(kind))
-    if value is None and setting.chosen:
-        details["help_behavior_hint"] = f"(default: {_from(setting.chosen)})"
-    if setting.old_name:
-        details["aliases"] = [option(setting.old_name)]
+    required = value is tyro.MISSING
+    default = "(required)" if required else f"(default: {_default_text(setting, value)})"
+    details: dict[str, Any] = {"help": help_of(setting), "help_behavior_hint": default}
+    if _inner(kind) is not bool:
+        details["metavar"] = setting.metavar or _metavar(_inner(kind))
+    if required or setting.positional:
+        kind = Annotated[kind, tyro.conf.Positional]
     return Annotated[kind, tyro.conf.arg(**details)]
 
 
-def _from(chosen: str) -> str:
-    """How an unset default reads."""
-    about, colon, rest = chosen.partition(": ")
-    if about == "nothing":
-        return rest
-    return f"chosen from {about}{colon}{rest}"
+def _default_text(setting: Setting, value: Any) -> str:
+    """How a default reads, for a person."""
+    if value is None:
+        about, _, rest = setting.chosen.partition(": ")
+        return rest if about == "nothing" else f"from {setting.chosen}"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
+    return str(value)
 
 
 def help_of(setting: Setting) -> str:
@@ -111,9 +121,7 @@ def help_of(setting: Setting) -> str:
 
 
 def _inner(kind: Any) -> Any:
-    """The type without Annotated and Optional."""
-    while typing.get_origin(kind) is Annotated:
-        kind = typing.get_args(kind)[0]
+    """The type without Optional."""
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         return next(each for each in typing.get_args(kind) if each is not types.NoneType)
     return kind
@@ -128,6 +136,15 @@ def _metavar(kind: Any) -> str:
     return METAVARS.get(kind, "VALUE")
 
 
+def dotted_hints(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The types of a config's settings, by their dotted names."""
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            yield from dotted_hints(typing.cast(type, kind), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", kind
+
+
 class Row(NamedTuple):
     """An option, for the documentation's table."""
 
@@ -138,27 +155,25 @@ class Row(NamedTuple):
 
 def rows(cls: type) -> Iterator[Row]:
     """The options of a command, in the order of its config."""
+    hints = dict(dotted_hints(cls))
     for dotted, field in dotted_fields(cls):
-        name, setting = dotted.rpartition(".")[2], declared(field)
-        value = field.default
-        if value is None:
-            default = _from(setting.chosen)
-        elif value is dataclasses.MISSING:
-            default = "must be given"
-        elif isinstance(value, bool):
-            default = "on" if value else "off"
-        elif isinstance(value, tuple):
-            default = " ".join(map(str, value)) or "none"
-        else:
-            default = str(value)
-        choices = f" One of {', '.join(setting.choices())}." if setting.choices else ""
-        yield Row(option(name), default, f"{help_of(setting)}{choices}")
+        name, setting, required = dotted.rpartition(".")[2], declared(field), is_required(field)
+        default = "required" if required else _default_text(setting, field.default)
+        positional = required or setting.positional
+        shown = setting.metavar or name.upper() if positional else option(name)
+        kind = _inner(hints[dotted])
+        names = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+        names = setting.choices() if setting.choices else names
+        choices = f" One of {', '.join(names)}." if names else ""
+        yield Row(shown, default, f"{help_of(setting)}{choices}")
 
 
 def table(cls: type) -> str:
     """The options of a command as a Markdown table."""
     lines = ["| option | default | meaning |", "| --- | --- | --- |"]
     for row in rows(cls):
-        cells = [text.replace("|", "\\|") for text in (f"`{row.option}`", row.default, row.about)]
+        cells = [
+            re.sub(r"([|<])", r"\\\1", text) for text in (f"`{row.option}`", row.default, row.about)
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

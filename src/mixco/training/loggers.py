@@ -116,7 +116,10 @@ def trackio(folder: Path, config: dict[str, Any], identity: str | None) -> Servi
 def require(names: Sequence[str]) -> None:
     """Raises UserError for a service whose package is not installed."""
     for name in names:
-        spec = find_spec(name)
+        package = LOGGERS[name].package
+        if package is None:
+            continue
+        spec = find_spec(package)
         if spec is None or spec.origin is None:  # a folder without code, such as wandb's runs
             raise UserError(
                 f"--log-to {name} needs a package that is not installed; get it by "
@@ -183,7 +186,7 @@ def _follow(
     known = (read_results(path) if path.exists() else {}).get(name, {})
     has = known.get("epochs", 0)
     try:
-        service: Service = load(LOGGERS[name])(folder, config, known.get("id"))
+        service: Service = load(LOGGERS[name].start)(folder, config, known.get("id"))
     except Exception as error:  # services and networks raise anything
         reason = _first_line(error)
         if not known:

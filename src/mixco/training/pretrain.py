@@ -90,8 +90,8 @@ def train(setup: Setup, stack: ExitStack, stop_after: int | None = None) -> Path
             if looks and not state.look(steps):  # before a bad step reaches the weights
                 raise not_finite("the loss is", setup, state)
             update(optimizer, lr)
-            after_step(state.step / setup.steps)
             state.count(optimisation.batch_size)
+            after_step(state.step / setup.steps)
             text = f"epoch {epoch}/{optimisation.epochs}"
             on_step(text, {**state.means, "lr": lr}, state.epoch)
 

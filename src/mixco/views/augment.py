@@ -1,17 +1,15 @@
-"""Two views of each image, made on the device: parameters per sample, arithmetic per batch.
+"""Random views of images, made on the device: parameters per image, arithmetic per batch.
 
-Sampling the parameters (`sample_view`) and applying them (`apply_view`) are two functions, so that a
-test can apply the same parameters image by image with torchvision and compare. Sampling happens on
-the CPU, where its few numbers cost nothing; so the host knows every group's size and applying never
-waits for the device.
+`sample_view` draws the parameters and `apply_view` applies them, so that a test can apply the same
+parameters image by image with torchvision. Drawing happens on the CPU: the host then knows the size of
+every group of images, and applying never waits for the device.
 
-Images have any number of channels. Crop, flip, blur, brightness and contrast are for all of them;
-greyscale, saturation and hue only where there are three, which are taken for red, green and blue.
-The draws are the same.
+Images have any number of channels. Crop, flip, blur, brightness and contrast act on all of them;
+greyscale, saturation and hue only on three, which are taken as red, green and blue. The draws are the
+same.
 
-Either may be cut at the crop, for pictures that are cropped elsewhere, before they come to the device
-(streaming.py): `draw_view` draws all, `place_crops` then finds the crops when the extents are known,
-and `finish_view` does what comes after the crop.
+Streamed images are cropped by workers, before they reach the device. For them `draw_view` draws
+everything, `place_crops` finds the crops once the extents are known, and `finish_view` does the rest.
 """
 
 from collections.abc import Callable
@@ -25,13 +23,13 @@ from mixco.runtime.device import send
 from mixco.views.colour import greyscale, jitter
 from mixco.views.resampling import crop_resize, gaussian_blur
 
-Channels = tuple[float, ...]  # a number for each
+Channels = tuple[float, ...]  # one number per channel
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 CROP_TRIES = 10
-# Pixels of the views that are made together on a CPU: so many that they stay in its cache, and no fewer,
-# for each of some hundred small operations costs microseconds whatever its size.
+# Pixels of the views that are made together on a CPU: few enough to stay in its cache, many enough that
+# the fixed cost of some hundred operations, microseconds each, does not matter.
 CHUNK = 2**18
 
 
@@ -52,9 +50,9 @@ class Augmentation:
     input: Input
     """What the view becomes."""
     scale: tuple[float, float] = (0.2, 1.0)
-    """Range of the crop's share of the area."""
+    """Range of the crop's fraction of the area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of the crop's width over height, log-uniform."""
+    """Range of the crop's width / height, log-uniform."""
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     """Strength of brightness, contrast, saturation (factors from 1 - s to 1 + s), hue (turns)."""
@@ -102,30 +100,30 @@ def crop_and_flip(input: Input) -> Augmentation:
 
 
 def weaken_jitter(augmentation: Augmentation, strength: float) -> Augmentation:
-    """The same with brightness, contrast, saturation and hue of `strength` times theirs."""
+    """The augmentation with its colour jitter multiplied by `strength`."""
     brightness, contrast, saturation, hue = (strength * s for s in augmentation.jitter)
     return replace(augmentation, jitter=(brightness, contrast, saturation, hue))
 
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What happens to each of B images; all tensors [B] or [B, n], on the CPU."""
+    """The drawn parameters of one view of each of B images; tensors on the CPU."""
 
     box: Tensor
-    """int64 [B, 4]: top, left, height, width of the crop, in pixels of the canvas; [B, 0] before
-    the crops are placed."""
+    """int64 [B, 4]: top, left, height, width of the crop, in pixels of the canvas; [B, 0] until the
+    crops are placed."""
     flip: Tensor
-    """bool"""
+    """bool [B]"""
     jitter: Tensor
-    """bool"""
+    """bool [B]"""
     factors: Tensor
     """float32 [B, 4]: brightness, contrast, saturation, and hue in turns of [-0.5, 0.5]."""
     order: Tensor
-    """int64 [B, 4]: which of the four comes at each stage."""
+    """int64 [B, 4]: which of the four is applied at each stage."""
     grey: Tensor
-    """bool"""
+    """bool [B]"""
     sigma: Tensor
-    """float32: of the blur in pixels of the view; 0 for none."""
+    """float32 [B]: of the blur, in pixels of the view; 0 for none."""
 
     def __getitem__(self, index: slice | Tensor) -> "ViewParameters":
         return ViewParameters(*(getattr(self, f.name)[index] for f in fields(self)))
@@ -136,7 +134,7 @@ def sample_view(
 ) -> ViewParameters:
     """Draw the parameters of one view of each image.
 
-    extents: int64 [B, 2] on the CPU, height and width of the picture on each canvas.
+    extents: int64 [B, 2] on the CPU, height and width of each image on its canvas.
     """
     crops, parameters = draw_view(len(extents), augmentation, generator)
     return replace(parameters, box=place_crops(crops, extents, augmentation))
@@ -145,9 +143,9 @@ def sample_view(
 def draw_view(
     batch: int, augmentation: Augmentation, generator: torch.Generator
 ) -> tuple[Tensor, ViewParameters]:
-    """The draws of `sample_view` for pictures whose extents are not known yet.
+    """The draws of `sample_view` for images whose extents are not known yet.
 
-    Returns what `place_crops` wants, float64 [4, B, 10] in [0, 1), and the parameters without boxes.
+    Returns the draws for `place_crops`, float64 [4, B, 10] in [0, 1), and the parameters without boxes.
     """
     a = augmentation
 
@@ -171,7 +169,7 @@ def draw_view(
 
 
 def place_crops(crops: Tensor, extents: Tensor, augmentation: Augmentation) -> Tensor:
-    """RandomResizedCrop's law: ten tries of area and log-ratio, else the largest central crop.
+    """Crops as by RandomResizedCrop: ten tries of area and log-ratio, else the largest central crop.
 
     crops: float64 [4, B, 10] of `draw_view`; extents: int64 [B, 2], height and width.
 
@@ -185,7 +183,7 @@ def place_crops(crops: Tensor, extents: Tensor, augmentation: Augmentation) -> T
     aspect = (bounds[0] + (bounds[1] - bounds[0]) * log_ratio).exp()
     w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (w > 0) & (h > 0) & (w <= width[:, None]) & (h <= height[:, None])
-    first = fits.int().argmax(1, keepdim=True)  # zero where none fits, which is replaced below
+    first = fits.int().argmax(1, keepdim=True)  # 0 if none fits, which is replaced below
     h, w, top, left = (v.gather(1, first).squeeze(1) for v in (h, w, top, left))
 
     fallback_w = torch.minimum(width, (height * ratio[1]).round())
@@ -223,8 +221,8 @@ def apply_view(
 
     images: uint8 or uint16 [B, C, H, W] on any device; parameters: of the same B, on the CPU.
 
-    Returns [B, C, size, size] of `dtype`, channels_last, normalised. Arithmetic is in float32. On
-    the CPU small chunks are done one after the other: they stay in the processor's cache.
+    Returns [B, C, size, size] of `dtype`, channels_last, normalised. Arithmetic is in float32. On the
+    CPU it works in chunks that stay in the processor's cache.
     """
 
     size = augmentation.input.size
@@ -273,7 +271,7 @@ def _in_chunks(
 
 
 def _colour(x: Tensor, p: ViewParameters, a: Augmentation) -> Tensor:
-    """All that comes after crop and flip; x: [B, C, size, size] in [0, 1], changed in place."""
+    """Everything after crop and flip. x: [B, C, size, size] in [0, 1]; may be changed in place."""
     if a.grey_first:
         x = greyscale(x, p.grey)
     x = jitter(x, p.jitter, p.order, p.factors)
@@ -293,9 +291,9 @@ def evaluation_view(
 
     Returns [B, C, size, size] of `dtype`, channels_last.
 
-    images: uint8 or uint16 [B, C, H, W]; extents: int64 [B, 2] on the CPU. Above 112 pixels the square
-    is 7/8 of the shorter side (224 of 256, as published for ImageNet), below it is all of it: small
-    images are framed tightly already.
+    images: uint8 or uint16 [B, C, H, W]; extents: int64 [B, 2] on the CPU. Above 112 pixels the
+    square is 7/8 of the shorter side (224 of 256, as published for ImageNet); up to 112 pixels it is all
+    of it, because small images are framed tightly already.
     """
     box = central_squares(extents, input.size)
     x = crop_resize(images, box, torch.zeros(len(images), dtype=torch.bool), input.size)
@@ -318,7 +316,7 @@ def finish_evaluation_view(
 
 
 def unit(images: Tensor) -> Tensor:
-    """uint8 or uint16 -> float32 in [0, 1], the share of the type's maximum."""
+    """uint8 or uint16 -> float32 in [0, 1], where 1 is the type's maximum."""
     return images.to(torch.float32) / torch.iinfo(images.dtype).max
 
 

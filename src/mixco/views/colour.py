@@ -1,8 +1,8 @@
-"""Greyscale and colour jitter, each image with parameters of its own.
+"""Greyscale and colour jitter with separate parameters for each image.
 
-Images are float32 [B, C, S, S] in [0, 1]. Greyscale, saturation and hue are of three channels, which are
-taken for red, green and blue; other images keep theirs. An operation is done for those images alone that
-it is for, and what it is given may be changed in place.
+Images are float32 [B, C, S, S] in [0, 1]. Greyscale, saturation and hue act on three channels, taken as
+red, green and blue, and leave other images unchanged. Only the selected images are computed. Arguments
+may be changed in place.
 """
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 from mixco.runtime.device import send
 from mixco.views.selected_rows import apply_to_rows
 
-# ITU-R 601 luma, as torchvision and PIL have it.
+# ITU-R 601 luma, as in torchvision and PIL.
 LUMA = (0.2989, 0.587, 0.114)
-# From the opposites of red, green and blue to red, in turns.
+# From the complements of red, green and blue to red, in turns.
 OPPOSITE = torch.tensor([1 / 2, 1 / 6, -1 / 6])[:, None, None]
 
 
 def luma(x: Tensor) -> Tensor:
-    """[B, C, S, S] -> [B, 1, S, S]; where there are no three colours, the mean of the channels."""
+    """[B, C, S, S] -> [B, 1, S, S]; the mean of the channels if they are not three."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     red, green, blue = x[:, :, None].unbind(1)
@@ -26,7 +26,7 @@ def luma(x: Tensor) -> Tensor:
 
 
 def greyscale(x: Tensor, grey: Tensor) -> Tensor:
-    """Those of which grey, bool [B] on the CPU, is true."""
+    """Make the images greyscale for which grey, bool [B] on the CPU, is True."""
     if x.shape[1] != 3:
         return x
     those = send(grey.nonzero().squeeze(1), x.device)
@@ -36,9 +36,9 @@ def greyscale(x: Tensor, grey: Tensor) -> Tensor:
 def jitter(x: Tensor, chosen: Tensor, order: Tensor, factors: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue, in each image's own order, clamped after each.
 
-    chosen: bool [B]; order: int64 [B, 4], which of the four comes at each stage; factors: float32
-    [B, 4], of the first three, and the hue's in turns of [-0.5, 0.5]. All on the CPU: so the host knows
-    how many images each operation is for.
+    chosen: bool [B]. order: int64 [B, 4], which of the four is applied at each stage. factors: float32
+    [B, 4], of the first three, and the hue's shift in turns of [-0.5, 0.5]. All are on the CPU, so that
+    the host knows how many images each operation has.
     """
     images = chosen.nonzero().squeeze(1)
     if len(images) == 0:
@@ -58,7 +58,7 @@ def jitter(x: Tensor, chosen: Tensor, order: Tensor, factors: Tensor) -> Tensor:
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """factor: [B, 1, 1, 1], as in all four."""
+    """factor: [B, 1, 1, 1], as in all four operations."""
     return x.mul_(factor).clamp_(0, 1)
 
 
@@ -71,22 +71,22 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the circle of hues (Smith 1978: HSV to RGB and back), without cases.
+    """Turn the circle of hues (Smith 1978: HSV to RGB and back), without branches.
 
-    A colour has its value while the hue is within a sixth of a turn from it, falls within the next
-    sixth, and is value - chroma beyond.
+    A channel equals `value` while the hue is within a sixth of a turn from its colour, falls over the
+    next sixth, and is value - chroma beyond.
     """
     if x.shape[1] != 3:
         return x
     red, green, blue = x[:, :, None].unbind(1)  # [B, 1, S, S]
-    # The largest and the middle channel by maxima and minima, and which sixth of the circle it is by two
-    # comparisons as 0 and 1: on a CPU that is faster than to choose by masks.
+    # Maxima and minima give the largest and the middle channel, two comparisons (as 0 and 1) the sixth
+    # of the circle: on a CPU this is faster than selecting by masks.
     larger, smaller = torch.maximum(green, blue), torch.minimum(green, blue)
     is_blue, not_red = green.clone().lt_(blue), red.clone().lt_(larger)
     value, middle = torch.maximum(red, larger), torch.minimum(red, larger)
     chroma = value - torch.minimum(middle, smaller)
-    # From red, in turns, and backwards where it is below zero: -1 for blue if red is the largest, else
-    # -1/3 (green) or 2/3 (blue). Where there is no colour it is any.
+    # From red, in turns, and backwards below zero: -1 for blue if red is the largest, else -1/3 (green)
+    # or 2/3 (blue). Grey has no hue; any value will do.
     start = torch.addcmul(is_blue.neg(), not_red, is_blue.mul_(2).sub_(1 / 3))
     within = middle.sub_(smaller).div_(chroma.clamp(min=1e-12))
     turned = start.add_(within, alpha=1 / 6).abs_() + (turns + send(OPPOSITE, x.device))

@@ -1,9 +1,8 @@
-"""Crop, antialiased resize and flip, and Gaussian blur, each image with parameters of its own.
+"""Crop, antialiased resize, flip and Gaussian blur with separate parameters for each image.
 
-All are linear and separable: a small matrix for the rows of an image and one for its columns. As
-matrix products over a batch they are fast on a GPU, and on a CPU for small images. Most of a matrix is
-zero, the more the larger it is, so on a CPU large images are resized, and all are blurred, through the
-band that is not.
+All are linear and separable: a small matrix for the rows of an image and one for its columns. Matrix
+products over a batch are fast on a GPU, and on a CPU for small images. Most of a large matrix is zero,
+so on a CPU the resize of large images, and every blur, only uses the band that is not.
 """
 
 import torch
@@ -13,19 +12,18 @@ from torch import Tensor
 from mixco.runtime.device import send
 from mixco.views.selected_rows import apply_to_rows
 
-# Multiplications of the dense resize, an image and channel, where both ways took the same time on two
-# cores with AVX-512.
+# Multiplications of the dense resize, per image and channel, at which both ways took the same time on
+# two cores with AVX-512.
 DENSE_RESIZE = 6_000_000
 
 
 def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
     """Crop, antialiased bilinear resize and flip: [B, C, H, W] uint8 or uint16 -> [B, C, size, size].
 
-    images: or of a floating dtype, 0 to 255.
+    images: may be floating too, 0 to 255. box: int64 [B, 4], top, left, height, width. flip: bool [B].
 
-    box: int64 [B, 4], top, left, height, width; flip: bool [B]. The result is float32 in [0, 1], shares
-    of the type's maximum. The bands of a large image on the CPU are torch's own resize, an image at a
-    time.
+    Returns float32 in [0, 1], where 1 is the type's maximum. Large images on a CPU go through torch's
+    own resize, one by one.
     """
     batch, channels, height, width = images.shape
     most = 255 if images.is_floating_point() else torch.iinfo(images.dtype).max
@@ -48,12 +46,12 @@ def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
 
 
 def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
-    """[B, size, source]: how much of each source pixel is in each pixel of the view.
+    """[B, size, source]: the weight of each source pixel in each pixel of the view.
 
-    A triangle as wide as a pixel of the coarser of the two grids, cut off at the crop's border and
-    normalised: torchvision's bilinear resize with antialias=True.
+    The weights form a triangle, whose half width is a pixel of the coarser grid, cut off at the crop's
+    border and normalised: torchvision's bilinear resize with antialias=True.
     """
-    step = length.float() / size  # source pixels a view pixel
+    step = length.float() / size  # source pixels per view pixel
     support = step.clamp(min=1.0)[:, None, None]
     view = torch.arange(size, device=start.device) + 0.5
     pixel = (
@@ -66,7 +64,7 @@ def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int) -> Ten
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Blur those samples whose sigma is above zero, in place; borders are mirrored.
+    """Blur the images whose sigma is above zero, in place; borders are mirrored.
 
     x: float [B, C, S, S]; sigma: float32 [B] on the CPU, in pixels; kernel: number of taps, odd.
     """
@@ -83,7 +81,7 @@ def _blur_by_products(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def _blur_by_taps(x: Tensor, taps: Tensor) -> Tensor:
-    """Shifted, weighted and added, along the rows and then down the columns: faster on a CPU."""
+    """Add shifted and weighted copies, along the rows, then the columns: faster on a CPU."""
     size, reach = x.shape[-1], taps.shape[1] // 2
     weights = taps[:, :, None, None, None].unbind(1)
     for dim, border in ((3, (reach, reach, 0, 0)), (2, (0, 0, reach, reach))):
@@ -96,21 +94,23 @@ def _blur_by_taps(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def _taps(sigma: Tensor, kernel: int) -> Tensor:
-    """[B] -> the 1-D Gaussians [B, kernel], of sum one."""
+    """[B] -> 1-D Gaussians [B, kernel] that sum to one."""
     tap = torch.arange(kernel, device=sigma.device) - kernel // 2
     weights = torch.exp(-0.5 * (tap / sigma[:, None]) ** 2)
-    # What no float32 sum can see is left out. Far taps of a narrow Gaussian are denormal numbers, with
-    # which a processor computes many times slower: the blur would take three times as long.
+    # Drop weights too small to change a float32 sum. Far taps of a narrow Gaussian are denormal numbers,
+    # which are so slow to compute with that the blur would take three times as long.
     weights = torch.where(weights < 1e-9, 0.0, weights)
     return weights / weights.sum(1, keepdim=True)
 
 
 def _blur_matrix(taps: Tensor, size: int) -> Tensor:
-    """[B, kernel] -> [B, size, size]; taps beyond a border count for its mirror."""
+    """[B, kernel] -> [B, size, size]; taps beyond a border go to the mirrored pixel."""
     batch, kernel = taps.shape
     pixel = torch.arange(size, device=taps.device)
     source = pixel[:, None] + torch.arange(kernel, device=taps.device) - kernel // 2
-    source = (size - 1) - ((size - 1) - source.abs()).abs()  # mirrored without the border pixel
+    source = (size - 1) - (
+        (size - 1) - source.abs()
+    ).abs()  # mirrored, the border pixel not repeated
     matrix = taps.new_zeros(batch, size, size)
     return matrix.scatter_add_(
         2, source.expand(batch, -1, -1), taps[:, None, :].expand(-1, size, -1).contiguous()

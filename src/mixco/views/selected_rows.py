@@ -1,4 +1,4 @@
-"""An operation on some images of a batch, in place where that is possible."""
+"""Applies an operation to some images of a batch, in place where possible."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,8 @@ def apply_to_rows(
 ) -> Tensor:
     """Apply `operation` to the selected rows, in place where possible. Use the return value.
 
-    x: [B, ...]. rows: int64 [b], ascending, on x's device. numbers: parameters of the operation, b rows
-    each. The operation may change its argument, which is a part of x where nothing has to be gathered.
+    x: [B, ...]. rows: int64 [b], ascending, on x's device. numbers: further arguments, b rows each. The
+    operation may change its first argument.
     """
     if len(rows) == 0:
         return x

@@ -1,4 +1,4 @@
-"""Two augmented views of a batch, for somebody else's training loop."""
+"""Two augmented views of a batch, for other training loops."""
 
 from typing import Any, Literal
 
@@ -11,15 +11,15 @@ from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 
 class TwoViews(nn.Module):
-    """A batch of images -> two augmented views of each, made on the images' device.
+    """A batch of images -> two augmented views of each, on the images' device.
 
-    size: side of the views in pixels. augmentation: how they are made. jitter: strength of its colour
-        jitter, 0 to 1.25. mean, std: for normalisation, of pixels in [0, 1].
-    seed: of all draws, which leave torch's own generators alone. The number of batches so far is in the
-        module's state: a loop that is gone on with draws what it would have drawn. Of several
-        processes each needs a seed, or a rank, of its own.
+    size: side of the views in pixels. augmentation: the recipe of the views. jitter: strength of its
+        colour jitter, 0 to 1.25. mean, std: for normalisation, of pixels in [0, 1].
+    seed, rank: of the draws, which do not touch torch's own generators. Processes need different ranks,
+        or seeds. The number of batches so far is in the module's state, so that a resumed loop draws as
+        if it had not stopped.
 
-    It has no parameters, and is the same in training and evaluation mode.
+    It has no parameters, and does the same in training and evaluation mode.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class TwoViews(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images: [B, 3, H, W] on any device, uint8, or floating in [0, 1].
 
-        Returns two of float32 [B, 3, size, size], channels_last, normalised.
+        Returns two views, float32 [B, 3, size, size], channels_last, normalised.
 
-        Raises ValueError for images of another shape or type.
+        Raises ValueError for another shape or dtype.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be [B, 3, H, W], got {list(images.shape)}")

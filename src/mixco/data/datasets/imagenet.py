@@ -1,7 +1,7 @@
-"""ImageNet (ILSVRC 2012) and Tiny-ImageNet in their public layouts; their classes are WordNet's ids.
+"""ImageNet (ILSVRC 2012) and Tiny-ImageNet in their public layouts; classes are WordNet ids.
 
-The public test splits have no labels, so "test" is val. Where only some classes lie under train/, the
-set is those classes, and a val of single files is cut down to them.
+The public test splits have no labels, so "test" is val. If train/ has only some of the classes, the set
+consists of these, and a flat val/ is reduced to them.
 """
 
 import csv
@@ -26,9 +26,9 @@ KAGGLE = "ILSVRC/Data/CLS-LOC"
 
 
 def list_imagenet(root: Path, split: str, cache: Path | None = None) -> ImageList:
-    """train/<wnid>/ and either val/<wnid>/ or all of val in one folder, with its list of labels.
+    """train/<wnid>/, and val/<wnid>/ or a flat val/ with a list of labels.
 
-    Lists of labels: the devkit's, or LOC_val_solution.csv of Kaggle, whose folders are found too.
+    The list is the devkit's or Kaggle's LOC_val_solution.csv; Kaggle's folders are found too.
 
     Raises UserError that names the file, what was expected and what to do.
     """
@@ -86,7 +86,7 @@ def _class_folders(train: Path) -> tuple[str, ...]:
 def _of_classes(
     name: str, root: Path, classes: tuple[str, ...], below: str, cache: Path | None
 ) -> ImageList:
-    """The train split: train/<class>/<below>..., listed in one go."""
+    """The train split: train/<class>/<below>..."""
     index = {wnid: label for label, wnid in enumerate(classes)}
     files: list[str] = []
     labels: list[int] = []
@@ -111,7 +111,7 @@ def _val(
     where: str,
     cache: Path | None,
 ) -> ImageList:
-    """The test split: files in one folder, and a list of their classes, which must agree.
+    """The test split: files in one folder and a list of their classes, which must match.
 
     answers: file name -> wnid.
     """
@@ -155,7 +155,7 @@ def _tiny_annotations(root: Path, known: list[str]) -> dict[str, str]:
 
 
 def _solution(root: Path, flat: Sequence[str]) -> dict[str, str] | None:
-    """Kaggle's list, with lines as ILSVRC2012_val_00000001,n01751748 1 2 3 4."""
+    """Kaggle's list; a line is ILSVRC2012_val_00000001,n01751748 1 2 3 4."""
     path = root / SOLUTION
     if not path.is_file():
         return None
@@ -177,7 +177,7 @@ def _solution(root: Path, flat: Sequence[str]) -> dict[str, str] | None:
 
 
 def _ground_truth(root: Path, flat: Sequence[str]) -> dict[str, str]:
-    """The devkit's list: a number of a class a line, in the order of the file names."""
+    """The devkit's list: a class number per line, in the order of the file names."""
     path = root / DEVKIT / "data" / "ILSVRC2012_validation_ground_truth.txt"
     if not path.is_file():
         raise UserError(
@@ -189,12 +189,12 @@ def _ground_truth(root: Path, flat: Sequence[str]) -> dict[str, str]:
         raise UserError(
             f"{path}: {len(lines)} labels, but {len(flat)} images in val; unpack val again"
         )
-    # A line says nothing of its file, so a gap in the numbers would shift all labels behind it.
+    # A line does not name its file, so a missing file would shift all labels after it.
     for place, name in enumerate(flat, 1):
         if not name.startswith(f"ILSVRC2012_val_{place:08d}."):
             raise UserError(
-                f"val/{name}: expected ILSVRC2012_val_{place:08d}.JPEG as number {place} in it, since "
-                f"{path.name} goes by the number; unpack val again"
+                f"val/{name}: expected ILSVRC2012_val_{place:08d}.JPEG as file {place}, since "
+                f"{path.name} goes by their order; unpack val again"
             )
     wnids = _wnids_by_number(path.with_name("meta.mat"))
     answers: dict[str, str] = {}
@@ -202,7 +202,7 @@ def _ground_truth(root: Path, flat: Sequence[str]) -> dict[str, str]:
         wnid = wnids.get(line.strip())
         if wnid is None:
             raise UserError(
-                f"{path}, line {number}: {line[:60]!r} is the number of no class in meta.mat; "
+                f"{path}, line {number}: {line[:60]!r} is not the number of a class in meta.mat; "
                 "unpack the devkit again"
             )
         answers[name] = wnid
@@ -210,12 +210,12 @@ def _ground_truth(root: Path, flat: Sequence[str]) -> dict[str, str]:
 
 
 def _wnids_by_number(path: Path) -> dict[str, str]:
-    """ILSVRC2012_ID, as text -> wnid, of the devkit's meta.mat."""
+    """ILSVRC2012_ID, as a string -> wnid, from the devkit's meta.mat."""
     try:
         import scipy.io
     except ImportError:
         raise UserError(
-            f"{path}: a MATLAB file, which needs SciPy to be read: pip install 'mixco[imagenet]'; or "
+            f"{path}: a MATLAB file, which needs SciPy: pip install 'mixco[imagenet]'; or "
             f"put Kaggle's {SOLUTION} beside train and val, or sort val into val/<wnid>/*.JPEG"
         ) from None
     try:
@@ -225,7 +225,7 @@ def _wnids_by_number(path: Path) -> dict[str, str]:
             for number, wnid, below in zip(
                 *(synsets[key] for key in ("ILSVRC2012_ID", "WNID", "num_children")), strict=True
             )
-            if below == 0  # the others are kinds of classes
+            if below == 0  # the others are superclasses
         }
     except Exception as error:  # scipy raises many kinds on damaged files
         raise UserError(f"{path}: cannot be read ({error}); unpack the devkit again") from None

@@ -1,8 +1,8 @@
 """STL-10 in its public binary version (Coates, Ng and Lee 2011), or as class folders.
 
-A picture is 27,648 bytes: 96 x 96 red, then green, then blue, each column by column. Labels begin
-with 1. Beside 5,000 training and 8,000 test images there are 100,000 without labels, drawn from a
-wider distribution, which are there to be pretrained on.
+An image is 27,648 bytes: 96 x 96 red, then green, then blue, each column by column. Labels begin with
+1. Besides 5,000 training and 8,000 test images, 100,000 without labels, from a wider distribution, are
+meant for pretraining.
 """
 
 import dataclasses
@@ -86,7 +86,7 @@ def _map(path: Path, size: int) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]
 
 
 def _class_folders(root: Path, split: str, cache: Path | None) -> ImageList:
-    """train/<class>/, test/<class>/ and, where it is there, unlabeled/."""
+    """train/<class>/, test/<class>/ and optionally unlabeled/."""
     if not (root / "train").is_dir():
         raise UserError(
             f"{root}: no stl10 in it; expected {FOLDER}, or train/<class>/ and test/<class>/; "

@@ -1,4 +1,4 @@
-"""Which images keep their labels when only some are given: fixed lists, the same for everybody."""
+"""Subsets of labelled images: fixed lists, the same for everybody."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ PERCENTS = {"1%": 1, "10%": 10}
 
 
 def subset_name(labels: str) -> str:
-    """How results and files call it: "1percent", or what an own list's file is called."""
+    """The name in results and files: "1percent", or the name of the user's list."""
     if labels in PERCENTS:
         return f"{PERCENTS[labels]}percent"
     return re.sub(r"[^\w.]+", "-", Path(labels).stem)
@@ -26,8 +26,8 @@ def with_labels(source: ImageList, labels: str | None) -> ImageList:
     labels: None for all; "1%" or "10%" for the published subsets (`choose`); else the path of a text
         file, one of `source.files` a line.
 
-    Raises UserError when a list names what is not there or leaves a class without an image, and when
-    a copy of a data set is not the one whose list is published.
+    Raises UserError when a list names a missing image or leaves a class without images, and when the
+    copy of a data set differs from the one whose list is published.
     """
     if labels is None:
         return source
@@ -35,11 +35,11 @@ def with_labels(source: ImageList, labels: str | None) -> ImageList:
         chosen = choose(source, PERCENTS[labels])
         listed = set(published(source.name.split("/")[0], PERCENTS[labels]))
         strange = sorted(set(chosen) - listed)
-        # A folder of one's own may be called like a known set: then it has no name in common.
+        # A user's folder may have a known set's name; then it shares no file name with the list.
         if strange and not listed.isdisjoint(source.files):
             raise UserError(
-                f"--labels {labels}: {strange[0]} would be of the subset but is not on the published "
-                f"list; the copy at {source.root} is not whole: unpack it again"
+                f"--labels {labels}: {strange[0]} belongs to the subset but is not in the published "
+                f"list; the copy at {source.root} is incomplete: unpack it again"
             )
     else:
         chosen = _read_list(source, Path(labels).expanduser(), labels)
@@ -64,8 +64,9 @@ def with_labels(source: ImageList, labels: str | None) -> ImageList:
 def choose(source: ImageList, percent: int) -> tuple[str, ...]:
     """The rule behind the published lists, for any labelled set; sorted names.
 
-    Of each class the first ceil(percent / 100 * images) by SHA-256 of "mixco/<data>/<name>". So each
-    class keeps its share, at least one image, and a smaller subset lies within a larger one.
+    It takes from each class the first ceil(percent / 100 * images) by SHA-256 of "mixco/<data>/<name>".
+    So classes keep their proportions, with at least one image each, and a smaller subset lies within a
+    larger one.
     """
     assert source.labels is not None
     data = source.name.split("/")[0]
@@ -85,19 +86,19 @@ def choose(source: ImageList, percent: int) -> tuple[str, ...]:
 
 
 def published(data: str, percent: int) -> tuple[str, ...]:
-    """The list that comes with mixco; empty where there is none for this data set."""
+    """The list that comes with mixco; empty if this data set has none."""
     path = resources.files("mixco").joinpath("labels", f"{data}-{percent}percent.txt")
     return tuple(path.read_text("utf-8").splitlines()) if path.is_file() else ()
 
 
 def _read_list(source: ImageList, path: Path, labels: str) -> tuple[str, ...]:
     try:
-        # Names of any bytes; with the mark that some editors begin a text with, and either line end.
+        # Names may be any bytes, after a byte order mark, with either line ending.
         lines = path.read_text("utf-8-sig", "surrogateescape").split("\n")
-    except (OSError, ValueError):  # the latter for a path that cannot be one
+    except (OSError, ValueError):  # ValueError: not a possible path
         raise UserError(
-            f"--labels {labels}: 1%, 10%, or a text file that lists images, one a line; "
-            "there is no such file that can be read"
+            f"--labels must be 1%, 10%, or a text file with an image name per line; {labels} cannot be "
+            "read"
         ) from None
     known = set(source.files)
     names = [line if line in known else line.strip() for line in lines if line.strip()]

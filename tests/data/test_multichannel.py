@@ -1,4 +1,4 @@
-"""Images of other than three channels or 8 bits are read as they are, or left out with the reason."""
+"""Images with other than three channels or 8 bits are read as they are, or left out with a reason."""
 
 import io
 import sys
@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from band_images import Band, bands, folder_of, photographs, write
+from multichannel_images import Band, bands, folder_of, photographs, write
 from PIL import Image
 from sample_images import mosaics, sample_images
 
 from mixco.data.datasets import list_images
-from mixco.data.decode import GREY, RGB, Box, Pixel, UnreadableImage, decode, decode_crops, look
+from mixco.data.decode import (
+    GREY,
+    RGB,
+    Box,
+    Pixel,
+    UnreadableImage,
+    decode,
+    decode_crops,
+    read_header,
+)
 from mixco.data.images import Images
 from mixco.data.loading import open_images
 from mixco.data.normalisation import measure
@@ -65,7 +74,7 @@ def test_pixels_are_those_that_were_written(
     data = file_of(tmp_path, pixels, ending)
     pixel = Pixel(channels, bits)
     if not (ending == ".png" and channels == 4):  # whose fourth is transparency, unless asked for
-        assert look(data) == (64, 64, pixel)
+        assert read_header(data) == (64, 64, pixel)
     found = decode(data, pixel=pixel)
     assert found.dtype == pixel.dtype
     assert np.array_equal(found, pixels)
@@ -86,8 +95,8 @@ def test_pixels_are_those_that_were_written(
     ],
     ids=["planes", "pages", "ImageJ", "compressed", "tiled", "big-endian", "BigTIFF"],
 )
-def test_tiffs_of_bands_may_be_laid_out_in_many_ways(data: bytes) -> None:
-    assert look(data) == (64, 64, Pixel(13, 16))
+def test_tiffs_may_be_laid_out_in_many_ways(data: bytes) -> None:
+    assert read_header(data) == (64, 64, Pixel(13, 16))
     assert np.array_equal(decode(data, pixel=Pixel(13, 16)), bands(13, 16, PHOTOGRAPH))
     with pytest.raises(UnreadableImage, match="13 channels, not 4"):
         decode(data, pixel=Pixel(4, 16))
@@ -143,13 +152,13 @@ def test_a_grey_jpeg_is_still_decoded_at_a_reduced_scale(tmp_path: Path) -> None
         (np.zeros((10_000, 10_000, 1), np.uint8), "more than 89 million pixels"),
     ],
 )
-def test_what_cannot_be_an_image_is_told(tmp_path: Path, array: Band, reason: str) -> None:
+def test_what_cannot_be_an_image_is_reported(tmp_path: Path, array: Band, reason: str) -> None:
     np.save(tmp_path / "image.npy", array)
     with pytest.raises(UnreadableImage, match=reason):
         decode((tmp_path / "image.npy").read_bytes(), pixel=Pixel(13, 16))
 
 
-def test_damaged_and_hostile_files_are_told(tmp_path: Path) -> None:
+def test_damaged_and_hostile_files_are_reported(tmp_path: Path) -> None:
     data = file_of(tmp_path, bands(13, 16, PHOTOGRAPH), ".npy")
     np.save(tmp_path / "objects.npy", np.array([[{}]]), allow_pickle=True)
     np.savez(tmp_path / "two.npz", np.zeros((9, 9)), np.zeros((9, 9)))
@@ -206,7 +215,7 @@ def test_one_colour_photograph_makes_all_rgb(tmp_path: Path) -> None:
     assert images.source.mean == (0.485, 0.456, 0.406)
 
 
-def test_what_is_asked_for_goes_first_and_what_none_has_is_told(tmp_path: Path) -> None:
+def test_options_go_first_and_are_refused_where_no_file_fits(tmp_path: Path) -> None:
     source = list_images(str(folder_of(tmp_path / "a", 3, 4, 16, ".tif")), None, "pretrain")
     assert infer_pixel_format(source, 4, 8).pixel == Pixel(4, 8)
     with pytest.raises(UserError, match=r"000.tif has 4 channels of 16 bits and .* --channels"):
@@ -214,9 +223,9 @@ def test_what_is_asked_for_goes_first_and_what_none_has_is_told(tmp_path: Path) 
     colour = list_images(str(folder_of(tmp_path / "b", 3, 3, 8, ".png")), None, "pretrain")
     with pytest.raises(UserError, match="it has colours"):
         infer_pixel_format(colour, 1, None)
-    with pytest.raises(UserError, match="--bits 12"):
+    with pytest.raises(UserError, match=r"--bits .* 12"):
         infer_pixel_format(colour, None, 12)
-    with pytest.raises(UserError, match="--channels 0"):
+    with pytest.raises(UserError, match=r"--channels .* 0"):
         infer_pixel_format(colour, 0, None)
 
 

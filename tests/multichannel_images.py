@@ -1,4 +1,4 @@
-"""The sample's photographs as greyscale, in 12 of 16 bits, and with more bands, derived from theirs."""
+"""The sample's photographs as greyscale, in 12 of 16 bits, and with further channels made of theirs."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from sample_images import sample_images
 
 Band = NDArray[np.uint8 | np.uint16]
 
-# Each further band is a mixture of red, green and blue, as neighbouring wavelengths nearly are.
+# Each further channel is a mixture of red, green and blue, as neighbouring wavelengths nearly are.
 MIXTURES = np.random.default_rng(0).dirichlet((1, 1, 1), size=10).T
 
 
