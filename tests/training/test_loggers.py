@@ -173,12 +173,15 @@ def test_a_service_of_the_table_is_a_choice_of_log_to(
 
 
 def test_a_missing_package_is_named_with_its_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_service: str
 ) -> None:
-    (tmp_path / "no_such_service").mkdir()  # as wandb's own folder of runs in the working directory
+    (tmp_path / "no_such_package").mkdir()  # as wandb's own folder of runs in the working directory
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"pip install 'mixco\[no_such_service\]'"):
-        require(["no_such_service"])
+    require([file_service])  # needs none
+    entry = LOGGERS[file_service]._replace(package="no_such_package")
+    monkeypatch.setitem(LOGGERS, file_service, entry)
+    with pytest.raises(UserError, match=r"--log-to file.*pip install 'mixco\[file\]'"):
+        require([file_service])
 
 
 def test_tensorboard_has_every_epoch_once(folder: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from sample_images import unpack_sample
 
 from mixco.encoders.checkpoint import load_encoder
+from mixco.methods import METHODS, moco
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json, read_metrics
 from mixco.settings.config import PretrainConfig
@@ -36,6 +37,28 @@ def config(photos: Path, out: Path, **settings: Any) -> PretrainConfig:
     }
     places = {"data": str(photos), "cache": out.parent / "cache", "out": out}
     return pretrain_config(**{**usual, **places, **settings})
+
+
+progress: list[float] = []
+
+
+def build_recording(*arguments: Any, **options: Any) -> torch.nn.Module:
+    """MoCo that records what `after_step` is called with."""
+    method = moco.build(*arguments, **options)
+    object.__setattr__(method, "after_step", progress.append)
+    return method
+
+
+def test_a_method_hears_how_much_of_the_run_is_done(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = METHODS["moco"]._replace(build=f"{__name__}:build_recording")
+    monkeypatch.setitem(METHODS, "moco", entry)
+    progress.clear()
+    asked = config(photos, tmp_path / "run", method="moco", arch="test_resnet", stem="standard")
+    pretrain(asked, stop_after=4)
+    pretrain(asked)
+    assert progress == [step / 6 for step in range(1, 7)]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

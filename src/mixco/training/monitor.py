@@ -80,7 +80,7 @@ def spread(outputs: Tensor) -> float:
 def effective_rank(features: Tensor) -> float:
     """The number of directions of features: exp of the entropy of the normalised singular values.
 
-    features: [N, D]. Returns a number from 1 to min(N, D): k for k orthogonal directions of equal weight.
+    features: [N, D]. Returns 1 to min(N, D): k for k orthogonal directions of equal weight.
     Features are not centred, so equal ones give 1; zeros give 0. (Roy and Vetterli 2007.)
     """
     values = torch.linalg.svdvals(features.double())
