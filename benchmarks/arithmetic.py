@@ -135,7 +135,7 @@ def row_of(name: str, size: int, arguments: argparse.Namespace) -> list[str]:
     """The cells of one method at one size."""
     asked = {"channels": 3, "bits": 8, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     asked |= {"size": size, "arch": arguments.arch, "batch_size": arguments.batch_size}
-    config = config_of(name, loading="packed", stem="conv3s2" if size < 96 else "standard", **asked)
+    config = config_of(name, loading="packed", **asked)
     count = Count(arguments.tflops * 1e12, arguments.bandwidth * 1e12)
     count_step(resolve(config, Facts(IMAGES)), count)
     times = count.seconds["products"], sum(count.seconds.values())
