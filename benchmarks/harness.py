@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from mixco.data.datasets import list_images
 from mixco.data.decode import decode
 from mixco.data.loading import open_images
 from mixco.runtime.device import describe, processors, synchronise
-from mixco.runtime.imports import load
 from mixco.runtime.run_folder import versions
 from mixco.settings.config import PretrainConfig
 from mixco.settings.resolve import with_settings
@@ -260,4 +260,4 @@ def rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":  # a child process, see `child`
-    print(f"\n{json.dumps(load(sys.argv[1])(**json.loads(sys.argv[2])))}", flush=True)
+    print(f"\n{json.dumps(resolve_name(sys.argv[1])(**json.loads(sys.argv[2])))}", flush=True)

@@ -4,13 +4,13 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import torch
 from sample_images import unpack_sample
 
 import mixco.cli
-from mixco.runtime.imports import load
 from mixco.settings.options import rows
 from mixco.training.checkpoints import checkpoints
 
@@ -69,7 +69,7 @@ def test_the_help_of_a_command_fits_the_screen(
     words = " ".join(" ".join(line.strip("│ ") for line in lines).split())
     for broken in ("None", "MISSING", "True", "False", "(default: )", "'~", "..", "from nothing"):
         assert broken not in words.replace(" ...", "").replace("...)", "").replace("...,", "")
-    names = [row.option for row in rows(load(mixco.cli.commands()[command].config))]
+    names = [row.option for row in rows(resolve_name(mixco.cli.commands()[command].config))]
     assert all(name in words for name in names)
 
 

@@ -3,6 +3,7 @@ import json
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from configs import resolved, with_images
 from mixco.cli import commands
 from mixco.report.table import distinguishes
 from mixco.runtime.errors import UserError
-from mixco.runtime.imports import load
 from mixco.runtime.setting import Setting, declared
 from mixco.settings.config import OptimisationConfig, PretrainConfig, Settings
 from mixco.settings.options import help_of, is_required, parse, rows, table
@@ -30,7 +30,7 @@ from mixco.settings.resolve import (
 )
 from mixco.training.checkpoints import open_run
 
-CONFIGS = {name: load(command.config) for name, command in commands().items()}
+CONFIGS = {name: resolve_name(command.config) for name, command in commands().items()}
 SETTINGS = [
     pytest.param(kind, field, id=f"{command} {dotted}")
     for command, kind in CONFIGS.items()

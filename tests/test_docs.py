@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import pytest
@@ -27,7 +28,6 @@ import mixco
 from mixco import cli
 from mixco.encoders.checkpoint import EncoderDescription, save_encoder
 from mixco.models.encoder import build_backbone
-from mixco.runtime.imports import load
 from mixco.settings.config import PretrainConfig
 from mixco.settings.options import table
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
@@ -116,7 +116,7 @@ def test_the_python_of_a_page_runs(
 def test_a_command_is_understood(arguments: list[str]) -> None:
     if not any(word in ("--help", "-h", "--version") for word in arguments):
         name, *rest = arguments
-        cli.read(name, load(cli.commands()[name].config), rest)
+        cli.read(name, resolve_name(cli.commands()[name].config), rest)
 
 
 def only_reads(arguments: list[str]) -> bool:

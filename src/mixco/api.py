@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass
 from os import PathLike
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from mixco.embeddings import commands
@@ -14,7 +15,6 @@ from mixco.evaluation import evaluate as run_evaluation
 from mixco.evaluation.features import Features
 from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError
-from mixco.runtime.imports import load
 from mixco.runtime.progress import say
 from mixco.runtime.run_folder import read_json, read_metrics
 from mixco.settings.config import (
@@ -128,7 +128,7 @@ def evaluate(kind: str, **settings: Any) -> dict[str, Any]:
     """
     if kind not in EVALUATIONS:
         raise UserError(f"evaluate: {kind} is no evaluation; {nearest(kind, EVALUATIONS)}")
-    config = with_settings(load(EVALUATIONS[kind].config)(), settings, kind)
+    config = with_settings(resolve_name(EVALUATIONS[kind].config)(), settings, kind)
     return run_evaluation(kind, config)
 
 

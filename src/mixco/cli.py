@@ -5,11 +5,11 @@ import sys
 import textwrap
 from collections.abc import Callable
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any, NamedTuple, TypeVar
 
 from mixco.evaluation import EVALUATIONS, evaluate, measured
 from mixco.runtime.errors import UserError
-from mixco.runtime.imports import load
 from mixco.runtime.version import VERSION
 from mixco.settings.config import DoctorConfig, DownloadConfig, PretrainConfig
 from mixco.settings.resolve import load_recipe, nearest, recipe_names
@@ -210,8 +210,8 @@ def usage() -> str:
 def run(name: str, arguments: list[str]) -> None:
     """Run one command."""
     command = commands()[name]
-    config = read(name, load(command.config), arguments)
-    function = load(command.run) if isinstance(command.run, str) else command.run
+    config = read(name, resolve_name(command.config), arguments)
+    function = resolve_name(command.run) if isinstance(command.run, str) else command.run
     command.show(config, function(config))
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from configs import config_of, evaluation_config
@@ -13,7 +14,6 @@ from torch import Tensor
 from mixco.evaluation import EVALUATIONS, Evaluation, evaluate, measured
 from mixco.evaluation.features import Features, compute_features
 from mixco.evaluation.protocols import evaluate_scores
-from mixco.runtime.imports import load
 from mixco.runtime.run_folder import read_confusions, read_json
 from mixco.settings.config import LinearConfig
 
@@ -45,7 +45,7 @@ def test_one_function_and_one_line_add_an_evaluation(
     scores = f"{__name__}:centroids"
     monkeypatch.setitem(EVALUATIONS, "centroid", Evaluation("nearest centroid", scores=scores))
     config = evaluation_config(run, cache=run.parent / "cache")
-    assert isinstance(config, load(EVALUATIONS["centroid"].config))
+    assert isinstance(config, resolve_name(EVALUATIONS["centroid"].config))
     result = evaluate("centroid", config)
     assert result["top1"] > 40, "chance is 33 %; even a random encoder tells colours"
     assert result["top5"] == 100.0, "of three classes"
@@ -71,8 +71,8 @@ def test_scores_that_cannot_be_ranked_are_refused(
 
 def test_each_evaluation_has_its_settings_and_its_function() -> None:
     for entry in EVALUATIONS.values():
-        load(entry.config)()
-        assert callable(load(entry.run or entry.scores))
+        resolve_name(entry.config)()
+        assert callable(resolve_name(entry.run or entry.scores))
     assert len({entry.title for entry in EVALUATIONS.values()}) == len(EVALUATIONS)
 
 

@@ -7,9 +7,8 @@ An evaluation of frozen features is one function, from `features.Features` to sc
     )
 """
 
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
-
-from mixco.runtime.imports import load
 
 
 class Evaluation(NamedTuple):
@@ -78,9 +77,9 @@ EVALUATIONS: dict[str, Evaluation] = {
 def evaluate(kind: str, config: Any) -> dict[str, Any]:
     """Run an evaluation of the table. Returns its result: top1 and top5 in percent, and more."""
     if run := EVALUATIONS[kind].run:
-        result: dict[str, Any] = load(run)(config)
+        result: dict[str, Any] = resolve_name(run)(config)
     else:
-        result = load(f"{_PROTOCOLS}:evaluate_scores")(kind, config)
+        result = resolve_name(f"{_PROTOCOLS}:evaluate_scores")(kind, config)
     return result
 
 

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ from mixco.plots import draw_neighbours
 from mixco.runtime.device import describe
 from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError, explain_machine_failures
-from mixco.runtime.imports import load
 from mixco.runtime.progress import say
 from mixco.settings.config import EvaluationConfig, FinetuneConfig, KNNConfig, LinearConfig
 from mixco.settings.resolve import check_protocol, check_ranges
@@ -46,7 +46,7 @@ def evaluate_scores(
     that they are not computed twice.
     """
     f = features or compute_features(config)
-    return _result(kind, f, load(EVALUATIONS[kind].scores)(f))
+    return _result(kind, f, resolve_name(EVALUATIONS[kind].scores)(f))
 
 
 def _result(kind: str, f: Features, scores: Tensor, **settings: Any) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 from mixco.runtime.errors import UserError
-from mixco.runtime.imports import load
 from mixco.runtime.loggers import LOGGERS
 from mixco.runtime.progress import say
 from mixco.runtime.run_folder import read_results, write_json
@@ -186,7 +186,7 @@ def _follow(
     known = (read_results(path) if path.exists() else {}).get(name, {})
     has = known.get("epochs", 0)
     try:
-        service: Service = load(LOGGERS[name].start)(folder, config, known.get("id"))
+        service: Service = resolve_name(LOGGERS[name].start)(folder, config, known.get("id"))
     except Exception as error:  # services and networks raise anything
         reason = _first_line(error)
         if not known:

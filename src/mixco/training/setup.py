@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from statistics import median
 from typing import NamedTuple
 
@@ -49,7 +50,6 @@ from mixco.runtime.distributed import (
     world,
 )
 from mixco.runtime.files import one_at_a_time
-from mixco.runtime.imports import load
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.seeding import generator_for
 from mixco.settings import defaults
@@ -312,7 +312,7 @@ def mixer_of(mix: str) -> Mixer | None:
     """The mixer by its name; None for none."""
     if mix == NO_MIXER:
         return None
-    mixer: Mixer = load(MIXERS[mix].mixer)
+    mixer: Mixer = resolve_name(MIXERS[mix].mixer)
     return mixer
 
 
@@ -321,7 +321,7 @@ def build_method(settings: Settings) -> nn.Module:
     data, model, method, seed = settings.data, settings.model, settings.method, settings.run.seed
     backbone = build_backbone(model.arch, data.size, model.stem, seed, data.channels)
     head = build_head(feature_dim(backbone, data.size), model.dim, model.head, seed)
-    built: nn.Module = load(METHODS[method.method].build)(
+    built: nn.Module = resolve_name(METHODS[method.method].build)(
         Encoder(backbone, head),
         mixer_of(method.mix),
         method,
