@@ -134,6 +134,23 @@ def test_a_mistake_ends_in_a_sentence(
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
+@pytest.mark.parametrize(
+    ("line", "settings"),
+    [
+        ("embed a photos --out x.npz", {"run": Path("a"), "data": "photos"}),
+        ("embed a --out x.npz", {"run": Path("a"), "data": None}),
+        ("neighbours a x y --k 3", {"run": Path("a"), "images": ("x", "y"), "k": 3}),
+        ("report a b --images x", {"runs": (Path("a"), Path("b")), "images": (Path("x"),)}),
+        ("push a me/name", {"run": Path("a"), "repo_id": "me/name"}),
+        ("download stl10 --data-path x", {"name": "stl10", "data_path": Path("x")}),
+    ],
+)
+def test_what_must_be_given_needs_no_option(line: str, settings: dict[str, object]) -> None:
+    name, *arguments = line.split()
+    config = mixco.cli.read(name, load(mixco.cli.commands()[name].config), arguments)
+    assert {key: getattr(config, key) for key in settings} == settings
+
+
 def test_a_mistake_shows_no_traceback() -> None:
     done = run("pretrain", "--batch-size", "5000")
     assert done.returncode == 2
