@@ -1,33 +1,42 @@
-"""What evaluation costs: the fast probe, nearest neighbours among very many, and features.
+"""What evaluation costs: nearest neighbours among very many, features, and the fast probe.
 
     python benchmarks/evaluation.py [--part knn features probe] [--run RUN] [--device cpu]
     python benchmarks/evaluation.py --part knn --queries 50000 --rounds 1
 
-- knn: `neighbours` in a bank of --bank x --dim random features in the order of their classes, against
-  the bare float32 matrix products of the same blocks, whose results are thrown away. --queries may be
-  a part of those that are meant, --of: their time is then scaled, as the time grows with each of
-  them. With it the peak of the process's memory up to then, the bank included. It goes first, so
-  that the peak is its own. Some queries are checked against all similarities in float64.
-- features: images/s of `features_of` over packed images of the built-in sample, against bare forward
-  passes in evaluation mode over resident tensors: same encoder, batches, dtype and memory format.
-- probe: seconds of `mixco linear`, from loading to results.json: the fast probe with its whole sweep,
-  and the published protocol. Of the latter --linear-epochs are run, and the seconds of its training
-  scaled to 100 epochs, with what comes before as it is.
+knn: `neighbours` in a bank of --bank x --dim random features in the order of their classes, against the
+bare float32 matrix products of the same blocks, whose results are thrown away. Where --queries are
+fewer than --of, the time is scaled to --of. The peak of memory is that of the process with the bank;
+this part goes first, so the peak is its own. Some queries are checked in float64.
 
-Without --run an encoder is pretrained on the sample for one epoch: what it learnt has no part in how
-long things take. All is measured in turn; ratios are within a round.
+features: images/s of `features_of` over packed images of the sample, against bare forward passes in
+evaluation mode: same encoder, batches, dtype and memory format.
+
+probe: seconds of `mixco linear` from loading to results.json: the fast probe with its whole sweep, and
+the published protocol, of which --linear-epochs are run and scaled to 100.
+
+Without --run an encoder is pretrained on the sample for one epoch: speed does not depend on what it
+learnt. All is measured in turn; ratios are taken within a round.
 """
 
-import argparse
-import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import in_turn, ratios, spread, write_figures
+from harness import (
+    RESULTS,
+    Figures,
+    arguments_of,
+    config_of,
+    in_turn,
+    rate,
+    ratios,
+    spread,
+    spreads,
+    write_figures,
+)
 from torch import Tensor
 
 from mixco.data.images import FEATURE_BATCH
@@ -36,25 +45,18 @@ from mixco.embeddings.features import features_of
 from mixco.evaluation.features import compute_features
 from mixco.evaluation.protocols import evaluate_linear
 from mixco.evaluation.task import load_task
-from mixco.runtime.device import keep_freed_memory, pick_device
-from mixco.settings.config import (
-    DataConfig,
-    EvaluationConfig,
-    LinearConfig,
-    ModelConfig,
-    OptimisationConfig,
-    PretrainConfig,
-    RunConfig,
-)
+from mixco.runtime.device import keep_freed_memory, peak_memory, pick_device
+from mixco.settings.config import EvaluationConfig, LinearConfig
 from mixco.training.pretrain import pretrain
 
-CHUNK = 4096  # `neighbours` has it by default
+CHUNK = 4096  # the default of `neighbours`
 CLASSES = 1000
 GIB = 2**30
+CPU = torch.device("cpu")
 
 
 def synthetic(count: int, dim: int, seed: int) -> Tensor:
-    """float32 [count, dim]: clusters, one after the other as in folders; made in its own memory."""
+    """Clusters, one after the other as in folders: float32 [count, dim], made in its own memory."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.empty(count, dim).normal_(generator=generator)
     centres = torch.randn(CLASSES, dim, generator=torch.Generator().manual_seed(0))
@@ -73,12 +75,6 @@ def bare_products(bank: Tensor, queries: Tensor) -> None:
             torch.mm(query, rows.T, out=block)
 
 
-def peak_memory() -> int:
-    """Of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def agree(bank: Tensor, queries: Tensor, found: Tensor, index: Tensor) -> bool:
     """Are these the nearest, by all similarities in float64?"""
     for query, similarities, where in zip(queries.double(), found, index, strict=True):
@@ -86,49 +82,40 @@ def agree(bank: Tensor, queries: Tensor, found: Tensor, index: Tensor) -> bool:
             [F.cosine_similarity(rows.double(), query[None]) for rows in bank.split(CHUNK)]
         )
         expected = everything.topk(len(where)).values
-        if not (
-            torch.allclose(similarities.double(), expected, atol=1e-5)
-            and torch.allclose(everything[where], expected, atol=1e-5)
-        ):
-            return False
+        for values in (similarities.double(), everything[where]):
+            if not torch.allclose(values, expected, atol=1e-5):
+                return False
     return True
 
 
-def of_knn(arguments: argparse.Namespace) -> dict[str, object]:
-    keep_freed_memory(torch.device("cpu"))  # as every command does
-    bank = synthetic(arguments.bank, arguments.dim, 1)
-    # Of each class some, in order, also where they are a part.
-    queries = synthetic(arguments.queries, arguments.dim, 2)
-    before, peaks = peak_memory(), []
+def of_knn(a: Any) -> Figures:
+    keep_freed_memory(CPU)  # as every command does
+    bank = synthetic(a.bank, a.dim, 1)
+    queries = synthetic(a.queries, a.dim, 2)  # some of each class, in order
+    before, result, peaks = peak_memory(CPU) or 0, [], []
 
-    def ours() -> float:
+    def ours() -> Figures:
         began = time.perf_counter()
-        result[:] = knn.neighbours(bank, queries, arguments.k)
+        result[:] = knn.neighbours(bank, queries, a.k)
         seconds = time.perf_counter() - began
-        peaks.append(peak_memory())
-        return seconds
+        peaks.append(peak_memory(CPU) or 0)
+        return {"seconds": seconds}
 
-    def bare() -> float:
+    def bare() -> Figures:
         began = time.perf_counter()
         bare_products(bank, queries)
-        return time.perf_counter() - began
+        return {"seconds": time.perf_counter() - began}
 
-    result: list[Tensor] = []
-    seconds = in_turn({"neighbours, s": ours, "bare products, s": bare}, arguments.rounds)
-    of_ours, of_bare = seconds.values()
-    some = slice(None, None, max(1, arguments.queries // 4))
-    each = [s / arguments.queries for s in of_ours]
+    found = in_turn({"neighbours": ours, "bare products": bare}, a.rounds)
+    each = [figures["seconds"] / a.queries for figures in found["neighbours"]]
+    some = slice(None, None, max(1, a.queries // 4))
     return {
-        "part": "knn",
-        "bank": arguments.bank,
-        "dim": arguments.dim,
-        "queries": arguments.queries,
-        "k": arguments.k,
-        "seconds": spread(of_ours),
-        "bare_seconds": spread(of_bare),
-        "time_over_bare": ratios(of_ours, of_bare),
+        **{key: getattr(a, key) for key in ("bank", "dim", "queries", "k")},
+        **spreads(found["neighbours"]),
+        "bare_seconds": spreads(found["bare products"])["seconds"],
+        "time_over_bare": ratios(*found.values(), "seconds"),
         "milliseconds_a_query": spread(1000 * s for s in each),
-        f"seconds_of_{arguments.of}_queries": spread(s * arguments.of for s in each),
+        f"seconds_of_{a.of}_queries": spread(s * a.of for s in each),
         "bank_gib": bank.nbytes / GIB,
         "peak_gib_before": before / GIB,
         "peak_gib": peaks[0] / GIB,
@@ -137,127 +124,102 @@ def of_knn(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def of_features(evaluation: EvaluationConfig, arguments: argparse.Namespace) -> dict[str, object]:
+def of_features(evaluation: EvaluationConfig, a: Any) -> Figures:
     task = load_task(evaluation)
     device, dtype = task.compute
-    encoder = task.encoder.description
-    index = torch.arange(len(task.train.images)).repeat(arguments.passes)
+    size, images = task.input.size, task.train.images
+    index = torch.arange(len(images)).repeat(a.passes)
     backbone = task.encoder.backbone.to(device, memory_format=torch.channels_last)
-    shape = (min(FEATURE_BATCH, len(index)), 3, task.input.size, task.input.size)
-    batch = torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
+    batch = torch.randn(min(FEATURE_BATCH, len(index)), 3, size, size, device=device)
+    batch = batch.to(dtype, memory_format=torch.channels_last)
 
-    def ours() -> float:
-        began = time.perf_counter()
-        features_of(
-            backbone,
-            task.train.images,
-            index,
-            task.input,
-            compute=task.compute,
-            on_unreadable=print,
-        )
-        return len(index) / (time.perf_counter() - began)
+    def ours() -> None:
+        where = {"compute": task.compute, "on_unreadable": print}
+        features_of(backbone, images, index, task.input, **where)
 
     @torch.inference_mode()
-    def bare() -> float:
+    def bare() -> None:
         backbone.eval()
-        began = time.perf_counter()
         for part in index.split(FEATURE_BATCH):
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with task.compute.autocast():
                 backbone(batch[: len(part)])
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return len(index) / (time.perf_counter() - began)
 
     bare()  # not timed: what only a first pass has to do
-    rates = in_turn({"features": ours, "bare": bare}, arguments.rounds)
+    subjects = {"features": ours, "bare": bare}
+    found = in_turn(
+        {n: lambda step=step: rate(step, len(index), 1, device) for n, step in subjects.items()},
+        a.rounds,
+    )
     return {
-        "part": "features",
-        "arch": encoder.arch,
-        "size": task.input.size,
+        "arch": task.encoder.description.arch,
+        "size": size,
         "dtype": str(dtype),
         "images": len(index),
-        "images_per_second": spread(rates["features"]),
-        "bare_images_per_second": spread(rates["bare"]),
-        "ratio_to_bare": ratios(rates["features"], rates["bare"]),
+        **spreads(found["features"]),
+        "bare_images_per_second": spreads(found["bare"])["images_per_second"],
+        "ratio_to_bare": ratios(*found.values()),
     }
 
 
-def of_probe(evaluation: EvaluationConfig, arguments: argparse.Namespace) -> dict[str, object]:
+def of_probe(evaluation: EvaluationConfig, a: Any) -> Figures:
     features = compute_features(evaluation)  # not timed: packing, and the pages of the packed file
-    epochs, top1 = arguments.linear_epochs, {}
+    epochs = a.linear_epochs
 
-    def fast() -> float:
+    def fast() -> Figures:
         began = time.perf_counter()
-        top1["fast"] = evaluate_linear(LinearConfig(evaluation))["top1"]
-        return time.perf_counter() - began
+        top1 = evaluate_linear(LinearConfig(evaluation))["top1"]
+        return {"seconds": time.perf_counter() - began, "top1": top1}
 
-    def published() -> float:
+    def published() -> Figures:
         began = time.perf_counter()
         result = evaluate_linear(LinearConfig(evaluation, protocol="paper", epochs=epochs))
-        seconds = time.perf_counter() - began
-        top1[f"published, {epochs} epochs"] = result["top1"]
-        return seconds + result["seconds"] * (100 / epochs - 1)
+        seconds = time.perf_counter() - began + result["seconds"] * (100 / epochs - 1)
+        return {"seconds": seconds, "top1": result["top1"]}
 
-    seconds = in_turn({"fast, s": fast, "published, s of 100 epochs": published}, arguments.rounds)
-    of_fast, of_published = seconds.values()
+    found = in_turn({"fast": fast, f"published, {epochs} epochs": published}, a.rounds)
+    of_fast, of_published = found.values()
     return {
-        "part": "probe",
         "arch": features.task.encoder.description.arch,
         "size": features.task.input.size,
         "train_images": len(features.train_labels),
-        "fast_seconds": spread(of_fast),
-        "published_seconds": spread(of_published),
+        "fast_seconds": spreads(of_fast)["seconds"],
+        "published_seconds": spreads(of_published)["seconds"],
         "published_epochs_run": epochs,
-        "published_over_fast": ratios(of_published, of_fast),
-        "top1": top1,
+        "published_over_fast": ratios(of_published, of_fast, "seconds"),
+        "top1": {name: rounds[-1]["top1"] for name, rounds in found.items()},
     }
 
 
-def quickly_pretrained(arguments: argparse.Namespace, folder: Path) -> Path:
-    return pretrain(
-        PretrainConfig(
-            data=DataConfig(size=arguments.size),
-            model=ModelConfig(arch=arguments.arch),
-            optimisation=OptimisationConfig(epochs=1),
-            run=RunConfig(out=folder, knn_every=0, device=arguments.device),
-        )
-    )
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = ["knn", "features", "probe"]
-    parser.add_argument("--part", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="auto", help="of the encoder")
-    parser.add_argument("--out", type=Path)
-    of_bank = parser.add_argument_group("knn")
-    of_bank.add_argument("--bank", type=int, default=1_280_000)
-    of_bank.add_argument("--dim", type=int, default=512)
-    of_bank.add_argument("--queries", type=int, default=4096)
-    of_bank.add_argument("--of", type=int, default=50_000)
-    of_bank.add_argument("--k", type=int, default=20)
-    of_encoder = parser.add_argument_group("features, probe")
-    of_encoder.add_argument("--run", type=Path, help="of pretraining on the sample")
-    of_encoder.add_argument("--size", type=int, default=64, help="without --run")
-    of_encoder.add_argument("--arch", default="resnet18", help="without --run")
-    of_encoder.add_argument("--passes", type=int, default=4, help="over the images, for features")
-    of_encoder.add_argument("--linear-epochs", type=int, default=10)
-    arguments = parser.parse_args()
-    device = pick_device(arguments.device)
-    rows = [of_knn(arguments)] if "knn" in arguments.part else []
-    if set(arguments.part) - {"knn"}:
+    integer = {"type": int}
+    a = arguments_of(
+        __doc__,
+        part={"nargs": "+", "choices": parts, "default": parts},
+        bank={**integer, "default": 1_280_000, "help": "knn: features to search in"},
+        dim={**integer, "default": 512, "help": "knn"},
+        queries={**integer, "default": 4096, "help": "knn"},
+        of={**integer, "default": 50_000, "help": "knn: queries that the time is scaled to"},
+        k={**integer, "default": 20, "help": "knn"},
+        run={"type": Path, "help": "features, probe: a run of pretraining on the sample"},
+        size={**integer, "default": 64, "help": "without --run"},
+        arch={"default": "resnet18", "help": "without --run"},
+        passes={**integer, "default": 4, "help": "features: passes over the images"},
+        linear_epochs={**integer, "default": 10, "help": "probe"},
+    )
+    rows: list[Figures] = [{"part": "knn", **of_knn(a)}] if "knn" in a.part else []
+    if {*a.part} - {"knn"}:
         with tempfile.TemporaryDirectory() as folder:
-            run = arguments.run or quickly_pretrained(arguments, Path(folder) / "run")
+            settings = {"size": a.size, "arch": a.arch, "epochs": 1, "device": a.device}
+            run = a.run or pretrain(config_of("simclr", **settings, out=f"{folder}/run"))
             out = Path(folder) / "out"  # nothing is written into a run that was given
-            evaluation = EvaluationConfig(run=run, out=out, device=arguments.device)
-            if "features" in arguments.part:
-                rows.append(of_features(evaluation, arguments))
-            if "probe" in arguments.part:
-                rows.append(of_probe(evaluation, arguments))
-    out = arguments.out or Path(f"benchmarks/results/evaluation-{device.type}.json")
-    write_figures(out, rows, device)
+            evaluation = EvaluationConfig(run=run, out=out, device=a.device)
+            if "features" in a.part:
+                rows.append({"part": "features", **of_features(evaluation, a)})
+            if "probe" in a.part:
+                rows.append({"part": "probe", **of_probe(evaluation, a)})
+    device = pick_device(a.device)
+    write_figures(a.out or RESULTS / f"evaluation-{device.type}.json", rows, device)
 
 
 if __name__ == "__main__":

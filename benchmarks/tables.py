@@ -1,8 +1,9 @@
-"""The tables and the plot of docs/performance.md, from the files of figures.
+"""The tables and the plots of docs/performance.md, from the files of figures.
 
     python benchmarks/tables.py [--device cpu] > tables.md
 
-Prints Markdown and draws docs/images/performance.png. It measures nothing.
+Prints Markdown, and draws performance.png and growth.png into docs/images, or --pictures. It measures
+nothing.
 """
 
 import argparse
@@ -17,7 +18,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-PICTURE = HERE.parent / "docs" / "images" / "performance.png"
+PICTURES = HERE.parent / "docs" / "images"
 METHODS_A_LINE = 7
 COLOURS = {
     "ours": "#d1495b",
@@ -94,28 +95,30 @@ def views(device: str) -> None:
 
 def others(device: str) -> None:
     """Flat rows, whatever they hold."""
-    for pattern in (f"evaluation-{device}*.json", "startup*.json", "loading.json"):
+    patterns = (f"{name}-{device}*.json" for name in ("evaluation", "parts", "gradient-caching"))
+    for pattern in (*patterns, "startup*.json", "loading.json"):
         for path, content in figures(pattern):
             print(f"`{content['command']}` ({path.name}, commit {content['commit']})\n")
             for row in content["rows"]:
+                flat = {**row, **row.get("milliseconds", {})}
+                flat.pop("milliseconds", None)
                 cells = [
-                    f"{key} {shown(value, ',.3g')}"
-                    if isinstance(value, dict) and "median" in value
-                    else f"{key} {value}"
-                    for key, value in row.items()
+                    f"{key} {shown(value, ',.3g') if isinstance(value, dict) else value}"
+                    for key, value in flat.items()
+                    if not isinstance(value, dict) or "median" in value
                 ]
                 print(f"- {'; '.join(cells)}")
             print()
 
 
 def of_file(name: str) -> tuple[str, int, bool]:
-    """Encoder, size, and whether it is of MixCo alone: pretraining-cpu-64-resnet50-mixco"""
+    """pretraining-cpu-64-resnet50-mixco -> encoder, size, and whether all methods are with MixCo."""
     _, _, size, *rest = name.split("-")
     return next(iter({*rest} - {"mixco"}), "resnet18"), int(size), "mixco" in rest
 
 
-def draw(rows: list[dict[str, Any]]) -> None:
-    """Images a second of each subject, a panel a size and encoder, a group a method."""
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Images a second of each subject: a panel for each size and encoder, a group for each method."""
     files = list(dict.fromkeys(row["file"] for row in rows))
     files.sort(key=of_file)
     methods = {f: list(dict.fromkeys(r["method"] for r in rows if r["file"] == f)) for f in files}
@@ -157,18 +160,67 @@ def draw(rows: list[dict[str, Any]]) -> None:
     figure.legend(
         named.values(), [labels[name] for name in named], loc="outside lower center", ncols=5
     )
-    figure.savefig(PICTURE, dpi=150)
+    figure.savefig(path, dpi=150)
+
+
+MEASURES = {  # key of the figures: label and scale
+    "images_per_second": ("images / s", 1.0),
+    "waiting_share": ("time spent waiting for data, %", 100.0),
+    "memory_mib": ("peak memory, GiB", 1 / 1024),
+}
+FACTORS = {
+    "images": "images",
+    "batch": "images in a batch",
+    "queue": "keys in MoCo's queue",
+    "workers": "decoding processes (streamed)",
+}
+
+
+def draw_growth(figures: dict[str, Any], path: Path) -> None:
+    """Speed, waiting and memory over each factor."""
+    rows, base = figures["rows"], figures["rows"][0]["base"]
+    factors = [factor for factor in FACTORS if any(row["factor"] == factor for row in rows)]
+    measures = [key for key in MEASURES if any(key in row for row in rows)]
+    size = (3.4 * len(factors), 2.6 * len(measures))
+    figure, grid = plt.subplots(
+        len(measures), len(factors), figsize=size, squeeze=False, sharey="row"
+    )
+    for line, key in enumerate(measures):
+        label, scale = MEASURES[key]
+        grid[line][0].set_ylabel(label)
+        top = max(row[key]["max"] * scale for row in rows if key in row)
+        for axes, factor in zip(grid[line], factors, strict=True):
+            some = [row for row in rows if row["factor"] == factor and key in row]
+            x = range(len(some))  # evenly: the values are powers, or few
+            for number, style in (("median", "o-"), ("min", "_"), ("max", "_")):
+                y = [row[key][number] * scale for row in some]
+                axes.plot(x, y, style, color="tab:blue", markersize=6 if number == "median" else 9)
+            axes.set_xticks(list(x), [f"{row['value']:,}" for row in some])
+            axes.set_ylim(0, max(5, 1.15 * top) if key == "waiting_share" else 1.15 * top)
+            axes.grid(axis="y", alpha=0.3)
+            if line == len(measures) - 1:
+                axes.set_xlabel(FACTORS[factor])
+    figure.suptitle(
+        f"MoCo + MixCo, {base['arch']} at {base['size']} px. What does not vary: {base['images']:,} "
+        f"images, packed;\nbatch {base['batch']}, queue {base['queue']:,}. {figures['machine']}",
+        fontsize=9,
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pictures", type=Path, default=PICTURES, help="where plots are written")
     arguments = parser.parse_args()
     rows = pretraining(arguments.device)
     views(arguments.device)
     others(arguments.device)
     if rows:
-        draw(rows)
+        draw(rows, arguments.pictures / "performance.png")
+    for _, growth in figures(f"growth-{arguments.device}.json"):
+        draw_growth(growth, arguments.pictures / "growth.png")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ so figures are those of one core, since torchvision's users multiply theirs by l
 torchvision still works on the CPU, and its batches are copied over. Ratios are within a round.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,20 +24,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision.transforms as v1
-from loading import make_photos
-from measuring import in_turn, ratios, spread, write_figures
+from harness import (
+    RESULTS,
+    Figures,
+    arguments_of,
+    in_turn,
+    rate,
+    ratios,
+    spreads,
+    write_figures,
+    write_mosaics,
+)
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from mixco.runtime.device import pick_device
-from mixco.views.augment import (
-    Augmentation,
-    Input,
-    moco_v2,
-    simclr,
-    two_views,
-)
+from mixco.views.augment import Augmentation, Input, moco_v2, simclr, two_views
 
 try:
     import kornia.augmentation
@@ -53,8 +55,7 @@ Views = tuple[Tensor, Tensor]
 def photos(count: int, side: int) -> Tensor:
     """uint8 [count, 3, side, side]"""
     with tempfile.TemporaryDirectory() as folder:
-        make_photos(Path(folder) / "photos", count, side)
-        files = sorted(Path(folder).rglob("*.jpg"))
+        files = sorted(write_mosaics(Path(folder) / "photos", count, side).iterdir())
         pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
@@ -145,60 +146,62 @@ def of_kornia(images: Tensor, a: Augmentation, device: torch.device) -> Callable
     return views
 
 
-def rate(views: Callable[[], Views], seconds: float, device: torch.device) -> float:
-    """Images a second, two views each, over so many seconds and one batch at least."""
-    images, began = 0, time.perf_counter()
-    while True:
-        images += len(views()[0])
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if (spent := time.perf_counter() - began) >= seconds:
-            return images / spent
+def measured(
+    make: Callable[..., Callable[[], Views]], images: Tensor, *rest: object, seconds: float
+) -> Callable[[], Figures]:
+    """Images a second, two views each, over so many seconds or a little more, and one batch at least."""
+    device = rest[-1]
+    assert isinstance(device, torch.device)
+    make(images[:8], *rest)()  # what only a first call has to do
+    views = make(images, *rest)
+    began = time.perf_counter()
+    views()
+    batches = max(1, round(seconds / (time.perf_counter() - began)))
+    return lambda: rate(views, len(images), batches, device)
+
+
+MAKERS = {
+    "ours": of_ours,
+    "torchvision-v2": of_torchvision_v2,
+    "torchvision-pil": of_torchvision_pil,
+    **({} if kornia is None else {"kornia": of_kornia}),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, nargs="+", default=[32, 64, 96, 224])
-    parser.add_argument("--side", type=int, help="of the images; default: the view's, 256 for 224")
-    parser.add_argument("--augmentation", nargs="+", choices=PRESETS, default=list(PRESETS))
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.5, help="at least, of each measurement")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    device = pick_device(arguments.device)
+    several = {"type": int, "nargs": "+"}
+    arguments = arguments_of(
+        __doc__,
+        size={**several, "default": [32, 64, 96, 224]},
+        side={"type": int, "help": "of the images; default: the view's, 256 for 224"},
+        augmentation={"nargs": "+", "choices": PRESETS, "default": list(PRESETS)},
+        batch_size={"type": int, "default": 256},
+        seconds={"type": float, "default": 0.5, "help": "about, of each measurement"},
+        threads={"type": int, "default": 1},
+        rounds=5,
+    )
+    device, seconds = pick_device(arguments.device), arguments.seconds
     torch.set_num_threads(arguments.threads)
-    makers = {
-        "ours": of_ours,
-        "torchvision-v2": of_torchvision_v2,
-        "torchvision-pil": of_torchvision_pil,
-    }
-    if kornia is not None:
-        makers["kornia"] = of_kornia
-    rows: list[dict[str, object]] = []
+    rows: list[Figures] = []
     for size in arguments.size:
         side = arguments.side or (256 if size == 224 else size)
         images = photos(arguments.batch_size, side)
         for name in arguments.augmentation:
-            augmentation = PRESETS[name](Input(size))
-            subjects = {}
-            for maker, make in makers.items():
-                make(images[:8], augmentation, device)()  # what only a first call has to do
-                views = make(images, augmentation, device)
-                subjects[maker] = lambda views=views: rate(views, arguments.seconds, device)
             print(f"{name}, {size} pixels of {side}")
-            rates = in_turn(subjects, arguments.rounds)
-            row: dict[str, object] = {"augmentation": name, "size": size, "side": side}
-            if kornia is not None:
-                row["kornia"] = kornia.__version__
-            row["images_per_second"] = {subject: spread(v) for subject, v in rates.items()}
-            row["ours_over"] = {
-                peer: ratios(rates["ours"], v) for peer, v in rates.items() if peer != "ours"
+            a = PRESETS[name](Input(size))
+            makers = MAKERS.items()
+            subjects = {n: measured(make, images, a, device, seconds=seconds) for n, make in makers}
+            found = in_turn(subjects, arguments.rounds)
+            ours = found.pop("ours")
+            row: Figures = {"augmentation": name, "size": size, "side": side}
+            row |= {} if kornia is None else {"kornia": kornia.__version__}
+            of_all = {"ours": ours, **found}
+            row["images_per_second"] = {
+                subject: spreads(rounds)["images_per_second"] for subject, rounds in of_all.items()
             }
+            row["ours_over"] = {peer: ratios(ours, rounds) for peer, rounds in found.items()}
             rows.append(row)
-    out = arguments.out or Path(f"benchmarks/results/views-{device.type}.json")
+    out = arguments.out or RESULTS / f"views-{device.type}.json"
     write_figures(out, rows, device)
 
 

@@ -14,24 +14,17 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mixco import (
-    DataConfig,
-    MethodConfig,
-    MoCo,
-    ModelConfig,
-    OptimisationConfig,
-    PretrainConfig,
-    RunConfig,
-    mix_halves,
-    pretrain,
-)
+from mixco import MoCo, Pairs, pretrain
 from mixco.data.datasets import list_images
 from mixco.data.loading import open_images
+from mixco.mixing import Mixed, blend, soft_targets
 from mixco.plots import BASE, DPI, INK, MIXED
+from mixco.runtime.distributed import split_batch
 from mixco.runtime.run_folder import read_json
 from mixco.runtime.seeding import generator_for
+from mixco.settings.config import Settings
 from mixco.settings.resolve import from_dict
-from mixco.training.pretrain import build_method
+from mixco.training.setup import build_method
 from mixco.views import augment as views
 
 IMAGES = Path(__file__).parent / "images"
@@ -96,44 +89,53 @@ def draw_views() -> None:
     save(figure, "how-views.png")
 
 
+def mix(images: Tensor, lam: Tensor) -> Mixed:
+    """The first half of the images mixed with the second, as MixCo does, with given lambdas."""
+    first = torch.arange(len(lam))
+    pairs = Pairs(first, first + len(lam), lam)
+    mixed, lam = blend(images[pairs.first], images[pairs.second], pairs)
+    return Mixed(mixed, soft_targets(pairs, lam, len(images)))
+
+
 def draw_mixing() -> None:
     """Pairs, their mixed images for several lambdas, and lambda as the target."""
-    shares = torch.tensor([0.5, 0.8, 0.3, 0.65])
+    lambdas = torch.tensor([0.5, 0.8, 0.3, 0.65])
     images, _ = photographs(8, SIZE)
-    mixed = mix_halves(images.float() / 255, shares)
+    mixed = mix(images.float() / 255, lambdas)
     figure = Figure(figsize=(9, 3.9), layout="constrained")
     grid = figure.add_gridspec(3, 8, height_ratios=[1, 2, 0.35])
-    for pair, share in enumerate(shares.tolist()):
+    for pair, lam in enumerate(lambdas.tolist()):
         for side, source in enumerate((pair, pair + 4)):
             show(
                 figure.add_subplot(grid[0, 2 * pair + side]), images[source], f"image {source + 1}"
             )
-        show(figure.add_subplot(grid[1, 2 * pair : 2 * pair + 2]), mixed.images[pair])
+        middle = figure.add_subplot(grid[1, 2 * pair : 2 * pair + 2])
+        show(middle, mixed.images[pair], f"mixed image {pair + 1}")
         axes = figure.add_subplot(grid[2, 2 * pair : 2 * pair + 2])
         left, right = mixed.targets[pair, [pair, pair + 4]].tolist()
         axes.barh([0], [left], color=MIXED)
         axes.barh([0], [right], left=[left], color=BASE)
         axes.set(xlim=(0, 1), xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        axes.text(left / 2, 0, f"{share:.2f}", ha="center", va="center", color="white", fontsize=9)
+        axes.text(
+            left / 2, 0, f"λ = {lam:.2f}", ha="center", va="center", color="white", fontsize=9
+        )
         axes.text(left + right / 2, 0, f"{right:.2f}", ha="center", va="center", fontsize=9)
     save(figure, "how-mixing.png")
 
 
-def draw_targets(method: MoCo, config: PretrainConfig) -> None:
+def draw_targets(method: MoCo, config: Settings) -> None:
     """Targets of mixed images, and their similarities in a trained encoder."""
     batch, queue = 16, 16
-    augmentation = views.weaken_jitter(
-        views.moco_v2(views.Input(config.data.size)),
-        config.method.jitter,
-    )
+    plain = views.moco_v2(views.Input(config.data.size))
+    augmentation = views.weaken_jitter(plain, config.method.jitter)
     images, extents = photographs(batch, config.data.size, of=1)
     generator = generator_for(1, "pictures")
     view_q, view_k = views.two_views(images, extents, augmentation, generator, torch.float32)
-    mixed = mix_halves(view_q, torch.linspace(0.9, 0.2, batch // 2))
+    mixed = mix(view_q, torch.linspace(0.9, 0.2, batch // 2))
     with torch.no_grad():
-        queries = method.eval().encode_queries(mixed.images)
-        keys = method.encode_keys(view_k, generator)
+        queries = method.eval().encode_queries([mixed.images])
+        keys = method.encode_keys(view_k, split_batch(batch, 1), generator)
     candidates = torch.cat([keys, method.queue.keys[:queue]])
     likeness = queries @ candidates.T
     targets = torch.cat([mixed.targets, torch.zeros(len(queries), queue)], dim=1)
@@ -214,20 +216,14 @@ def draw_parts() -> None:
 
 
 def short_run(out: Path) -> Path:
-    return pretrain(
-        PretrainConfig(
-            data=DataConfig(size=32),
-            model=ModelConfig(stem="standard"),
-            method=MethodConfig(method="moco", mix="mixco", jitter=0.25),
-            optimisation=OptimisationConfig(epochs=20, batch_size=128),
-            run=RunConfig(out=out, device="cpu", knn_every=0),
-        )
-    )
+    settings = {"method": "moco", "mix": "mixco", "size": 32, "stem": "standard", "jitter": 0.25}
+    settings |= {"epochs": 20, "batch_size": 128, "device": "cpu", "knn_every": 0}
+    return pretrain(out=out, **settings).folder
 
 
-def trained_method(run: Path) -> tuple[MoCo, PretrainConfig]:
+def trained_method(run: Path) -> tuple[MoCo, Settings]:
     """The method of a run, from its last checkpoint."""
-    config = from_dict(PretrainConfig, read_json(run / "config.json"), str(run))
+    config = from_dict(Settings, read_json(run / "config.json"), str(run))
     method = build_method(config)
     assert isinstance(method, MoCo), f"{run} is no run of MoCo"
     last = max((run / "checkpoints").glob("step-*.pt"))

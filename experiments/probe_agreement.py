@@ -1,6 +1,6 @@
 """Do the fast probe and the published protocol agree on an encoder?
 
-python experiments/probe_agreement.py [--run RUN] [--epochs 20] [--seeds 3] [--out runs/agreement]
+    python experiments/probe_agreement.py [--run RUN] [--epochs 20] [--seeds 3] [--out runs/agreement]
 
 Evaluates one encoder on the sample (1,600 training and 400 test images) by both protocols with
 several seeds, prints both results with their difference, and writes them to OUT/agreement.json. Without
@@ -8,22 +8,21 @@ several seeds, prints both results with their difference, and writes them to OUT
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
 from statistics import mean, stdev
 
 from mixco.evaluation.protocols import evaluate_linear
 from mixco.runtime.run_folder import write_json
 from mixco.settings.config import EvaluationConfig, LinearConfig
-from mixco.settings.resolve import load_recipe
+from mixco.settings.resolve import load_recipe, with_settings
 from mixco.training.pretrain import pretrain
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, help="a run folder; default: pretrain one")
-    parser.add_argument("--epochs", type=int, default=20, help="of pretraining")
-    parser.add_argument("--linear-epochs", type=int, default=100, help="of the published protocol")
+    parser.add_argument("--epochs", type=int, default=20, help="pretraining's")
+    parser.add_argument("--linear-epochs", type=int, default=100, help="the published protocol's")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/agreement"))
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/mixco"))
@@ -62,15 +61,8 @@ def main() -> None:
 
 def pretrained(options: argparse.Namespace) -> Path:
     """Pretrain by the demo's recipe, below --out."""
-    recipe = load_recipe("demo")
-    return pretrain(
-        dataclasses.replace(
-            recipe,
-            data=dataclasses.replace(recipe.data, cache=options.cache),
-            optimisation=dataclasses.replace(recipe.optimisation, epochs=options.epochs),
-            run=dataclasses.replace(recipe.run, out=options.out / "run"),
-        )
-    )
+    changes = {"cache": options.cache, "epochs": options.epochs, "out": options.out / "run"}
+    return pretrain(with_settings(load_recipe("demo"), changes, "demo"))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,20 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mixco.settings.config import EvaluationConfig, PretrainConfig
-from mixco.settings.resolve import with_settings
+from mixco.settings.config import EvaluationConfig, PretrainConfig, Settings
+from mixco.settings.resolve import Facts, resolve, with_settings
 
 T = TypeVar("T")
+
+SEEN: dict[str, Any] = {
+    "size": 64,
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "channels": 3,
+    "bits": 8,
+    "loading": "packed",
+}
+"""What a run finds out from its images, before the rest is chosen."""
 
 
 def config_of(kind: type[T], **settings: Any) -> T:
@@ -22,3 +32,14 @@ def pretrain_config(**settings: Any) -> PretrainConfig:
 def evaluation_config(run: Path | None = None, **settings: Any) -> EvaluationConfig:
     """Which encoder is evaluated on which images, on the CPU."""
     return config_of(EvaluationConfig, run=run, **settings)
+
+
+def with_images(config: PretrainConfig) -> PretrainConfig:
+    """The config as if its images had been looked at: RGB of 64 px, unless it says otherwise."""
+    unset = {k: v for k, v in SEEN.items() if getattr(config.data, k) in (None, "auto")}
+    return with_settings(config, unset, "the images")
+
+
+def resolved(images: int = 1600, **settings: Any) -> Settings:
+    """The settings of a run on so many images, with everything chosen."""
+    return resolve(with_images(pretrain_config(**settings)), Facts(images))

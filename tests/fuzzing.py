@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from configs import pretrain_config, with_images
 from hypothesis import strategies as st
 from PIL import Image
 from run_folders import ARCH
@@ -43,10 +44,9 @@ from mixco.models.encoder import Encoder, build_backbone, build_head
 from mixco.report.table import table
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import add_result, collect
-from mixco.settings.config import PretrainConfig, RunConfig
-from mixco.settings.resolve import from_dict, load_recipe, recipe_names, resolve, to_dict
-from mixco.training.checkpoints import newest_state, open_run
-from mixco.training.pretrain import is_finished
+from mixco.settings.config import PretrainConfig, Settings
+from mixco.settings.resolve import Facts, from_dict, load_recipe, recipe_names, resolve, to_dict
+from mixco.training.checkpoints import is_finished, newest_state, open_run
 from mixco.training.setup import as_it_began
 
 SUCCESS, TOLD, LEFT_OUT = "success", "told in a sentence", "left out with a reason"
@@ -66,7 +66,7 @@ def told_or(action: Callable[[], object]) -> str:
         action()
     except UserError as error:
         text = str(error)
-        assert len(text) > 20 and ("; " in text or ". " in text or ": " in text), text
+        assert len(text) > 20 and any(mark in text for mark in ("; ", ". ", ": ", " must ")), text
         return TOLD
     return SUCCESS
 
@@ -234,9 +234,9 @@ def resolve_recipe(case: tuple[bytes, int], folder: Path) -> str:
     path.write_bytes(case[0])
 
     def action() -> None:
-        resolved = resolve(load_recipe(str(path)), case[1])
-        again = json.loads(json.dumps(to_dict(resolved), allow_nan=False))
-        assert from_dict(PretrainConfig, again, "again") == resolved
+        settings = resolve(with_images(load_recipe(str(path))), Facts(case[1]))
+        again = json.loads(json.dumps(to_dict(settings), allow_nan=False))
+        assert from_dict(Settings, again, "again") == settings
 
     return told_or(action)
 
@@ -263,9 +263,8 @@ def resolve_command_line(case: tuple[list[str], int], _folder: Path) -> str:
     arguments, count = case
 
     def action() -> None:
-        recipe = cli._recipe_in(arguments)
-        default = load_recipe(recipe) if recipe else PretrainConfig()
-        resolve(cli.parse(PretrainConfig, "pretrain", arguments, default), count)
+        config = cli.read("pretrain", PretrainConfig, arguments)
+        resolve(with_images(config), Facts(count))
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -324,7 +323,7 @@ def use_run(case: tuple[str, bytes], folder: Path) -> str:
     (run / name).write_bytes(data)
 
     def go_on() -> None:
-        as_it_began(PretrainConfig(run=RunConfig(out=run)))
+        as_it_began(pretrain_config(out=run))
         with open_run(run, config, lambda _: None):
             is_finished(run)
 

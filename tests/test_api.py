@@ -45,18 +45,18 @@ def test_a_config_is_taken_as_before(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_told() -> None:
-    for settings, message in (
-        ({"epoch": 3}, "pretrain: unknown keyword epoch; did you mean epochs?"),
-        ({"epochs": "three"}, "pretrain: epochs = 'three' is not a int"),
+    for settings, words in (
+        ({"epoch": 3}, "did you mean epochs?"),
+        ({"epochs": "three"}, "epochs must be an integer, got 'three'"),
         ({"method": "simcrl"}, "did you mean simclr?"),
         ({"recipe": "demmo"}, "did you mean demo?"),
         ({"config": mixco.PretrainConfig(), "recipe": "demo"}, "not both"),
-        ({"out": 3}, "pretrain: out = 3 is not a Path"),
+        ({"out": 3}, "out must be a path, got 3"),
     ):
         with pytest.raises(mixco.UserError) as told:
             mixco.pretrain(**settings)  # type: ignore[arg-type]
-        assert message in str(told.value)
-    with pytest.raises(mixco.UserError, match="knn: unknown keyword rum; did you mean run"):
+        assert words in str(told.value) and str(told.value).startswith(("pretrain: ", "--recipe"))
+    with pytest.raises(mixco.UserError, match=r"knn: .*rum.*did you mean run"):
         mixco.evaluate_knn(rum="runs/a")
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks' files of figures say where they come from, and the GPU's pieces run without a GPU."""
+"""The benchmarks' files of figures say where they come from, and the benchmarks run in small."""
 
 import importlib
 import json
@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FIGURES = sorted((BENCHMARKS / "results").rglob("*.json"))
+TINY = ("--size", "32", "--arch", "test_resnet", "--rounds", "1", "--device", "cpu")
 
 
 def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -25,6 +27,15 @@ def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
     )
 
 
+def rows_of(out: Path, script: str, *arguments: str | Path) -> list[dict[str, Any]]:
+    """The rows that a small run of a benchmark writes."""
+    done = run(script, *arguments, *TINY, "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    test_figures_say_where_they_come_from(out)
+    rows: list[dict[str, Any]] = json.loads(out.read_text("utf-8"))["rows"]
+    return rows
+
+
 @pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.name)
 def test_figures_say_where_they_come_from(path: Path) -> None:
     figures = json.loads(path.read_text("utf-8"))
@@ -33,12 +44,21 @@ def test_figures_say_where_they_come_from(path: Path) -> None:
     assert figures["rows"]
 
 
+def test_ratios_are_taken_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    harness = importlib.import_module("harness")
+    rates = {"ours": iter([2.0, 8.0]), "theirs": iter([1.0, 2.0])}
+    subjects = {name: lambda r=r: {"images_per_second": next(r)} for name, r in rates.items()}
+    found = harness.in_turn(subjects, 2)
+    assert harness.ratios(found["ours"], found["theirs"]) == {"median": 3, "min": 2, "max": 4}
+
+
 @pytest.mark.slow
 def test_the_pieces_for_a_gpu_are_listed_and_need_one() -> None:
     listed = run("gpu.py", "--list")
     assert listed.returncode == 0, listed.stderr
     lines = [line.split() for line in listed.stdout.splitlines()]
-    assert {"tests", "sync", "views-64", "rates-resnet18-64"} <= {line[0] for line in lines}
+    assert {"tests", "sync", "views-64", "steps-64-256"} <= {line[0] for line in lines}
     assert all(int(line[1]) <= 540 for line in lines)
     without = run("gpu.py")
     assert (without.returncode, without.stdout) == (0, "no GPU\n")
@@ -55,30 +75,39 @@ def test_a_piece_is_done_once_and_only_within_the_budget(tmp_path: Path) -> None
     assert "views-64: done before" in run("gpu.py", *arguments).stdout
 
 
-def test_a_point_of_the_growth_is_a_run_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    growth = importlib.import_module("growth")
-    point = {"arch": "resnet18", "size": 64, "batch": 32, "queue": 64, "device": "cpu"}
-    config = growth.config_of({**point, "data": "sample", "cache": "c", "out": "o", "workers": 2})
-    assert (config.method.queue, config.data.loading) == (64, "streamed")
+@pytest.mark.slow
+def test_ours_is_compared_with_the_limit(tmp_path: Path) -> None:
+    options = ("--steps", "1", "--batch-size", "32", "--queue", "64", "--workers", "1")
+    subjects = ("--methods", "moco+mixco", "--subjects", "ours", "bare")
+    packing, ours, bare = rows_of(tmp_path / "f.json", "pretraining.py", *options, *subjects)
+    assert packing["packed_images"] == 32
+    assert (ours["subject"], bare["subject"]) == ("ours", "bare")
+    ratio = ours["images_per_second"]["median"] / bare["images_per_second"]["median"]
+    assert bare["ours_over_theirs_images_per_second"]["median"] == pytest.approx(ratio, rel=0.01)
 
 
 @pytest.mark.slow
-def test_a_few_steps_are_those_of_the_products_loop(tmp_path: Path) -> None:
-    """The benchmarks take the place of two of its functions; they must still fit."""
-    options = ["--data", "sample", "--size", "32", "--stem", "conv3s2", "--device", "cpu"]
-    where = ["--out", tmp_path / "run", "--cache", tmp_path / "cache"]
-    done = run("few_steps.py", "pretrain", *options, "--epochs", "1", *where)
-    assert done.stdout.endswith("stepped\n"), done.stderr
-
-
-@pytest.mark.slow
-def test_the_parts_of_a_step_are_seen_in_the_products_loop(tmp_path: Path) -> None:
-    options = ("--size", "32", "--batch", "32", "--steps", "2", "--rounds", "1", "--device", "cpu")
-    done = run("step_parts.py", "--methods", "moco+mixco", *options, "--out", tmp_path / "f.json")
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads((tmp_path / "f.json").read_text("utf-8"))["rows"]
+def test_the_parts_of_a_step_make_up_the_step(tmp_path: Path) -> None:
+    options = ("--batch-size", "32", "--steps", "2", "--methods", "moco+mixco")
+    (row,) = rows_of(tmp_path / "f.json", "steps.py", "parts", *options)
     parts = {part: found["median"] for part, found in row["milliseconds"].items()}
     whole = parts.pop("step")
     assert sum(parts.values()) == pytest.approx(whole, rel=0.01)
     assert all(parts[part] > 0 for part in ("views", "queries", "keys", "momentum", "backward"))
+
+
+@pytest.mark.slow
+def test_growth_varies_one_factor_at_a_time(tmp_path: Path) -> None:
+    options = ("--images", "64", "--workers", "0", "--base-batch", "32", "--base-queue", "64")
+    short = ("--base-images", "64", "--seconds", "0", "--least", "1")
+    given = ("growth", "--factors", "images", "workers", *options, *short)
+    rows = rows_of(tmp_path / "f.json", "steps.py", *given)
+    assert [(row["factor"], row["value"]) for row in rows] == [("images", 64), ("workers", 0)]
+
+
+@pytest.mark.slow
+def test_a_step_is_counted_without_being_computed() -> None:
+    done = run("arithmetic.py", "--size", "32", "--arch", "test_resnet", "--batch-size", "8")
+    assert done.returncode == 0, done.stderr
+    methods = [line.split("|")[1].strip() for line in done.stdout.splitlines()[-4:]]
+    assert methods == ["moco", "moco + mixco", "simclr", "simclr + mixco"]

@@ -1,13 +1,17 @@
-"""The rules by which what is not given is chosen, and what is warned of: plain numbers, no data."""
+"""The rules that choose unset settings, and what is warned of: plain numbers, no data."""
+
+from typing import Any
 
 import pytest
+from configs import pretrain_config, resolved, with_images
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixco.settings import defaults
-from mixco.settings import warnings as cautions
-from mixco.settings.config import MethodConfig, PretrainConfig
-from mixco.settings.resolve import resolve
+from mixco.methods import METHODS, options
+from mixco.runtime.setting import declared
+from mixco.settings import defaults, warnings
+from mixco.settings.config import PretrainConfig, Settings
+from mixco.settings.resolve import Facts, dotted_fields, from_dict, resolve, to_dict
 
 IMAGES = st.integers(2, 2_000_000)
 
@@ -82,16 +86,17 @@ def test_epochs_make_the_steps_within_bounds(images: int, batch: int, device: st
 
 @given(IMAGES)
 def test_a_queue_is_within_a_quarter_of_the_images(images: int) -> None:
-    value, _ = defaults.queue(images)
+    value, _ = options.queue(images)
     assert 1 <= value <= 65536
     assert value == 1 or value <= images / 4
 
 
 def test_rates_grow_with_the_batch() -> None:
-    assert defaults.lr("adamw", "simclr", 256)[0] == 1e-3
-    assert defaults.lr("adamw", "simclr", 64)[0] == 5e-4
-    assert defaults.lr("sgd", "moco", 128)[0] == 0.03
-    assert defaults.lr("sgd", "simclr", 512)[0] == 0.6
+    moco, simclr = METHODS["moco"].sgd_lr, METHODS["simclr"].sgd_lr
+    assert defaults.lr("adamw", simclr, 256)[0] == 1e-3
+    assert defaults.lr("adamw", simclr, 64)[0] == 5e-4
+    assert defaults.lr("sgd", moco, 128)[0] == 0.03
+    assert defaults.lr("sgd", simclr, 512)[0] == 0.6
 
 
 def test_without_mixing_its_temperature_is_left_alone() -> None:
@@ -99,52 +104,73 @@ def test_without_mixing_its_temperature_is_left_alone() -> None:
     assert defaults.mix_temperature(0.5, "none") == (0.2, defaults.UNUSED)
 
 
+def test_every_rule_asks_for_facts_that_there_are() -> None:
+    fields = dict(dotted_fields(PretrainConfig))
+    settings = {name.rpartition(".")[2] for name in fields}
+    known = {*settings, *Facts._fields, "sgd_lr", "steps"}
+    rules = [rule for field in fields.values() if (rule := declared(field).rule)]
+    assert rules and all(known.issuperset(rule.facts) for rule in rules)
+
+
 def test_what_is_chosen_is_told_and_what_is_given_is_not() -> None:
     told: dict[str, str] = {}
-    config = PretrainConfig(method=MethodConfig(method="moco", queue=100))
-    resolved = resolve(
-        config, 5000, device="cuda", tell=lambda o, v, why: told.update({o: f"{v}: {why}"})
-    )
-    assert resolved.method.queue == 100
+    config = with_images(pretrain_config(method="moco", queue=100))
+    facts = Facts(5000, device_kind="cuda")
+    settings = resolve(config, facts, lambda o, v, why: told.update({o: f"{v}: {why}"}))
+    assert settings.method.queue == 100
     assert "queue" not in told
     assert told["batch_size"].startswith("256: ")
     assert told["epochs"].startswith("400: ")
-    assert resolved.optimisation.epochs == 400
-    assert resolve(resolved, 5000, tell=lambda *_: pytest.fail("nothing is left to choose"))
+    assert settings.optimisation.epochs == 400
+    again = from_dict(PretrainConfig, to_dict(settings), "what was resolved")
+    assert resolve(again, facts, lambda *_: pytest.fail("nothing is left to choose")) == settings
 
 
-SOUND = {
-    "images": 50_000,
+def test_settings_of_other_bases_stay_unset() -> None:
+    assert resolved(method="simclr").method.queue is None
+    assert resolved(method="moco").method.queue == 256
+
+
+def test_settings_that_depend_on_the_images_must_be_there() -> None:
+    with pytest.raises(ValueError, match="must be set"):
+        resolve(pretrain_config(), Facts(1600))
+
+
+SOUND: dict[str, Any] = {
     "method": "moco",
     "mix": "mixco",
-    "batch": 256,
+    "batch_size": 256,
     "epochs": 100,
     "queue": 8192,
     "bn_splits": 8,
-    "temperature": 0.2,
-    "mix_temperature": 0.2,
-    "bfloat16": True,
 }
 
 
+def found_in(settings: Settings, images: int) -> list[options.Advice]:
+    return list(warnings.of_settings(settings, images, bfloat16=True))
+
+
+FEW: dict[str, Any] = {"queue": 64, "batch_size": 32, "bn_splits": 2}
+
+
 @pytest.mark.parametrize(
-    ("change", "what", "remedy"),
+    ("images", "change", "what", "remedy"),
     [
-        ({"images": 300, "queue": 64, "batch": 32, "bn_splits": 2}, "very few", "add more"),
-        ({"queue": 30_000}, "more than half of the 50,000", "--queue 12500 is safer"),
-        ({"batch": 64}, "batch norm sees 8 images", "--bn-splits 4"),
-        ({"batch": 16, "bn_splits": 2}, "batch norm sees 8 images", "--batch-size 32"),
-        ({"method": "simclr", "batch": 32}, "only negatives are the 32", "--method moco"),
-        ({"mix_temperature": 0.02}, "--mix-temperature 0.02 is low", "--precision float32"),
-        ({"temperature": 0.02}, "--temperature 0.02 is low", "--precision float32"),
-        ({"epochs": 2}, "390 steps are few", "--epochs 6 or more"),
+        (300, FEW, "300 images", "add more"),
+        (50_000, {"queue": 30_000}, "queue of 30,000", "--queue 12500"),
+        (50_000, {"batch_size": 64}, "8 images", "--bn-splits 4"),
+        (50_000, {"batch_size": 16, "bn_splits": 2}, "8 images", "--batch-size 32"),
+        (50_000, {"method": "simclr", "batch_size": 32}, "32 images", "--method moco"),
+        (50_000, {"mix_temperature": 0.02}, "--mix-temperature 0.02", "--precision float32"),
+        (50_000, {"temperature": 0.02, "mix_temperature": 0.2}, "--temperature 0.02", "float32"),
+        (50_000, {"epochs": 2}, "390 steps", "--epochs 6"),
     ],
 )
 def test_what_spoils_a_run_is_told_with_its_remedy(
-    change: dict[str, object], what: str, remedy: str
+    images: int, change: dict[str, Any], what: str, remedy: str
 ) -> None:
-    assert not list(cautions.of_settings(**SOUND))  # type: ignore[arg-type]
-    (found,) = cautions.of_settings(**{**SOUND, **change})  # type: ignore[arg-type]
+    assert not found_in(resolved(50_000, **SOUND), 50_000)
+    (found,) = found_in(resolved(images, **{**SOUND, **change}), images)
     assert what in found.what
     assert remedy in found.remedy
 
@@ -153,24 +179,6 @@ def test_what_spoils_a_run_is_told_with_its_remedy(
 def test_what_is_chosen_for_enough_images_is_warned_of_by_none(
     images: int, method: str, device: str
 ) -> None:
-    config = resolve(
-        PretrainConfig(method=MethodConfig(method=method)),  # type: ignore[arg-type]
-        images,
-        device=device,
-    )
-    optimisation = config.optimisation
-    assert optimisation.batch_size and optimisation.epochs
-    assert config.method.temperature and config.method.mix_temperature
-    found = cautions.of_settings(
-        images=images,
-        method=method,
-        mix=config.method.mix,
-        batch=optimisation.batch_size,
-        epochs=optimisation.epochs,
-        queue=config.method.queue,
-        bn_splits=config.method.bn_splits,
-        temperature=config.method.temperature,
-        mix_temperature=config.method.mix_temperature,
-        bfloat16=True,
-    )
-    assert images < 1000 or not list(found)
+    config = with_images(pretrain_config(method=method))
+    settings = resolve(config, Facts(images, device_kind=device))
+    assert images < 1000 or not found_in(settings, images)

@@ -23,7 +23,7 @@ def doctor(*arguments: str | Path, columns: int = 80) -> subprocess.CompletedPro
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=600,
         env={**os.environ, "COLUMNS": str(columns)},
     )
 
@@ -67,7 +67,7 @@ def test_a_folder_with_trouble(trouble: Path, tmp_path: Path) -> None:
     assert found["sizes"]["smallest"] == [20, 20]
     assert found["sizes"]["aspect"]["largest"] == 20
     assert "cannot be read" in found["unusable"]
-    warned = {caution["what"]: caution["remedy"] for caution in found["cautions"]}
+    warned = {each["what"]: each["remedy"] for each in found["warnings"]}
     for words, remedy in {
         "of the files cannot be read": f"{report} lists them",
         "very few": "add more",
@@ -171,7 +171,7 @@ def test_a_page_of_much_is_short_and_has_no_markup() -> None:
         "classes": None,
         "near_copies": {"files": 0, "compared": 9, "pairs": []},
         "unusable": "all is lost",
-        "cautions": [],
+        "warnings": [],
     }
     text = io.StringIO()
     show(found, Console(file=text, width=60))

@@ -1,5 +1,6 @@
 """The scripts of experiments/, shortened, as processes on real files in the public layouts."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -8,11 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from configs import pretrain_config
 from sample_images import unpack_sample
 
 from mixco.data.datasets.imagenet import list_tiny_imagenet
+from mixco.methods import METHODS, MIXERS
 from mixco.runtime.run_folder import read_json
 from mixco.settings.resolve import load_recipe, recipe_names
+from mixco.training.checkpoints import newest_state
+from mixco.training.pretrain import pretrain
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 OF_2020 = [
@@ -191,3 +197,18 @@ def test_every_recipe_has_its_script_and_what_is_set_reaches_the_commands(tmp_pa
             "report runs/e --name e --collect results/results.json --table",
         ]
         (tmp_path / "called").unlink()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_cheaper_mixers_train_on_every_base(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    savings = importlib.import_module("mixco_savings")
+    assert len(savings.half_pairs.draw(10, torch.Generator()).lam) == 3
+    for name, entry in savings.OURS.items():
+        monkeypatch.setitem(MIXERS, name, entry)
+        tiny = {"size": 32, "arch": "test_resnet", "batch_size": 64, "epochs": 1}
+        where = {"out": tmp_path / name, "cache": tmp_path / "cache"}
+        pretrain(pretrain_config(method=method, mix=name, **tiny, **where), stop_after=1)
+        assert newest_state(tmp_path / name, print)["step"] == 1

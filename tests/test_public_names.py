@@ -12,13 +12,13 @@ def test_the_public_names() -> None:
         *("RunConfig", "EvaluationConfig", "LinearConfig", "KNNConfig"),
         *("ClassifierConfig", "FinetuneConfig"),
     }
-    verbs = {"pretrain", "evaluate_linear", "evaluate_knn", "finetune"}
-    verbs |= {"embed", "neighbours", "duplicates"}
+    commands = {"pretrain", "evaluate", "evaluate_linear", "evaluate_knn", "finetune"}
+    commands |= {"embed", "neighbours", "duplicates"}
     loaders = {"load_encoder", "load_recipe"}
-    method = {"MoCo", "SimCLR", "Mixed", "mix_halves", "mixco", "soft_infonce", "TwoViews"}
+    method = {"MoCo", "SimCLR", "Mixed", "Mixer", "Pairs", "mixco", "soft_infonce", "TwoViews"}
     results = {"EncoderDescription", "LoadedEncoder", "Embedder", "Run", "UserError"}
     results |= {"Neighbours", "Duplicates"}
-    assert set(mixco.__all__) == configs | verbs | loaders | method | results
+    assert set(mixco.__all__) == configs | commands | loaders | method | results
     for name in mixco.__all__:
         assert getattr(mixco, name).__module__.startswith("mixco."), name
 

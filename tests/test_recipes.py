@@ -6,10 +6,11 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from configs import with_images
 
 from mixco.demo import of_demo
-from mixco.settings.config import DemoConfig, LinearConfig, PretrainConfig
-from mixco.settings.resolve import load_recipe, recipe_names, resolve, to_dict
+from mixco.settings.config import DemoConfig, LinearConfig, PretrainConfig, Settings
+from mixco.settings.resolve import Facts, load_recipe, recipe_names, resolve, to_dict
 
 # Kim et al. 2020 and the code published with it, word for word.
 TINY = {
@@ -96,7 +97,7 @@ IMAGES_OF = {
 SHIPPED = [name for name in recipe_names() if name != "demo"]
 
 
-def flat(config: PretrainConfig) -> dict[str, object]:
+def flat(config: PretrainConfig | Settings) -> dict[str, object]:
     parts = (config.data, config.model, config.method, config.optimisation, config.run)
     return {key: value for part in parts for key, value in vars(part).items()}
 
@@ -110,7 +111,7 @@ def test_the_recipes_of_2020_have_the_published_settings(name: str) -> None:
     settings = flat(load_recipe(name))
     assert {key: settings[key] for key in PUBLISHED[name]} == PUBLISHED[name]
     assert settings["mix_weight"] == 1.0
-    resolved = flat(resolve(load_recipe(name), 100_000))
+    resolved = flat(resolve(with_images(load_recipe(name)), Facts(100_000)))
     assert {key: resolved[key] for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
@@ -191,15 +192,11 @@ def test_the_rules_for_what_is_not_given_leave_the_recipes_as_they_were(
     """resolved_recipes.json is what they came to before there were such rules."""
     demo = name.removeprefix("demo ")
     recipe = load_recipe(name) if demo == name else of_demo(DemoConfig(), demo, Path("runs/demo"))
-    memory, image_bytes = 2**30, 2.0**30  # little: a batch that were chosen would be another
-    resolved = resolve(
-        recipe,
-        IMAGES_OF[recipe.data.data],
-        device=device,
-        memory=memory,
-        image_bytes=image_bytes,
+    # Little memory: a batch that were chosen would be another.
+    facts = Facts(
+        IMAGES_OF[recipe.data.data], device_kind=device, memory=2**30, image_bytes=2.0**30
     )
-    now = to_dict(resolved)
+    now = to_dict(resolve(with_images(recipe), facts))
     for part, settings in RESOLVED[name].items():
         if isinstance(settings, dict):
             assert {key: now[part][key] for key in settings} == settings

@@ -1,4 +1,4 @@
-"""The command line: COMMANDS, their options, and one call. Slow libraries load in the call."""
+"""The command line: a table of commands. Each loads what it needs only when it runs."""
 
 import os
 import sys
@@ -64,7 +64,7 @@ def show_value(_: Any, value: Any) -> None:
 
 
 def show_nothing(*_: Any) -> None:
-    """What there is to say has been said."""
+    """For commands that print by themselves."""
 
 
 def show_neighbours(_: Any, found: list[Any]) -> None:
@@ -149,7 +149,7 @@ COMMANDS: dict[str, Command] = {
         show_neighbours,
     ),
     "duplicates": Command(
-        "groups of images that are nearly, or exactly, the same",
+        "groups of images that are nearly or exactly the same",
         f"{CONFIG}:DuplicatesConfig",
         "mixco.embeddings.commands:duplicates",
         show_duplicates,
@@ -167,7 +167,7 @@ COMMANDS: dict[str, Command] = {
         show_value,
     ),
     "push": Command(
-        "put it onto the Hugging Face hub",
+        "put an encoder onto the Hugging Face hub",
         f"{CONFIG}:PushConfig",
         "mixco.export.push:push",
         show_value,
@@ -217,11 +217,10 @@ def run(name: str, arguments: list[str]) -> None:
 
 def read(name: str, kind: type[T], arguments: list[str]) -> T:
     """The settings of a command from its options, over those of a recipe where one is given."""
+    from mixco.settings.options import parse  # loads tyro, which `mixco --help` does without
+
     if name == "doctor" and arguments and not arguments[0].startswith("-"):
         arguments = ["--data", *arguments]
-
-    from mixco.settings.options import parse  # which loads tyro
-
     default: Any = None
     if recipe := _recipe_in(arguments):
         if kind is PretrainConfig:

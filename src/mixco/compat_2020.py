@@ -1,7 +1,7 @@
-"""The command lines of the code of 2020 (Lee-Gihun/MixCo-Mixup-Contrast), in today's options.
+"""Translates command lines of the code of 2020 (Lee-Gihun/MixCo-Mixup-Contrast) into today's options.
 
-For the two scripts at the repository's root. Options that are not in the tables are today's own and
-go on as they are; a command line without any of 2020's is today's altogether.
+The two scripts at the repository's root use it. Options of today may stand among those of 2020; a
+command line without any of 2020's stays as it is.
 """
 
 import sys
@@ -30,8 +30,8 @@ PRETRAINING = {
     "--mix-param": "--mix-weight",
     "--out-dim": "--dim",
 }
-# How many words follow each (None: any number), and why it is left out.
 ONE_DEVICE = "one process trains on one device; CUDA_VISIBLE_DEVICES picks it"
+# How many words follow each option (None: any number), and why it is left out.
 LEFT_OUT: dict[str, tuple[int | None, str]] = {
     "--gpu": (None, ONE_DEVICE),
     "--multiprocessing-distributed": (0, ONE_DEVICE),
@@ -39,18 +39,18 @@ LEFT_OUT: dict[str, tuple[int | None, str]] = {
     "--rank": (1, ONE_DEVICE),
     "--dist-url": (1, ONE_DEVICE),
     "--dist-backend": (1, ONE_DEVICE),
-    "-p": (1, "a bar and a line an epoch tell how far it is"),
-    "--print-freq": (1, "a bar and a line an epoch tell how far it is"),
-    "--log_every_n_steps": (1, "a bar and a line an epoch tell how far it is"),
+    "-p": (1, "a bar and a line for each epoch show the progress"),
+    "--print-freq": (1, "a bar and a line for each epoch show the progress"),
+    "--log_every_n_steps": (1, "a bar and a line for each epoch show the progress"),
     "--fp16_precision": (0, "bfloat16 is used where the hardware has it; see --precision"),
     "--save-freq": (1, "see --keep-every; the last epoch is always saved"),
-    "--start-epoch": (1, "a run that was stopped goes on by itself, with the same command"),
-    "--resume": (1, "a run that was stopped goes on by itself, with the same command"),
+    "--start-epoch": (1, "the same command resumes a run that was stopped"),
+    "--resume": (1, "the same command resumes a run that was stopped"),
 }
 ONLY_MOCO = {"--mlp", "--aug-plus", *(PRETRAINING.keys() - {"--out-dim"})}
 ONLY_SIMCLR = {"--out-dim", "--fp16_precision", "--log_every_n_steps"}
 ONLY_2020 = {*SAME, *PRETRAINING, *LEFT_OUT, *ONLY_MOCO, "--algo", "--cos", "--exp-name"}
-# Of 2020's defaults those that differ from today's.
+# Those defaults of 2020 that differ from today's.
 BOTH_2020 = "--data tiny-imagenet --size 224 --stem standard --optimizer sgd --mix none"
 MOCO_2020 = (
     "--method moco --head linear --augmentation moco-v1 --temperature 0.07 --mix-temperature 0.05 "
@@ -63,8 +63,8 @@ SIMCLR_2020 = (
 )
 
 
-def main(verb: str, translate: Callable[[list[str], Callable[[str], None]], list[str]]) -> None:
-    """Run a verb of mixco with the command line that this process was given, translated."""
+def main(command: str, translate: Callable[[list[str], Callable[[str], None]], list[str]]) -> None:
+    """Run a command of mixco with the arguments of this process, translated."""
 
     def tell(sentence: str) -> None:
         print(f"mixco: {sentence}", file=sys.stderr)
@@ -74,15 +74,15 @@ def main(verb: str, translate: Callable[[list[str], Callable[[str], None]], list
     except UserError as error:
         tell(str(error))
         sys.exit(2)
-    mixco.cli.main([verb, *options])
+    mixco.cli.main([command, *options])
 
 
 def pretrain_options(arguments: list[str], tell: Callable[[str], None]) -> list[str]:
-    """Of `python pretrain.py ...`: the options of `mixco pretrain`.
+    """Translate the options of `python pretrain.py` into those of `mixco pretrain`.
 
-    tell(sentence) is called for each option that has no meaning any more.
+    tell(sentence) is called for each option that no longer has a meaning.
 
-    Raises UserError where the base method cannot be told, or an option means what no longer exists.
+    Raises UserError where the base method is unclear, or an option asks for what no longer exists.
     """
     old = _split(arguments)
     flag_mix = old.get("--mix") == []  # SimCLR's of 2020; today's has a word behind it
@@ -97,7 +97,7 @@ def pretrain_options(arguments: list[str], tell: Callable[[str], None]) -> list[
         raise UserError("say which base method: --algo moco, --algo mixco, or --method simclr")
     new = _split(f"{BOTH_2020} {MOCO_2020 if moco else SIMCLR_2020}".split())
     epochs = _number(old.get("--epochs"), new["--epochs"][0])
-    if simclr:  # ten epochs, which were meant as a warm-up
+    if simclr:  # ten epochs, which 2020's code meant as a warm-up
         new["--warmup"] = [f"{min(10 / epochs, 0.5):g}"]
     if algorithm == "mixco" or flag_mix:
         new["--mix"] = ["mixco"]
@@ -122,10 +122,10 @@ def pretrain_options(arguments: list[str], tell: Callable[[str], None]) -> list[
 
 
 def linear_options(arguments: list[str], tell: Callable[[str], None]) -> list[str]:
-    """Of `python lincls.py ...`: the options of `mixco linear`, by the published protocol.
+    """Translate the options of `python lincls.py` into those of `mixco linear --protocol paper`.
 
-    --pretrained takes a run folder or a checkpoint; without it --exp-name X evaluates runs/X, where
-    pretrain.py --exp-name X has put it. See `pretrain_options` for the rest.
+    --pretrained takes a run folder or a checkpoint. Without it --exp-name X evaluates runs/X, which
+    pretrain.py --exp-name X has made. See `pretrain_options` for the rest.
     """
     old = _split(arguments)
     new = {"--protocol": ["paper"]}
@@ -135,7 +135,7 @@ def linear_options(arguments: list[str], tell: Callable[[str], None]) -> list[st
         new["--run" if folder else "--checkpoint"] = checkpoint
     if name:
         new["--out" if checkpoint else "--run"] = [f"runs/{name[0]}"]
-    # A run knows its network, its data and its size; of a checkpoint of 2020 they have to be told.
+    # A run knows its network, its data and its size; a checkpoint of 2020 does not.
     if "--checkpoint" not in new and (old.pop("-a", []) + old.pop("--arch", [])):
         tell("-a, --arch: left out; the run knows its network")
     milestones = _milestones(old, _number(old.get("--epochs"), "100"))
@@ -145,7 +145,7 @@ def linear_options(arguments: list[str], tell: Callable[[str], None]) -> list[st
 
 
 def _split(arguments: list[str]) -> dict[str, list[str]]:
-    """{option: the words behind it}; the last of an option that is given twice."""
+    """{option: the words behind it}; of an option that is given twice, the last."""
     found: dict[str, list[str]] = {}
     words: list[str] = []
     for argument in arguments:
@@ -161,12 +161,12 @@ def _split(arguments: list[str]) -> dict[str, list[str]]:
 
 
 def _number(words: list[str] | None, default: str) -> int:
-    """What is no number is left to the command to refuse."""
+    """The first word as a number, else the default; the command refuses what is no number."""
     return int(words[0]) if words and words[0].isdigit() and int(words[0]) else int(default)
 
 
 def _milestones(old: dict[str, list[str]], epochs: int) -> list[str] | None:
-    """--schedule's epochs as shares of the run; today's --schedule is a word, and stays."""
+    """The epochs of 2020's --schedule as shares of the run; today's --schedule, a word, stays."""
     schedule = old.get("--schedule")
     if schedule is None or not all(word.isdigit() for word in schedule):
         return None

@@ -4,22 +4,16 @@ import torch
 from sample_images import sample_images
 from torch import Tensor
 
-from mixco.mixing import Mixed, draw_shares, mix_halves
+from mixco.mixing import Mixed, mixco
 from mixco.views.augment import Augmentation, Input
 from mixco.views.preview import preview
 
 EXTENTS = torch.full((4, 2), 64)
 
 
-def halves(images: Tensor, generator: torch.Generator) -> Mixed:
-    return mix_halves(images, draw_shares(len(images) // 2, generator))
-
-
 def test_mixed_images_are_the_parts_of_their_sources() -> None:
     augmentation = Augmentation(Input(32))
-    seen = preview(
-        sample_images(4), EXTENTS, augmentation, halves, torch.Generator().manual_seed(0)
-    )
+    seen = preview(sample_images(4), EXTENTS, augmentation, mixco, torch.Generator().manual_seed(0))
     assert seen.mixed is not None
     assert [(first, second) for first, second, _ in seen.pairs] == [(0, 2), (1, 3)]
     for mixed, (first, second, lam) in zip(seen.mixed, seen.pairs, strict=True):
@@ -38,8 +32,6 @@ def test_any_pairing_is_shown_and_an_unmixed_image_is_its_own_pair() -> None:
 
 
 def test_a_single_image_is_not_mixed() -> None:
-    seen = preview(
-        sample_images(1), EXTENTS[:1], Augmentation(Input(32)), halves, torch.Generator()
-    )
+    seen = preview(sample_images(1), EXTENTS[:1], Augmentation(Input(32)), mixco, torch.Generator())
     assert seen.mixed is None
     assert seen.pairs == []

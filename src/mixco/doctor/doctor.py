@@ -1,7 +1,7 @@
-"""A look at the images and the machine before a run: what spoils it, how long it takes.
+"""Looks at the images and the machine before a run: what may spoil it, and how long it will take.
 
-It prepares the run that the same options would begin, up to a few steps of it, but writes nothing into
-its folder. Everything found is one dictionary, for the page (page.py) and for `--json`.
+It prepares the run that the same options would begin and tries a few steps, but writes nothing into the
+run folder. All findings are one dictionary, for the page (page.py) and for `--json`.
 """
 
 import dataclasses
@@ -46,18 +46,18 @@ from mixco.training.setup import (
     step_bytes,
 )
 
-# Seconds that each part may take; together less than a minute.
+# The most seconds of each part; together less than a minute.
 HEADERS, COPIES, LOOKS, TRIAL = 20, 8, 15, 12
-LOOKED_AT = 400  # files that are decoded, however long it takes
-TRIED = 1024  # images that the trial is made with, where they are packed
+LOOKED_AT = 400  # the fewest files that are decoded, however long it takes
+TRIED = 1024  # images that are packed for the trial
 
 
 def doctor(config: DoctorConfig) -> dict[str, Any]:
-    """Look, print a page, and return all that is on it, as `--json` has it.
+    """Look, print the page, and return the findings as `--json` has them.
 
-    "unusable" says why the run would be refused; None where it would begin.
+    "unusable" says why the run would be refused; None if it would begin.
 
-    Raises UserError where there is nothing to look at.
+    Raises UserError if no image can be read.
     """
     wanted = as_it_began(config.pretrain)
     compute = pick_compute(wanted)

@@ -1,4 +1,4 @@
-"""What the files of a set of images are: one dictionary, for the page and for `--json`."""
+"""Describes the files of a data set in one dictionary, for the page and for `--json`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from mixco.data.image_list import ImageList
 from mixco.doctor.near_duplicates import near_copies
 from mixco.doctor.survey import Header, Look, other_files
 
-LISTED = 1000  # names of a kind in the JSON file
+LISTED = 1000  # the most names in each list of the JSON file
 
 
 def describe_files(
@@ -22,7 +22,7 @@ def describe_files(
     same: list[list[int]],
     compared: int,
 ) -> dict[str, Any]:
-    """What the files are, without a thought of a run: sizes, kinds, copies, classes."""
+    """Sizes, kinds, copies and classes of the files: all that does not depend on a run."""
     read = [header for header in headers.values() if isinstance(header, Header)]
     reasons = {
         i: what for part in (headers, looks) for i, what in part.items() if isinstance(what, str)

@@ -1,14 +1,14 @@
-"""Images that look alike: the same scene again, a frame later, or the same file in another quality.
+"""Finds images that look alike: frames of a film, or the same picture in another quality.
 
-Each thumbnail has a hash of 64 bits: is a place lighter than its neighbour to the left? Pairs whose
-hashes differ in few bits are looked for in bands, and then compared by their pixels.
+The hash of a thumbnail has 64 bits: is a place lighter than the one on its left? Pairs whose hashes
+differ in few bits are found band by band, and then compared by their pixels.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-BANDS = 4  # hashes that differ in less bits than there are bands agree in one of them
-WINDOW = 200  # neighbours in the order of a band that are compared
+BANDS = 4  # hashes that differ in fewer bits than there are bands are equal in one of the bands
+WINDOW = 200  # each hash is compared with so many that follow it in the order of a band
 CORRELATION = 0.98
 LIGHTER = 16  # of 255 levels
 
@@ -16,7 +16,8 @@ LIGHTER = 16  # of 255 levels
 def near_copies(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Pairs that look alike, int64 [P, 2], the first below the second, sorted.
 
-    thumbnails: [N, 16, 16]. Of thousands that hash alike (images of one colour) some pairs are missed.
+    thumbnails: uint8 [N, 16, 16]. Among thousands of equal hashes (images of one colour) some pairs are
+    missed.
     """
     hashes = _hashes(thumbnails)
     pairs = np.unique(np.concatenate([*_candidates(hashes)]), axis=0)
@@ -31,7 +32,7 @@ def _hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def _candidates(hashes: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
-    """Pairs [P, 2] whose hashes differ in less than BANDS bits."""
+    """Pairs [P, 2] whose hashes differ in fewer than BANDS bits."""
     found = [np.empty((0, 2), np.int64)]
     width = 64 // BANDS
     for band in range(BANDS):
@@ -60,7 +61,7 @@ _BITS = np.array([bin(byte).count("1") for byte in range(256)])
 
 
 def _look_alike(thumbnails: NDArray[np.uint8], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """bool [P]: do the pixels of both go up and down together, around about the same lightness?"""
+    """bool [P]: are the pixels of both correlated, and their mean lightness about the same?"""
     alike = np.zeros(len(pairs), bool)
     for start in range(0, len(pairs), 4096):
         some = pairs[start : start + 4096]

@@ -1,7 +1,7 @@
-"""A look at the files of a list before anything is spent: their headers, and what decodes of them.
+"""A survey of image files within a time limit: first their headers, then their pixels.
 
-Both passes keep to a time. What they take first is spread over the list, in blocks of neighbours, so
-that one which does not get through has still seen all parts, and the likenesses between neighbours.
+Each pass takes blocks of neighbouring files from all over the list. If the time ends early, it has still
+seen every part of the list, and neighbours that look alike.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from mixco.data.image_list import ImageList, read_reduced
 
 T = TypeVar("T")
 
-BLOCK = 64  # neighbours that are taken together
-SIDE = 64  # to which a file is decoded
+BLOCK = 64  # neighbouring files that are taken together
+SIDE = 64  # pixels; files are decoded at about this size
 THUMBNAIL = 16
-GREY = 2  # channels that differ by so little everywhere are grey; a JPEG's rounding is that much
+GREY = 2  # levels; the rounding of JPEG makes the channels of a grey image differ by so much
 
 
 class Header(NamedTuple):
-    """What a file says of itself."""
+    """What the header of a file says."""
 
     height: int
     width: int
@@ -41,27 +41,27 @@ class Header(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a decoded file shows."""
+    """What the pixels of a file show."""
 
     grey: bool
-    """Are its channels alike, whatever its header says?"""
+    """Are all channels equal, whatever the header says?"""
     thumbnail: NDArray[np.uint8]
-    """[16, 16], its lightness."""
+    """uint8 [16, 16]: lightness."""
 
 
 def read_headers(
     source: ImageList, *, seconds: float, workers: int, at_least: int = 0
 ) -> dict[int, Header | str]:
-    """Index -> header, or why there is none; of all files, or those that are read within the time."""
+    """Index -> header, or why it cannot be read, for as many files as the time allows."""
     return _within(lambda i: _header(source, i), len(source.files), seconds, workers, at_least)
 
 
 def look_at(
     source: ImageList, *, seconds: float, workers: int, at_least: int
 ) -> dict[int, Look | str]:
-    """Index -> what is seen, or why it cannot be read; as `read_headers`.
+    """Index -> what the pixels show, or why they cannot be read, for as many files as the time allows.
 
-    Everything in a file is decoded, if only to a small scale, so damage is met wherever it is.
+    Every file is decoded to its end, at a small scale, so that damage anywhere is found.
     """
     return _within(lambda i: _look(source, i), len(source.files), seconds, workers, at_least)
 
@@ -91,14 +91,14 @@ def copies(
             try:
                 data = source.read(index)
             except UnreadableImage:
-                continue  # it went away since
+                continue  # it was removed in the meantime
             same[hashlib.blake2b(data, digest_size=16).digest()].append(index)
         groups += [group for group in same.values() if len(group) > 1]
     return sorted(groups), compared
 
 
 def other_files(root: Path, endings: tuple[str, ...]) -> Counter[str]:
-    """How many files below a folder are no images by their names, by ending; hidden ones left out."""
+    """How many files below a folder are not named like images, by ending. Hidden files do not count."""
     found: Counter[str] = Counter()
     for _, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -111,7 +111,7 @@ def other_files(root: Path, endings: tuple[str, ...]) -> Counter[str]:
 def _within(
     work: Callable[[int], T], count: int, seconds: float, workers: int, at_least: int
 ) -> dict[int, T]:
-    """work(index) for all of range(count), or for at least so many and as many as the time allows."""
+    """work(index) of as many indices below `count` as the time allows, but of `at_least` so many."""
     found: dict[int, T] = {}
     end = time.monotonic() + seconds
     blocks = list(_spread(count))

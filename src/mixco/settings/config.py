@@ -155,7 +155,7 @@ else:
     MethodConfig = make_dataclass(
         "MethodConfig", (), bases=(*_OWN, SharedMethodConfig), frozen=True
     )
-    MethodConfig.__doc__ = SharedMethodConfig.__doc__
+    MethodConfig.__doc__, MethodConfig.__module__ = SharedMethodConfig.__doc__, __name__
 
 
 @dataclass(frozen=True)
@@ -593,6 +593,7 @@ class DownloadConfig:
     name: str = setting(
         MISSING,
         f"One of {', '.join(DATASETS)}. For those that cannot be downloaded it says how to get them.",
+        metavar="NAME",
     )
     data_path: Path | None = setting(
         None, "The folder for the data set.", chosen="nothing: none; it must be given"
@@ -606,6 +607,7 @@ class ReportConfig:
     runs: tuple[Path, ...] = setting(
         MISSING,
         "Run folders, or results.json files that hold several runs. Pictures are of the first.",
+        metavar="RUN ...",
     )
     out: Path | None = setting(
         None,
@@ -646,7 +648,9 @@ class ExportConfig:
     """`mixco export`: take an encoder away in another library's format, with a model card."""
 
     run: Path = setting(
-        MISSING, "A run folder, an encoder.safetensors or a checkpoint, also of another project."
+        MISSING,
+        "A run folder, an encoder.safetensors or a checkpoint, also of another project.",
+        metavar="RUN",
     )
     to: Literal["timm", "torchvision", "safetensors", "onnx", "hub"] = setting(
         "timm", "The format. hub: a folder for the Hugging Face hub, which timm loads from there."
@@ -676,8 +680,11 @@ class PushConfig:
     run: Path = setting(
         MISSING,
         "A run folder, an encoder.safetensors or a checkpoint; or what `mixco export --to hub` made.",
+        metavar="RUN",
     )
-    repo_id: str = setting(MISSING, "OWNER/NAME of the repository. It is made unless it is there.")
+    repo_id: str = setting(
+        MISSING, "The repository. It is made unless it is there.", metavar="OWNER/NAME"
+    )
     private: bool = setting(False, "Make a private repository.")
     license: str | None = setting(
         None,

@@ -102,7 +102,7 @@ def mix_temperature(clean: float, mix: str) -> tuple[float, str]:
     """Temperature of the mixed loss. Without mixing it is not used."""
     if mix == "none":
         return USUAL_TEMPERATURE, UNUSED
-    return clean, "as the other; published are 0.05 (Tiny-ImageNet) to 1 (ImageNet)"
+    return clean, "as --temperature; published are 0.05 (Tiny-ImageNet) to 1 (ImageNet)"
 
 
 def memory_text(count: float) -> str:

@@ -162,12 +162,11 @@ def with_choices(kind: Any, setting: Setting) -> Any:
 
 
 def _convert(kind: Any, value: Any, where: str, setting: Setting | None = None) -> Any:
+    if setting is not None:
+        kind = with_choices(kind, setting)
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if setting is not None:
-        kind = with_choices(kind, setting)
-        origin, options = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return from_dict(typing.cast(type, kind), value, where)
     if origin is Literal and value in options:
