@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from configs import config_of, pretrain_config
-from resolved import resolved
+from configs import config_of, pretrain_config, resolved
 from sample_images import unpack_sample
 from timm.layers.evo_norm import EvoNorm2dB0
 from torch import Tensor, nn
@@ -86,7 +85,9 @@ def test_a_run_with_dropout_is_one_run(photos: Path, tmp_path: Path) -> None:
     weights = []
     for number, seed in enumerate([0, 0, 1]):
         settings = config(photos, tmp_path / str(number), "test_vit_relpos", 32, seed=seed)
-        assert drops_at_random(build_method(resolved(arch="test_vit_relpos", **of_method("moco"))))
+        assert drops_at_random(
+            build_method(resolved(size=32, arch="test_vit_relpos", **of_method("moco")))
+        )
         torch.manual_seed(number)
         state = torch.get_rng_state()
         weights.append((pretrain(settings) / "encoder.safetensors").read_bytes())

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from resolved import resolved
+from configs import resolved
 from sample_images import sample_images
 
 from mixco.runtime.seeding import generator_for
@@ -15,7 +15,7 @@ def test_the_loss_is_the_clean_one_and_the_weighted_mixed_one(method: str) -> No
     view = torch.nn.functional.interpolate(sample_images(8).float() / 255, size=32)
     own = {"queue": 16, "momentum": 0.9, "bn_splits": 2} if method == "moco" else {}
     settings = resolved(
-        images=100, method=method, arch="test_resnet", stem="standard", batch_size=8, **own
+        images=100, size=32, method=method, arch="test_resnet", stem="standard", batch_size=8, **own
     )
     losses = {}
     for weight in (1.0, 0.25):

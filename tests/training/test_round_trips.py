@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from resolved import resolved
+from configs import resolved
 from sample_images import sample_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -52,7 +52,7 @@ def test_a_step_makes_no_round_trip(
     # "meta" has no autocast.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     own = {"queue": 64} if method == "moco" else {}
-    settings = resolved(images=64, method=method, mix=mix, batch_size=16, epochs=1, **own)
+    settings = resolved(images=64, size=32, method=method, mix=mix, batch_size=16, epochs=1, **own)
     model = build_method(settings).to(META).train()
     canvases = sample_images(32).to(META)
     extents = torch.tensor([[64, 64]]).expand(32, 2)
