@@ -147,7 +147,7 @@ def test_a_mistake_ends_in_a_sentence(
 )
 def test_what_must_be_given_needs_no_option(line: str, settings: dict[str, object]) -> None:
     name, *arguments = line.split()
-    config = mixco.cli.read(name, load(mixco.cli.commands()[name].config), arguments)
+    config = mixco.cli.read(name, resolve_name(mixco.cli.commands()[name].config), arguments)
     assert {key: getattr(config, key) for key in settings} == settings
 
 
