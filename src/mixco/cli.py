@@ -249,6 +249,9 @@ def main(arguments: list[str] | None = None) -> None:
         who = "mixco" if process == "0" else f"mixco, process {process}"
         print(f"{who}: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # of `mixco ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt as stopped:
         print(f"mixco: {str(stopped) or 'stopped; what was written stays'}", file=sys.stderr)
         sys.exit(130)

@@ -256,8 +256,8 @@ def set_up(
         image_bytes = step_bytes(backbone, config, compute.dtype.itemsize)
         if model.stem == "auto" and takes_stems(backbone):
             stem = choose_stem(size)
-            why = "its own" if stem == "standard" else "its own would leave too little of them"
-            choices.append(Choice("stem", stem, f"for a ResNet and {size} px; {why}"))
+            why = "its own" if stem == "standard" else "its own is for larger images"
+            choices.append(Choice("stem", stem, f"for a ResNet at {size} px; {why}"))
 
     def tell(name: str, value: object, why: str) -> None:
         if why != defaults.UNUSED:
