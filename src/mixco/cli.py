@@ -173,10 +173,7 @@ COMMANDS: dict[str, Command] = {
         show_value,
     ),
     "download": Command(
-        "get a data set by its name",
-        f"{CONFIG}:DownloadConfig",
-        download,
-        show_nothing,
+        "get a data set by its name", f"{CONFIG}:DownloadConfig", download, show_nothing
     ),
 }
 

@@ -327,17 +327,13 @@ def _workers() -> Any:
 
 def _arch() -> Any:
     return setting(
-        None,
-        "timm's name of another project's encoder.",
-        chosen="the weights, which tell a ResNet",
+        None, "timm's name of another project's encoder.", chosen="the weights, which tell a ResNet"
     )
 
 
 def _stem() -> Any:
     return setting(
-        None,
-        "First layers of another project's ResNet.",
-        chosen="the first convolution",
+        None, "First layers of another project's ResNet.", chosen="the first convolution"
     )
 
 
