@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
-from mixco.models.encoder import Encoder, build_backbone, build_head
+from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
 from mixco.models.sync_batchnorm import synchronise_batch_norms
 from mixco.runtime.device import Compute
 from mixco.runtime.distributed import broadcast_buffers, ddp, rank, split_batch, world
@@ -42,8 +42,9 @@ def plain_encoder() -> Encoder:
     return encoder
 
 
-def resnet() -> Encoder:
-    return Encoder(build_backbone("resnet18", 32, "auto", 0), build_head(512, 8, "mlp", 0)).double()
+def resnet(arch: str = "test_resnet") -> Encoder:
+    backbone = build_backbone(arch, 32, "auto", 0)
+    return Encoder(backbone, build_head(feature_dim(backbone, 32), 8, "mlp", 0)).double()
 
 
 def build(method: str, mix: str, encoder: Encoder, **more: Any) -> MoCo | SimCLR:
@@ -101,7 +102,7 @@ def synchronised(mix: str, batch: int = 16) -> dict[str, Any]:
 
 def split(bn_splits: int = 4, batch: int = 16) -> dict[str, Any]:
     """MoCo with a ResNet, its batch norms in virtual devices."""
-    return steps(build("moco", "mixco", resnet(), bn_splits=bn_splits), batch, 2)
+    return steps(build("moco", "mixco", resnet("resnet18"), bn_splits=bn_splits), batch, 2)
 
 
 def statistics() -> dict[str, Tensor]:
@@ -111,3 +112,14 @@ def statistics() -> dict[str, Tensor]:
     encoder(images.double() / 255)
     broadcast_buffers(encoder)
     return {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+
+
+def everything() -> dict[str, Any]:
+    """All of the above in one go: to start a process takes longer than any of it."""
+    return {
+        "settings": all_settings(),
+        "none": synchronised("none"),
+        "mixco": synchronised("mixco"),
+        "split": split(),
+        "statistics": statistics(),
+    }

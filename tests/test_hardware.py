@@ -16,7 +16,7 @@ def test_the_device_is_the_named_one_or_an_error() -> None:
     assert pick_device("cpu") == CPU
     assert pick_device("auto").type in ("cuda", "mps", "cpu")
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="--device cuda: this machine has none"):
+        with pytest.raises(UserError, match=r"--device cuda.*--device cpu"):
             pick_device("cuda")
 
 

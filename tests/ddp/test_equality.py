@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from distributed_steps import SETTINGS, all_settings, split, statistics, synchronised
+from distributed_steps import SETTINGS, all_settings, everything
 from several_processes import in_processes
 
 pytestmark = [pytest.mark.ddp, pytest.mark.timeout(1800)]
@@ -17,14 +17,16 @@ def equal(actual: Any, expected: Any) -> None:
 
 @pytest.fixture(scope="module")
 def alone() -> Any:
-    return all_settings()
+    return everything()
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_losses_gradients_weights_and_queues_equal_those_of_one_process(
-    processes: int, alone: Any
-) -> None:
-    together = in_processes(processes, all_settings)
+@pytest.fixture(scope="module")
+def of_two() -> list[Any]:
+    """The same of each of two processes."""
+    return in_processes(2, everything)
+
+
+def equal_settings(together: list[Any], alone: Any) -> None:
     assert all(found.keys() == set(SETTINGS) for found in together)
     for setting in SETTINGS:
         for found in together:
@@ -37,38 +39,49 @@ def test_losses_gradients_weights_and_queues_equal_those_of_one_process(
             assert all(torch.equal(first[key], other[key]) for key in first), setting
 
 
-def test_keys_are_encoded_by_other_processes_than_their_queries(alone: Any) -> None:
-    together = in_processes(2, all_settings)
+def test_losses_gradients_weights_and_queues_equal_those_of_one_process(
+    of_two: list[Any], alone: Any
+) -> None:
+    equal_settings([found["settings"] for found in of_two], alone["settings"])
+
+
+@pytest.mark.slow
+def test_four_processes_equal_one(alone: Any) -> None:
+    equal_settings(in_processes(4, all_settings), alone["settings"])
+
+
+def test_keys_are_encoded_by_other_processes_than_their_queries(
+    of_two: list[Any], alone: Any
+) -> None:
     for setting in SETTINGS:
         if setting[0] == "moco":
-            parts = [found[setting]["seen"][0] for found in together]
-            whole = torch.cat(parts)
+            parts = [found["settings"][setting]["seen"][0] for found in of_two]
             # The images of the key encoder are those of the whole batch, in the drawn order.
-            equal(whole, alone[setting]["seen"][0])
+            equal(torch.cat(parts), alone["settings"][setting]["seen"][0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mix", ["none", "mixco"])
-def test_synchronised_batch_norms_normalise_as_one_process_does(mix: str) -> None:
-    alone = synchronised(mix)
-    for found in in_processes(2, synchronised, mix):
+def test_synchronised_batch_norms_normalise_as_one_process_does(
+    mix: str, of_two: list[Any], alone: Any
+) -> None:
+    for found in of_two:
         for kind in ("losses", "gradients", "state"):
-            equal(found[kind], alone[kind])
+            equal(found[mix][kind], alone[mix][kind])
 
 
-def test_running_statistics_of_all_processes_become_the_first_ones() -> None:
-    alone = statistics()
-    for found in in_processes(2, statistics):
-        equal(found, alone)
+def test_running_statistics_of_all_processes_become_the_first_ones(
+    of_two: list[Any], alone: Any
+) -> None:
+    for found in of_two:
+        equal(found["statistics"], alone["statistics"])
 
 
-@pytest.mark.slow
-def test_virtual_devices_are_as_many_and_as_large_on_two_processes() -> None:
-    alone, together = split(), in_processes(2, split)
-    sizes = [[len(images) for images in found["seen"]] for found in together]
+def test_virtual_devices_are_as_many_and_as_large_on_two_processes(
+    of_two: list[Any], alone: Any
+) -> None:
+    sizes = [[len(images) for images in found["split"]["seen"]] for found in of_two]
     assert sizes == [[8, 8], [8, 8]]
     # Which images meet in a part differs, so the losses are near, not equal.
-    for found in together:
-        torch.testing.assert_close(
-            found["losses"][0]["loss"], alone["losses"][0]["loss"], rtol=0.1, atol=0
-        )
+    for found in of_two:
+        expected = alone["split"]["losses"][0]["loss"]
+        torch.testing.assert_close(found["split"]["losses"][0]["loss"], expected, rtol=0.1, atol=0)
