@@ -39,6 +39,8 @@ def config(photos: Path, out: Path, **settings: Any) -> PretrainConfig:
     return pretrain_config(**{**usual, **places, **settings})
 
 
+SMALL = {"arch": "test_resnet", "stem": "standard"}  # where any encoder will do
+
 progress: list[float] = []
 
 
@@ -55,7 +57,7 @@ def test_a_method_hears_how_much_of_the_run_is_done(
     entry = METHODS["moco"]._replace(build=f"{__name__}:build_recording")
     monkeypatch.setitem(METHODS, "moco", entry)
     progress.clear()
-    asked = config(photos, tmp_path / "run", method="moco", arch="test_resnet", stem="standard")
+    asked = config(photos, tmp_path / "run", method="moco", **SMALL)
     pretrain(asked, stop_after=4)
     pretrain(asked)
     assert progress == [step / 6 for step in range(1, 7)]
@@ -69,7 +71,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("mix", ["none", "mixco"])
 def test_one_seed_is_one_run(photos: Path, tmp_path: Path, method: str, mix: str) -> None:
     a, b, other = (
-        pretrain(config(photos, tmp_path / name, method=method, mix=mix, seed=seed))
+        pretrain(config(photos, tmp_path / name, method=method, mix=mix, seed=seed, **SMALL))
         for name, seed in (("a", 3), ("b", 3), ("other", 4))
     )
     assert all(torch.equal(weights(a)[k], v) for k, v in weights(b).items())
@@ -134,7 +136,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 def test_a_size_above_all_images_is_told(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pretrain(config(photos, tmp_path / "run", epochs=1, size=80))
+    pretrain(config(photos, tmp_path / "run", epochs=1, size=80, **SMALL))
     said = capsys.readouterr().err
     assert "--size 80" in said
     assert "--size 64" in said, "the remedy"
@@ -150,19 +152,19 @@ def test_a_run_is_never_overwritten(photos: Path, tmp_path: Path) -> None:
 
 
 def test_held_out_images_are_left_out_when_asked(photos: Path, tmp_path: Path) -> None:
-    run = pretrain(config(photos, tmp_path / "run", holdout=0.25, exclude_holdout=True))
+    run = pretrain(config(photos, tmp_path / "run", holdout=0.25, exclude_holdout=True, **SMALL))
     assert read_json(run / "results.json")["pretrain"]["images"] == 36
 
 
 def test_without_labels_there_is_no_knn(photos: Path, tmp_path: Path) -> None:
-    run = pretrain(config(photos / "train", tmp_path / "run"))
+    run = pretrain(config(photos / "train", tmp_path / "run", **SMALL))
     assert not any("knn" in record for record in read_metrics(run))
 
 
 def test_unreadable_images_are_listed_in_the_run(tmp_path: Path) -> None:
     folder = unpack_sample(tmp_path / "photos", train=101, test=1, classes=1)
     next((folder / "train").rglob("*.jpg")).write_bytes(b"<html>")
-    run = pretrain(config(folder / "train", tmp_path / "run", epochs=1))
+    run = pretrain(config(folder / "train", tmp_path / "run", epochs=1, **SMALL))
     lines = (run / "unreadable.txt").read_text().splitlines()
     assert len(lines) == 1
     assert lines[0].endswith("not an image (an HTML page)")
@@ -204,7 +206,7 @@ def test_the_rate_of_each_epoch_is_the_schedules(photos: Path, tmp_path: Path) -
 
 def test_a_recipe_is_run_as_it_stands(photos: Path, tmp_path: Path) -> None:
     """The config in the run folder is a recipe of the same run."""
-    first = pretrain(config(photos, tmp_path / "a"))
+    first = pretrain(config(photos, tmp_path / "a", **SMALL))
     again = from_dict(PretrainConfig, json.loads((first / "config.json").read_text()), "x")
     second = pretrain(
         dataclasses.replace(again, run=dataclasses.replace(again.run, out=tmp_path / "b"))

@@ -44,6 +44,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(photos: Path, out: Path, **settings: Any) -> PretrainConfig:
     usual: dict[str, Any] = {
         "method": "moco",
+        "arch": "test_resnet",
         "size": 32,
         "epochs": EPOCHS,
         "batch_size": 16,
@@ -51,7 +52,9 @@ def config(photos: Path, out: Path, **settings: Any) -> PretrainConfig:
         "loading": "packed",
         "workers": 1,
     }
-    if "arch" not in settings:
+    if (
+        settings.get("arch") == "resnet18"
+    ):  # for processes: their steps take long enough to be killed
         usual["stem"] = "conv3s2"
     if settings.get("method", "moco") == "moco":
         usual["queue"] = 20
@@ -151,7 +154,7 @@ def test_killed_at_any_moment(
     whole: Callable[..., Path], photos: Path, tmp_path: Path, method: str
 ) -> None:
     """Real processes, killed again and again before they have done many steps."""
-    never_stopped = whole(method=method)
+    never_stopped = whole(method=method, arch="resnet18")
     out = tmp_path / "killed"
     command = [*as_command(photos, out, method), "--checkpoint-steps", "1"]
     draw = random.Random(method)
@@ -388,7 +391,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told(
     import resource
 
     out = tmp_path / "run"
-    never_stopped = whole()
+    never_stopped = whole(arch="resnet18")
     command = as_command(photos, out, "moco")
     size = checkpoints(never_stopped)[-1].stat().st_size
 
