@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -27,6 +28,7 @@ from mixco.data.packing import pack
 from mixco.encoders.checkpoint import EncoderDescription, save_encoder
 from mixco.evaluation.classifier import Classifier, save_classifier
 from mixco.evaluation.protocols import evaluate_knn
+from mixco.methods import METHODS, simclr
 from mixco.models.encoder import build_backbone
 from mixco.plots import draw_curves
 from mixco.runtime.errors import UserError, explain_machine_failures
@@ -38,7 +40,7 @@ from mixco.runtime.run_folder import (
     write_metrics,
 )
 from mixco.runtime.setting import option
-from mixco.settings.config import KNNConfig, PretrainConfig, Settings
+from mixco.settings.config import KNNConfig, PretrainConfig
 from mixco.training.checkpoints import checkpoints
 from mixco.training.pretrain import pretrain
 from mixco.training.run import Run
@@ -67,8 +69,8 @@ def settings(photos: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def config(photos: Path, out: Path) -> PretrainConfig:
-    return pretrain_config(**settings(photos, out))
+def config(photos: Path, out: Path, **changed: Any) -> PretrainConfig:
+    return pretrain_config(**{**settings(photos, out), **changed})
 
 
 def options(photos: Path, out: Path) -> list[str]:
@@ -340,34 +342,39 @@ def test_other_errors_stay_what_they_are() -> None:
 # Numbers.
 
 
+overflow_in: list[int] = []
+"""The step whose gradient overflows."""
+
+
+def build_overflowing(*arguments: Any, **options: Any) -> nn.Module:
+    """SimCLR, the gradient of whose first weights is infinite in one step."""
+    method = simclr.build(*arguments, **options)
+    steps = count()
+
+    def overflow(gradient: Tensor) -> Tensor:
+        return gradient * float("inf") if next(steps) == overflow_in[0] else gradient
+
+    next(method.encoder.parameters()).register_hook(overflow)
+    return method
+
+
 @pytest.mark.parametrize("step", [0, 2, 5])
 def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_told_and_never_saved(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """In the first step, at the end of an epoch, and in the last step of all."""
-    usual = mixco.training.setup.build_method
-    steps = []
-
-    def overflowing(settings: Settings) -> nn.Module:
-        method = usual(settings)
-
-        def overflow(gradient: Tensor) -> Tensor:
-            steps.append(len(steps))
-            return gradient * float("inf") if steps[-1] == step else gradient
-
-        next(method.encoder.parameters()).register_hook(overflow)
-        return method
-
-    monkeypatch.setattr(mixco.training.setup, "build_method", overflowing)
-    run = config(photos, tmp_path / "run")
-    with pytest.raises(UserError, match=r"(loss is|weights are|features of .* are) not finite"):
-        pretrain(run)
+    run = config(photos, tmp_path / "run", method="simclr")
+    overflow_in[:] = [step]
+    with monkeypatch.context() as patch:
+        entry = METHODS["simclr"]._replace(build=f"{__name__}:build_overflowing")
+        patch.setitem(METHODS, "simclr", entry)
+        with pytest.raises(UserError, match=r"(loss is|weights are|features of .* are) not finite"):
+            pretrain(run)
     for path in checkpoints(tmp_path / "run"):
         state = torch.load(path, weights_only=True)
         assert state["step"] <= step
         assert all(value.isfinite().all() for value in state["method"].values())
     assert not (tmp_path / "run" / "encoder.safetensors").exists()
-    monkeypatch.setattr(mixco.training.setup, "build_method", usual)
     assert len(read_metrics(pretrain(run))) == 2, "goes on from the last good one"
 
 
