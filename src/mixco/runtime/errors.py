@@ -29,19 +29,19 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @contextmanager
 def explain_machine_failures(remedy: str) -> Iterator[None]:
-    """Inside, memory that runs out and files that cannot be written or read raise UserError.
+    """Inside, running out of memory and files that cannot be written or read raise UserError.
 
-    remedy: for too little memory, as "lower --batch-size".
-    Threads whose disk is full end without a traceback: who writes through them is told by his own
-    next call. (TensorBoard's writer is such a thread.)
+    remedy: for too little memory, such as "lower --batch-size".
+    A thread that meets a full disk ends without a traceback: the next write through it raises the error
+    in its caller. (TensorBoard's writer is such a thread.)
     """
     usual = threading.excepthook
 
-    def but_for_the_disk(args: threading.ExceptHookArgs) -> None:
+    def all_but_disk_errors(args: threading.ExceptHookArgs) -> None:
         if not issubclass(args.exc_type, OSError):
             usual(args)
 
-    threading.excepthook = but_for_the_disk
+    threading.excepthook = all_but_disk_errors
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
@@ -54,36 +54,37 @@ def explain_machine_failures(remedy: str) -> Iterator[None]:
 
 
 def of_the_machine(error: Exception) -> bool:
-    """Does it say that memory or disk failed, and nothing about what was read?"""
+    """Did memory or disk fail? Then the error says nothing about the file that was read."""
     disk = isinstance(error, OSError) and error.errno in (*NOT_ALLOWED, errno.EIO)
     return disk or out_of_memory(error)
 
 
 def out_of_memory(error: Exception) -> bool:
+    """Did memory run out, of the CPU or of a device?"""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     # torch.OutOfMemoryError is a RuntimeError whose text says so; torch is not imported for it here.
-    told = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
-    return told or isinstance(error, MemoryError)
+    says_so = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+    return says_so or isinstance(error, MemoryError)
 
 
 def _of_memory(error: Exception, remedy: str) -> str | None:
     if not out_of_memory(error):
         return None
     text = str(error)
-    whose = next((name for name in ("CUDA", "MPS") if name in text), "")
+    device = next((name for name in ("CUDA", "MPS") if name in text), "")
     asked = ASKED_FOR.search(text)
     return (
-        f"the memory {f'of the {whose} device' if whose else 'of this machine'} does not suffice"
-        + (f" (another {asked[1]} were asked for)" if asked else "")
-        + f"; {remedy}, or end what else is using it"
+        f"out of memory{f' on the {device} device' if device else ''}"
+        + (f": could not allocate another {asked[1]}" if asked else "")
+        + f"; {remedy}, or end other programs that use it"
     )
 
 
 def _of_disk(error: Exception) -> str | None:
     if not isinstance(error, OSError) or error.errno is None:
         return None
-    # A full disk names no file; what else names none is no matter of files.
+    # A full disk names no file. Other errors that name none are not about files.
     if error.filename is None and error.errno not in (*FULL, errno.EIO):
         return None
     if error.errno in FULL:
@@ -93,6 +94,6 @@ def _of_disk(error: Exception) -> str | None:
     else:
         remedy = "see whether the disk is still there"
     return (
-        f"{error.filename or 'a file of the run'}: cannot be written or read ({error.strerror}); what "
-        f"was there before is whole. {remedy.capitalize()} and start the same command again"
+        f"{error.filename or 'a file of the run'}: cannot be written or read ({error.strerror}); "
+        f"earlier files are whole. {remedy.capitalize()} and start the same command again"
     )
