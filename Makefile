@@ -7,10 +7,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/mixco demo
 
-# One test more than there are cores, since some wait; more threads in each would be in each other's way.
-WORKERS = $(shell $(PYTHON) -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))")
+# A test a core; more threads in each would only be in each other's way.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Some forty minutes, docs/reliability.md: runs and workers that are killed again and again, and thousands of
 # damaged and hostile inputs.

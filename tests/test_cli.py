@@ -158,6 +158,7 @@ def test_a_mistake_shows_no_traceback() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_from_a_folder_of_ones_own_to_its_evaluation(tmp_path: Path) -> None:
     """What a user does, by the commands that the README names."""
     unpack_sample(tmp_path / "photos", train=12, test=4, classes=3)
@@ -177,8 +178,6 @@ def test_from_a_folder_of_ones_own_to_its_evaluation(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "all 120 weights matched resnet18" in done.stderr
         assert "12 images of photos/test, 36 labelled; moco+mixco on photos/pretrain" in done.stdout
-        other = run(
-            *(command, "--checkpoint", checkpoints(out)[-1]),
-            *("--data", tmp_path / "photos", "--cache", cache),
-        )
-        assert other.stdout == done.stdout, "a checkpoint of the end is the encoder"
+    where = ("--data", tmp_path / "photos", "--cache", cache)
+    other = run(command, "--checkpoint", checkpoints(out)[-1], *where)
+    assert other.stdout == done.stdout, "a checkpoint of the end is the encoder"

@@ -99,6 +99,7 @@ def checked(text: str) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run(place: Path, page: Path) -> None:
     run = place / "labelled"
     text = checked(page.read_text("utf-8"))

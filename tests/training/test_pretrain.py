@@ -170,6 +170,7 @@ def test_unreadable_images_are_listed_in_the_run(tmp_path: Path) -> None:
     assert lines[0].endswith("not an image (an HTML page)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("schedule", ["cosine", "steps"])
 def test_the_loss_falls(photos: Path, tmp_path: Path, optimizer: str, schedule: str) -> None:
