@@ -46,7 +46,7 @@ from mixco.evaluation.features import compute_features
 from mixco.evaluation.protocols import evaluate_linear
 from mixco.evaluation.task import load_task
 from mixco.runtime.device import keep_freed_memory, peak_memory, pick_device
-from mixco.settings.config import EvaluationConfig, LinearConfig
+from mixco.settings.commands import EvaluationConfig, LinearConfig
 from mixco.training.pretrain import pretrain
 
 CHUNK = 4096  # the default of `neighbours`

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mixco.settings.config import EvaluationConfig, PretrainConfig, Settings
+from mixco.settings.commands import EvaluationConfig
+from mixco.settings.config import PretrainConfig, Settings
 from mixco.settings.resolve import Facts, resolve, with_settings
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from run_folders import ARCH, random_run
 from sample_images import unpack_sample
 
 import mixco
-from mixco.settings.config import KNNConfig
+from mixco.settings.commands import KNNConfig
 from mixco.settings.resolve import flat_fields
 
 

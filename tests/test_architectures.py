@@ -16,7 +16,8 @@ from mixco.evaluation.protocols import evaluate_knn
 from mixco.models.encoder import build_backbone, drops_at_random
 from mixco.models.split_batchnorm import SPLIT, split_batch_norms
 from mixco.runtime.errors import UserError
-from mixco.settings.config import KNNConfig, PretrainConfig
+from mixco.settings.commands import KNNConfig
+from mixco.settings.config import PretrainConfig
 from mixco.training.checkpoints import checkpoints
 from mixco.training.pretrain import pretrain
 from mixco.training.setup import build_method

@@ -8,7 +8,8 @@ import pytest
 
 from mixco.compat_2020 import linear_options, pretrain_options
 from mixco.runtime.errors import UserError
-from mixco.settings.config import LinearConfig, PretrainConfig
+from mixco.settings.commands import LinearConfig
+from mixco.settings.config import PretrainConfig
 from mixco.settings.options import parse
 from mixco.settings.resolve import load_recipe
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from mixco.demo import demo
 from mixco.runtime.run_folder import read_json
-from mixco.settings.config import DemoConfig
+from mixco.settings.commands import DemoConfig
 
 
 @pytest.mark.slow

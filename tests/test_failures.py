@@ -40,7 +40,8 @@ from mixco.runtime.run_folder import (
     write_metrics,
 )
 from mixco.runtime.setting import option
-from mixco.settings.config import KNNConfig, PretrainConfig
+from mixco.settings.commands import KNNConfig
+from mixco.settings.config import PretrainConfig
 from mixco.training.checkpoints import checkpoints
 from mixco.training.pretrain import pretrain
 from mixco.training.run import Run

@@ -9,7 +9,8 @@ import pytest
 from configs import with_images
 
 from mixco.demo import of_demo
-from mixco.settings.config import DemoConfig, LinearConfig, PretrainConfig, Settings
+from mixco.settings.commands import DemoConfig, LinearConfig
+from mixco.settings.config import PretrainConfig, Settings
 from mixco.settings.resolve import Facts, load_recipe, recipe_names, resolve, to_dict
 
 # Kim et al. 2020 and the code published with it, word for word.

@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     from mixco.methods.simclr import SimCLR
     from mixco.mixing import Mixed, Mixer, Pairs, mixco
     from mixco.runtime.errors import UserError
-    from mixco.settings.config import (
+    from mixco.settings.commands import (
         ClassifierConfig,
-        DataConfig,
         EvaluationConfig,
         FinetuneConfig,
         KNNConfig,
         LinearConfig,
+    )
+    from mixco.settings.config import (
+        DataConfig,
         MethodConfig,
         ModelConfig,
         OptimisationConfig,
@@ -60,13 +62,15 @@ _HOMES = {
     "mixco.encoders.checkpoint": ("EncoderDescription", "LoadedEncoder"),
     "mixco.embeddings.commands": ("Duplicates", "Neighbours"),
     "mixco.embeddings.embedding": ("Embedder", "load_encoder"),
-    "mixco.settings.config": (
+    "mixco.settings.commands": (
         "ClassifierConfig",
-        "DataConfig",
         "EvaluationConfig",
         "FinetuneConfig",
         "KNNConfig",
         "LinearConfig",
+    ),
+    "mixco.settings.config": (
+        "DataConfig",
         "MethodConfig",
         "ModelConfig",
         "OptimisationConfig",

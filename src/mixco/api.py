@@ -17,16 +17,16 @@ from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError
 from mixco.runtime.progress import say
 from mixco.runtime.run_folder import read_json, read_metrics
-from mixco.settings.config import (
+from mixco.settings.commands import (
     DuplicatesConfig,
     EmbedConfig,
     FinetuneConfig,
     KNNConfig,
     LinearConfig,
     NeighboursConfig,
-    PretrainConfig,
     ReportConfig,
 )
+from mixco.settings.config import PretrainConfig
 from mixco.settings.resolve import flat_fields, from_dict, load_recipe, nearest, with_settings
 from mixco.training import pretrain as training
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 from mixco.evaluation import EVALUATIONS, evaluate, measured
 from mixco.runtime.errors import UserError
 from mixco.runtime.version import VERSION
-from mixco.settings.config import DoctorConfig, DownloadConfig, PretrainConfig
+from mixco.settings.commands import DoctorConfig, DownloadConfig
+from mixco.settings.config import PretrainConfig
 from mixco.settings.resolve import load_recipe, nearest, recipe_names
 
 T = TypeVar("T")
@@ -116,7 +117,7 @@ def download(config: DownloadConfig) -> None:
         download(config.name, config.data_path, tell=say, on_progress=on_progress)
 
 
-CONFIG = "mixco.settings.config"
+CONFIG = "mixco.settings.commands"
 COMMANDS: dict[str, Command] = {
     "demo": Command(
         "the main job on the built-in sample: pretrain, evaluate, compare, draw",
@@ -132,7 +133,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "pretrain": Command(
         "train an encoder on your images",
-        f"{CONFIG}:PretrainConfig",
+        "mixco.settings.config:PretrainConfig",
         "mixco.api:pretrain_and_report",
         show_run,
     ),

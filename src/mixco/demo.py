@@ -15,7 +15,8 @@ from mixco.models.encoder import build_backbone
 from mixco.plots import draw_comparison, draw_curves
 from mixco.runtime.progress import say
 from mixco.runtime.run_folder import add_result, new_run_folder, read_json, read_metrics, write_json
-from mixco.settings.config import DemoConfig, EvaluationConfig, PretrainConfig
+from mixco.settings.commands import DemoConfig, EvaluationConfig
+from mixco.settings.config import PretrainConfig
 from mixco.settings.resolve import load_recipe, to_dict, with_settings
 from mixco.training.pretrain import pretrain
 from mixco.training.setup import size_of

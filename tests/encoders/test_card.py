@@ -12,7 +12,7 @@ from mixco.encoders.checkpoint import load_encoder, save_encoder
 from mixco.evaluation import EVALUATIONS
 from mixco.export.export import export
 from mixco.runtime.run_folder import add_result, write_json
-from mixco.settings.config import ExportConfig
+from mixco.settings.commands import ExportConfig
 from mixco.settings.resolve import to_dict
 
 TRAINING = "simclr+mixco on photos/pretrain, 40 epochs, seed 0"

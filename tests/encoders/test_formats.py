@@ -21,7 +21,7 @@ from mixco.export import formats
 from mixco.export.export import compare, export
 from mixco.models.encoder import build_backbone
 from mixco.runtime.errors import UserError
-from mixco.settings.config import ExportConfig
+from mixco.settings.commands import ExportConfig
 from mixco.views.augment import Input, evaluation_view
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from mixco.evaluation import EVALUATIONS, Evaluation, evaluate, measured
 from mixco.evaluation.features import Features, compute_features
 from mixco.evaluation.protocols import evaluate_scores
 from mixco.runtime.run_folder import read_confusions, read_json
-from mixco.settings.config import LinearConfig
+from mixco.settings.commands import LinearConfig
 
 
 def centroids(features: Features) -> Tensor:

@@ -19,7 +19,7 @@ from mixco.evaluation.task import load_task
 from mixco.evaluation.train_classifier import Epoch, last_and_best
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json
-from mixco.settings.config import EvaluationConfig, FinetuneConfig, LinearConfig
+from mixco.settings.commands import EvaluationConfig, FinetuneConfig, LinearConfig
 
 CLASSES = 4
 

@@ -8,7 +8,7 @@ from run_folders import random_run
 from sample_images import unpack_sample
 
 from mixco.evaluation.protocols import evaluate_linear
-from mixco.settings.config import LinearConfig
+from mixco.settings.commands import LinearConfig
 
 
 def test_the_recipes_rate_is_used_where_none_is_given(tmp_path: Path) -> None:

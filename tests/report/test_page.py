@@ -19,7 +19,7 @@ from mixco.evaluation import EVALUATIONS
 from mixco.report.figures import slug
 from mixco.report.page import write_page
 from mixco.runtime.run_folder import read_confusions, read_json, read_metrics, write_json
-from mixco.settings.config import ReportConfig
+from mixco.settings.commands import ReportConfig
 
 HOSTILE = "<b onclick='alert(1)'>&amp; \"$x_{ 90%"
 NAMES = ("AnnualCrop", "Forest", "HerbaceousVegetation", HOSTILE)

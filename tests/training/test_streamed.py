@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from sample_images import unpack_sample
 
 from mixco.evaluation.protocols import evaluate_knn
-from mixco.settings.config import KNNConfig, PretrainConfig
+from mixco.settings.commands import KNNConfig
+from mixco.settings.config import PretrainConfig
 from mixco.training.pretrain import pretrain
 
 

@@ -32,7 +32,8 @@ from mixco.runtime.files import free_space
 from mixco.runtime.progress import doing
 from mixco.runtime.run_folder import write_json
 from mixco.settings import warnings
-from mixco.settings.config import DoctorConfig, PretrainConfig, Settings
+from mixco.settings.commands import DoctorConfig
+from mixco.settings.config import PretrainConfig, Settings
 from mixco.settings.resolve import to_dict
 from mixco.training.setup import (
     Choice,

@@ -29,7 +29,12 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing
 from mixco.runtime.progress import counting, say
 from mixco.runtime.run_folder import read_json, write_json
-from mixco.settings.config import CollectionConfig, DuplicatesConfig, EmbedConfig, NeighboursConfig
+from mixco.settings.commands import (
+    CollectionConfig,
+    DuplicatesConfig,
+    EmbedConfig,
+    NeighboursConfig,
+)
 from mixco.views.augment import Input, evaluation_view
 
 SIDE = 96  # pixels of an image in --picture

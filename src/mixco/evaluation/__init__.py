@@ -18,7 +18,7 @@ class Evaluation(NamedTuple):
     """For tables, the report and the model card."""
     summary: str = ""
     """Its line in `mixco --help`; "" where it has no command of its own."""
-    config: str = "mixco.settings.config:EvaluationConfig"
+    config: str = "mixco.settings.commands:EvaluationConfig"
     """Import string of the settings class."""
     run: str = ""
     """Import string of a function, config -> result, that writes results.json; "" to use `scores`."""
@@ -36,7 +36,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "knn": Evaluation(
         "kNN",
         summary="nearest-neighbour classification with a run's frozen encoder",
-        config="mixco.settings.config:KNNConfig",
+        config="mixco.settings.commands:KNNConfig",
         run=f"{_PROTOCOLS}:evaluate_knn",
         about="Each test image takes the class of the training images whose features are nearest to "
         "its own.",
@@ -44,21 +44,21 @@ EVALUATIONS: dict[str, Evaluation] = {
     "linear": Evaluation(
         "linear probe",
         summary="a linear classifier on a run's frozen encoder, fast or as published",
-        config="mixco.settings.config:LinearConfig",
+        config="mixco.settings.commands:LinearConfig",
         run=f"{_PROTOCOLS}:evaluate_linear",
         about="A linear classifier on the frozen encoder's features; its settings were chosen on "
         "held-out training images.",
     ),
     "linear_paper": Evaluation(
         "linear, as published",
-        config="mixco.settings.config:LinearConfig",
+        config="mixco.settings.commands:LinearConfig",
         run=f"{_PROTOCOLS}:evaluate_linear",
         about="A linear classifier on the frozen encoder, trained on augmented images as in the "
         "published protocol.",
     ),
     "supervised": Evaluation(
         "supervised",
-        config="mixco.settings.config:LinearConfig",
+        config="mixco.settings.commands:LinearConfig",
         run=f"{_PROTOCOLS}:evaluate_linear",
         about="The same network, trained from scratch with all labels. It is not this encoder, but "
         "what pretraining competes with.",
@@ -66,7 +66,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "finetune": Evaluation(
         "fine-tuned",
         summary="train the whole network with labels, starting from a run's encoder",
-        config="mixco.settings.config:FinetuneConfig",
+        config="mixco.settings.commands:FinetuneConfig",
         run=f"{_PROTOCOLS}:finetune",
         about="The whole network, trained further with labels. It tells how good a start the encoder "
         "is, not how good its features are.",

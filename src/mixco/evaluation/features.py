@@ -7,7 +7,7 @@ from torch import Tensor
 from mixco.evaluation.task import Task, load_task
 from mixco.runtime.distributed import process_group
 from mixco.runtime.errors import explain_machine_failures
-from mixco.settings.config import EvaluationConfig
+from mixco.settings.commands import EvaluationConfig
 
 REMEDY = "lower --size, or give --device cpu"
 MINUTES = 30.0  # the longest wait of a process for the features of the others

@@ -28,7 +28,7 @@ from mixco.runtime.device import describe
 from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError, explain_machine_failures
 from mixco.runtime.progress import say
-from mixco.settings.config import EvaluationConfig, FinetuneConfig, KNNConfig, LinearConfig
+from mixco.settings.commands import EvaluationConfig, FinetuneConfig, KNNConfig, LinearConfig
 from mixco.settings.resolve import check_protocol, check_ranges
 from mixco.views.augment import crop_and_flip
 from mixco.views.preview import brightened

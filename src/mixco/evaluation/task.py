@@ -33,7 +33,7 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.files import one_at_a_time, shown
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.run_folder import add_result, read_config, write_confusions
-from mixco.settings.config import EvaluationConfig
+from mixco.settings.commands import EvaluationConfig
 from mixco.views.augment import Input
 
 

@@ -20,7 +20,7 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.files import new_folder
 from mixco.runtime.progress import say
 from mixco.runtime.run_folder import read_json
-from mixco.settings.config import ExportConfig
+from mixco.settings.commands import ExportConfig
 from mixco.views.augment import Input
 
 FORMATS: dict[str, Callable[[LoadedEncoder, Path], Lines]] = {

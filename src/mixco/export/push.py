@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from mixco.export.formats import HUB_NAME
 from mixco.runtime.errors import UserError
 from mixco.runtime.progress import say
-from mixco.settings.config import ExportConfig, PushConfig
+from mixco.settings.commands import ExportConfig, PushConfig
 
 
 def push(config: PushConfig) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from mixco.report.table import table
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import collect
-from mixco.settings.config import ReportConfig
+from mixco.settings.commands import ReportConfig
 from mixco.settings.resolve import check_ranges
 
 

@@ -36,7 +36,7 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing
 from mixco.runtime.progress import counting, say
 from mixco.runtime.run_folder import read_confusions, read_json
-from mixco.settings.config import ReportConfig
+from mixco.settings.commands import ReportConfig
 from mixco.settings.resolve import command_of
 from mixco.training.run import preview_of
 from mixco.training.setup import split_holdout

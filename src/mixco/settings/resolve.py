@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from mixco.methods import METHODS
 from mixco.runtime.errors import UserError
 from mixco.runtime.setting import Affects, Setting, declared, option, refuse_out_of_range
-from mixco.settings.config import LinearConfig, PretrainConfig, Settings
+from mixco.settings.commands import LinearConfig
+from mixco.settings.config import PretrainConfig, Settings
 
 T = TypeVar("T")
 
