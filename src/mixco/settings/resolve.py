@@ -157,8 +157,7 @@ def with_choices(kind: Any, setting: Setting) -> Any:
     """The type of a setting; where it names entries of a table, only those that the table has."""
     if setting.choices is None:
         return kind
-    names: Any = None
-    names = Literal[setting.choices()]
+    names: Any = Literal[setting.choices()]
     return types.GenericAlias(tuple, (names, ...)) if typing.get_origin(kind) is tuple else names
 
 
