@@ -49,7 +49,8 @@ class Mixer(NamedTuple):
     """Batch size B -> pairs."""
     combine: Callable[[Tensor, Tensor, Pairs], tuple[Tensor, Tensor]]
     """Images of `first` and of `second` [M, C, H, W] -> the mixed images, and float32 [M], the part of
-    `first` that each really holds (a pasted region has whole pixels)."""
+    `first` that each really holds (a pasted region has whole pixels). It must not change its arguments,
+    which may be the batch itself."""
     per_image: float = 0.5
     """Mixed images for each image of a batch, M / B: what mixing costs."""
 

@@ -597,7 +597,7 @@ def test_the_command_tells_where_it_came_from_and_its_terms(
     assert f"came from {url}; its checksum is right" in text
     assert DATASETS["cifar10"].terms in text
     mixco.cli.main(["download", "cifar10", "--data-path", str(tmp_path)])
-    assert "is in" in capsys.readouterr().err
+    assert f"cifar10 is in {tmp_path} already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 A request names the files of a batch and holds the draws of their crops; a worker answers with uint8
 or uint16 crops of the encoder's input size. All randomness is in the requests, so the answers do not
-depend on the number of workers. Nor does what a worker holds: file names lie in shared memory.
+depend on the number of workers. File names lie in shared memory, once for all workers.
 """
 
 import dataclasses

@@ -111,7 +111,7 @@ def other_files(root: Path, endings: tuple[str, ...]) -> Counter[str]:
 def _within(
     work: Callable[[int], T], count: int, seconds: float, workers: int, at_least: int
 ) -> dict[int, T]:
-    """work(index) of as many indices below `count` as the time allows, but of `at_least` so many."""
+    """Index -> work(index), for as many indices as the time allows, but at least `at_least`."""
     found: dict[int, T] = {}
     end = time.monotonic() + seconds
     blocks = list(_spread(count))

@@ -10,7 +10,7 @@ import torch
 from mixco.plots import confusion_matrix
 from mixco.report.embedding import Embedding, Guesses, worst_confusions
 from mixco.report.figures import Drawing, finish
-from mixco.report.sections import SHOWN_AS, Picture
+from mixco.report.pictures import SHOWN_AS, Picture
 from mixco.report.thumbnails import data_uri, squares
 
 MOST_IN_MATRIX = 25

@@ -20,7 +20,7 @@ from mixco.data.normalisation import measure
 from mixco.encoders.checkpoint import load_encoder
 from mixco.evaluation.kinds import title_of
 from mixco.methods import MIXERS, NO_MIXER
-from mixco.report import sections, text
+from mixco.report import curves, text
 from mixco.report.classes import Counts, confused, counts_of, matrix, per_class
 from mixco.report.embedding import (
     Embedding,
@@ -29,6 +29,7 @@ from mixco.report.embedding import (
     guess_held_out,
     random_queries,
 )
+from mixco.report.pictures import maps, neighbours, saw
 from mixco.report.run import Run, read_run
 from mixco.report.table import group, load
 from mixco.runtime.device import Compute, memory_bytes, pick_device, pick_dtype, processors
@@ -101,7 +102,7 @@ def _content(config: ReportConfig, runs: list[Run], pictures: Path) -> dict[str,
         path = run.folder / f"confusions-{kind}.csv"
         if path.exists() and "@" not in kind:  # other data has other classes
             evaluations[f"{title_of(kind)}, test images"] = read_confusions(path)
-    groups = sections.settings(runs)
+    groups = curves.settings(runs)
     results = [load(path) for path in config.runs if _has_results(path)]
     asked_for = [chosen_query(embedding, p, NEIGHBOURS) for p in config.images] if embedding else []
     queries = random_queries(embedding, QUERIES, NEIGHBOURS, SEED) if embedding else []
@@ -117,17 +118,15 @@ def _content(config: ReportConfig, runs: list[Run], pictures: Path) -> dict[str,
         "missing": looked.missing,
         "labelled": labelled,
         "settings": groups,
-        "curves": sections.curves(groups, pictures),
-        "saw": sections.saw(looked.seen, pictures) if looked.seen else None,
+        "curves": curves.curves(groups, pictures),
+        "saw": saw(looked.seen, pictures) if looked.seen else None,
         "embedding": embedding,
         "total": 0 if images is None else len(images),
-        "chosen": sections.neighbours(embedding, asked_for, pictures, "neighbours-of-chosen")
+        "chosen": neighbours(embedding, asked_for, pictures, "neighbours-of-chosen")
         if embedding
         else [],
-        "neighbours": sections.neighbours(embedding, queries, pictures, "neighbours")
-        if embedding
-        else [],
-        "maps": sections.maps(embedding, pictures, SEED, THUMBNAILS) if embedding else [],
+        "neighbours": neighbours(embedding, queries, pictures, "neighbours") if embedding else [],
+        "maps": maps(embedding, pictures, SEED, THUMBNAILS) if embedding else [],
         "guesses": guesses,
         "classes": per_class(evaluations),
         "matrices": [
@@ -136,7 +135,7 @@ def _content(config: ReportConfig, runs: list[Run], pictures: Path) -> dict[str,
             if (drawing := matrix(name, counts, pictures))
         ],
         "confused": confused(embedding, guesses) if embedding and guesses else [],
-        "comparison": sections.comparison(
+        "comparison": curves.comparison(
             group([with_check(result, runs) for found in results for result in found]), pictures
         ),
         "command": command_of(read_json(run.folder / "config.json")),

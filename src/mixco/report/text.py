@@ -70,18 +70,21 @@ def standard_error(percent: float, images: int) -> float:
 
 
 def summary(run: Run, classes: int | None) -> str:
-    """The first of the results, in a sentence. classes: how many; None means unknown."""
+    """The first result on the run's own data, in a sentence. classes: how many; None means unknown."""
     chance = f"; guessing would reach {100 / classes:.0f} %" if classes else ""
     for kind in evaluations_of(run):
-        if run.results[kind].get("checkpoint", "unknown") is None:
-            continue  # an evaluation of other weights, for comparison
+        if "@" in kind or run.results[kind].get("checkpoint", "unknown") is None:
+            continue  # of other data, or of other weights, for comparison
         top1 = f"{run.results[kind]['top1']:.0f} of 100 test images"
         return f"By {title_of(kind)}, {top1} get their right class{chance}."
     check = run.last("knn")
     if check is not None:
         asked = f"{check:.0f} of 100 held-out training images"
         return f"By their nearest neighbours, {asked} get their right class{chance}."
-    return "There is no result yet; the pictures below give an idea of the encoder's quality."
+    return (
+        "There is no result on the run's own data yet; the pictures below give an idea of the encoder's "
+        "quality."
+    )
 
 
 def evaluations_of(run: Run) -> list[str]:
@@ -127,7 +130,7 @@ def numbers(run: Run, held_out: int | None, classes: int | None) -> Iterator[Num
             f"{title_of(kind)}, test images",
             " ".join(filter(None, about)),
         )
-    if classes and (check is not None or evaluations_of(run)):
+    if classes and (check is not None or any("@" not in kind for kind in evaluations_of(run))):
         yield Number(
             f"{100 / classes:.1f} %",
             "By chance",

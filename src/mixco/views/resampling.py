@@ -108,9 +108,8 @@ def _blur_matrix(taps: Tensor, size: int) -> Tensor:
     batch, kernel = taps.shape
     pixel = torch.arange(size, device=taps.device)
     source = pixel[:, None] + torch.arange(kernel, device=taps.device) - kernel // 2
-    source = (size - 1) - (
-        (size - 1) - source.abs()
-    ).abs()  # mirrored, the border pixel not repeated
+    # Mirrored at both borders, whose own pixels are not repeated.
+    source = (size - 1) - ((size - 1) - source.abs()).abs()
     matrix = taps.new_zeros(batch, size, size)
     return matrix.scatter_add_(
         2, source.expand(batch, -1, -1), taps[:, None, :].expand(-1, size, -1).contiguous()
