@@ -17,8 +17,7 @@ FLOORS = (
     ("methods",),
     ("views",),
     ("data",),
-    ("settings", "plots"),
-    ("encoders",),
+    ("plots", "settings", "encoders"),
     ("embeddings",),
     ("training",),
     ("evaluation",),
@@ -63,9 +62,11 @@ def test_no_room_imports_upwards(path: Path) -> None:
     assert not above, f"{own} must not import {above}"
 
 
-def test_every_room_is_in_the_documentation() -> None:
+def test_the_documentation_has_the_same_floors() -> None:
     page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text("utf-8")
-    assert [room for room in FLOOR if not room.startswith("__") and room not in page] == []
+    _, _, rest = page.partition("From the bottom to the top:\n\n```\n")
+    rows = [row.split(", ") for row in rest.partition("```")[0].splitlines()]
+    assert rows == [[room for room in rooms if not room.startswith("__")] for rooms in FLOORS]
 
 
 def test_the_paper_needs_nothing_but_torch() -> None:
@@ -77,6 +78,41 @@ def test_the_paper_needs_nothing_but_torch() -> None:
             if isinstance(node, (ast.Import, ast.ImportFrom))
         }
         assert {n.split(".")[0] for n in names} <= {"torch", "collections", "typing"}
+
+
+def test_methods_and_models_write_no_files() -> None:
+    for own in ("methods", "models"):
+        for path in (SOURCE / own).glob("*.py"):
+            assert not imports(path) & {"runtime.files", "runtime.run_folder"}, path
+
+
+def test_training_evaluation_and_report_do_not_import_the_others_loops() -> None:
+    loops = {
+        "training": {"training.pretrain"},
+        "evaluation": {f"evaluation.{m}" for m in ("protocols", "classifier", "train_classifier")},
+    }
+    pairs = [("training", "evaluation"), ("evaluation", "training")]
+    pairs += [("report", "training"), ("report", "evaluation")]
+    for own, other in pairs:
+        for path in (SOURCE / own).glob("*.py"):
+            assert not imports(path) & loops[other], path
+
+
+def test_the_config_stops_at_the_entry_functions() -> None:
+    readers = {
+        name_of(path)
+        for path in FILES
+        if {"settings.config", "settings.resolve"} & imports(path)
+        and room(name_of(path)) != "settings"
+    }
+    assert readers <= {
+        *("__init__", "api", "cli", "compat_2020", "demo", "doctor.doctor"),
+        *("training.pretrain", "training.setup", "embeddings.commands"),
+        *("evaluation.features", "evaluation.protocols", "evaluation.task"),
+        *("export.export", "export.push", "report.command", "report.page"),
+        # These read no config, only what is declared of a setting, or write Setup's down.
+        *("report.table", "training.checkpoints", "training.run"),
+    }
 
 
 def test_no_name_of_a_base_outside_of_methods() -> None:

@@ -100,7 +100,7 @@ def test_the_spellings_that_were_promised() -> None:
         ("pretrain --arch resnet81 --out x", ["resnet81", "did you mean resnet18"]),
         ("pretrain --size 16 --out x", ["--size must be between 32 and 224 pixels, got 16"]),
         ("pretrain --batch-size 5000 --out x", ["--batch-size 5000", "1600 images"]),
-        ("pretrain --device cuda --out x", ["--device cuda"]),
+        ("pretrain --device cuda --out x", ["--device cuda", "no such device"]),
         ("pretrain --lr nan --out x", ["--lr must be above 0", "got nan"]),
         ("knn --run nowhere", ["nowhere", "no such file"]),
         ("knn --run nowhere --k 0", ["--k", "at least 1"]),
@@ -110,7 +110,7 @@ def test_the_spellings_that_were_promised() -> None:
         ("linear --protocol paper --milestones 60", ["--milestones", "below 1", "60"]),
         ("linear --protocol paper --batch-size 0", ["--batch-size", "at least 1"]),
         ("finetune --run nowhere", ["nowhere", "no such file"]),
-        ("finetune --checkpoint x.pt --data sample", ["--out"]),
+        ("finetune --checkpoint x.pt --data sample", ["give --out", "folder"]),
         ("finetune --run nowhere --head-lr 0", ["--head-lr", "above 0"]),
         ("embed", ["RUN"]),
         ("report", ["run folders", "results.json"]),
@@ -178,6 +178,6 @@ def test_from_a_folder_of_ones_own_to_its_evaluation(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "all 120 weights matched resnet18" in done.stderr
         assert "12 images of photos/test, 36 labelled; moco+mixco on photos/pretrain" in done.stdout
-    where = ("--data", tmp_path / "photos", "--cache", cache)
-    other = run(command, "--checkpoint", checkpoints(out)[-1], *where)
-    assert other.stdout == done.stdout, "a checkpoint of the end is the encoder"
+        where = ("--data", tmp_path / "photos", "--cache", cache)
+        other = run(command, "--checkpoint", checkpoints(out)[-1], *where)
+        assert other.stdout == done.stdout, "a checkpoint of the end is the encoder"

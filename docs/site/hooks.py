@@ -67,9 +67,8 @@ def _with_links(text: str, source: str, path: str, config: MkDocsConfig) -> str:
             return link["text"] if link["text"] == wanted else f"{link['text']} (`{wanted}`)"
         here = posixpath.relpath(inside, posixpath.dirname(path) or ".")
         text = link["text"]
-        if text.endswith(
-            ".md"
-        ):  # a file name is good link text in the repository, but not in the site
+        # A file name is good link text in the repository, but not in the site.
+        if text.endswith(".md"):
             text = _title(posixpath.join(posixpath.dirname(config.config_file_path), wanted))
         return f"{link['image']}[{text}]({here}{hash_}{anchor})"
 

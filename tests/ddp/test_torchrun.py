@@ -200,7 +200,7 @@ def test_a_process_that_hangs_ends_the_run_with_the_reason(photos: Path, tmp_pat
     code, text = ended(process)
     assert code != 0
     # Either process may be the one to say it.
-    assert re.search(r"process [01] of 2 has lost another one", text), text
+    assert re.search(r"process [01] of 2 has lost another one.* 0\.5 minutes", text), text
     assert "--timeout-minutes" in text
 
 

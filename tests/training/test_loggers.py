@@ -136,9 +136,7 @@ def test_a_failing_service_gets_one_warning_and_later_what_it_lacks(
         follow(RECORDS)
         (folder / "down").touch()  # at the end, too
     assert (folder / "sent").read_text() == "1 4.75\n2 4.5\n3 4.25\n"
-    with followed_by(
-        [file_service], folder, CONFIG, 3
-    ):  # cannot be reached when the run is resumed
+    with followed_by([file_service], folder, CONFIG, 3):  # down when the run is resumed
         pass
     assert "file cannot be reached (no route to host)" in capsys.readouterr().err
 

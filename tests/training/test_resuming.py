@@ -52,9 +52,7 @@ def config(photos: Path, out: Path, **settings: Any) -> PretrainConfig:
         "loading": "packed",
         "workers": 1,
     }
-    if (
-        settings.get("arch") == "resnet18"
-    ):  # for processes: their steps take long enough to be killed
+    if settings.get("arch") == "resnet18":  # its steps take long enough to kill the process
         usual["stem"] = "conv3s2"
     if settings.get("method", "moco") == "moco":
         usual["queue"] = 20

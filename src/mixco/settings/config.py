@@ -181,8 +181,8 @@ class OptimisationConfig:
     )
     micro_batches: int = setting(
         1,
-        "Micro-batches in which a batch passes the encoder (gradient caching): 4 take about a quarter "
-        "of the memory and a third more time. The gradient is the same.",
+        "Micro-batches into which a batch is split for the encoder (gradient caching): 4 take about a "
+        "quarter of the memory and a third more time. The gradient is the same.",
         at_least=1,
         affects="run",
         old_name="pieces",
