@@ -21,8 +21,11 @@ from mixco.training.checkpoints import newest_state
 from mixco.training.pretrain import pretrain
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-# One of each base and of each data set; the other scripts differ from these in their recipe alone.
-OF_2020 = ["exp_mix_res50_imagenet", "resnet18_batch128_gpu2_mix"]
+OF_2020 = [
+    *("exp_moco_res18_tinyimg", "exp_mix_res18_tinyimg"),
+    *("exp_moco_res50_imagenet", "exp_mix_res50_imagenet"),
+    *("resnet18_batch128_gpu2", "resnet18_batch128_gpu2_mix"),
+]
 WNIDS = ("n01440764", "n01443537", "n01629819")
 TRAIN, TEST = 8, 2  # images of each class
 
