@@ -1,7 +1,7 @@
-"""All that is measured on a GPU, in pieces of under nine minutes, of which each is done once.
+"""All measurements on a GPU, in pieces of under nine minutes. Each piece is done once.
 
     python benchmarks/gpu.py --list
-    python benchmarks/gpu.py --call 1 [--budget 540]        # then 2, then 3: a quarter of an hour in all
+    python benchmarks/gpu.py --call 1 [--budget 540]        # then 2, then 3: about a quarter of an hour
     python benchmarks/gpu.py [--budget 540] [--only NAME ...] [--data-path FOLDER]
     python benchmarks/gpu.py --dry-run [--only NAME ...]
 
@@ -21,8 +21,8 @@ The pieces:
   views-*   two views of resident images, and nothing else
   steps-*   steps of all methods against bare passes of their encoder, in one process
   peers-*   streamed images against the way of 2020, by pretraining.py
-  train-*   a recipe of Tiny-ImageNet, 100 epochs, and its evaluation. What does not fit into one
-            piece is stopped there, saved in --runs, and gone on with the next time.
+  train-*   a recipe of Tiny-ImageNet, 100 epochs, and its evaluation. A run that does not fit
+            into one piece is stopped and saved in --runs, and the next call resumes it.
 """
 
 import argparse
@@ -65,7 +65,7 @@ from mixco.training.step import forward_backward, update
 HERE = Path(__file__).parent
 LONGEST = 540  # seconds of a piece
 TO_SAVE, TO_EVALUATE = 30, 60  # seconds
-LEFT_OUT = 3  # how a piece's process ends that cannot be done here
+LEFT_OUT = 3  # exit code of a piece that cannot be done here
 Rows = list[Figures]
 Stages = dict[str, Callable[[], None]]
 
@@ -288,7 +288,7 @@ class Piece:
     measure: Callable[[Scale], Rows] | tuple[str, ...]
     """A function, or the options of benchmarks/pretraining.py."""
     call: int
-    """In which of the three calls it is done that a borrowed card has time for."""
+    """Which of the three calls does it; a borrowed card has time for three."""
 
 
 PEERS = "--subjects ours-streamed 2020 --methods moco+mixco --workers 16 --rounds 1"

@@ -1,7 +1,7 @@
 """What benchmarks share: subjects measured in turn, child processes, memory, the file of figures.
 
-Subjects run one after the other, round by round. A ratio is taken within a round, so that whatever
-else the machine does, or how warm it is, meets both sides alike.
+Subjects run one after the other, round by round. A ratio is taken within a round, so that other load on
+the machine, and its temperature, affect both sides alike.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def ratios(
 
 
 def rate(step: Callable[[], object], images: int, steps: int, device: torch.device) -> Figures:
-    """Images a second over some steps of so many images."""
+    """Call `step` `steps` times and measure images a second; a step takes `images` images."""
     synchronise(device)
     began = time.perf_counter()
     for _ in range(steps):

@@ -11,13 +11,14 @@ sample. On an accelerator each border waits for the device, so the step is longe
 is the time between them.
 
 micro-batches: SimCLR at 32 px with a batch, whole and in micro-batches (BATCHxMICRO_BATCHES). One step
-is not timed, one is. growth_mib is the process's peak of memory (on CUDA the device's) less that before
-the first step.
+is not timed, one is. memory_mib is how much the process's peak of memory (on CUDA the device's) has
+grown since the first step began.
 
-growth: MoCo with MixCo at 64 px. One of the number of images, the batch, the queue and the processes
-that decode streamed images varies; the others stay at the base. Each point is timed for --seconds, and
-for at least four steps. --data is a folder of at least 100,000 images for all sizes, such as
-Tiny-ImageNet's train/; larger sizes than it has are cut. Without it the sample's 1,600 images are used.
+growth: MoCo with MixCo at 64 px. One factor varies, and the others stay at the base: the number of
+images, the batch, the queue, or the processes that decode streamed images. Each point is timed for
+--seconds, and for at least four steps. --data is a folder of at least 100,000 images, such as
+Tiny-ImageNet's train/; with fewer, larger numbers of images are cut to what it has. Without --data the
+sample's 1,600 images are used.
 `python benchmarks/tables.py` draws the picture.
 """
 

@@ -43,7 +43,7 @@ LR = 1e-3
 
 @dataclass(frozen=True)
 class Settings:
-    """Those of every subject of pretraining.py."""
+    """The settings that every subject of pretraining.py takes."""
 
     data: str
     """Holds epoch/, as many images as are timed, and ample/, more for loaders that read ahead."""
@@ -147,12 +147,13 @@ def time_steps(
 ) -> Figures:
     """Steps of a run, put together from the functions of `pretrain` but without its records.
 
-    untimed: steps before it counts, besides the batches that workers prepare ahead. seconds, least: how
-    long it counts. parts: time the parts of a step too, see `Parts`. began: time.time() at the start of
-    the process; then the run folder is opened too, and seconds_to_here is the time up to the end.
+    untimed: steps before timing begins, besides the batches that workers prepare ahead. seconds, least:
+    time at least so many seconds and steps. parts: time the parts of a step too, see `Parts`. began:
+    time.time() at the start of the process; then the run folder is opened too, and seconds_to_here is
+    the time up to the end.
 
-    Returns images_per_second, waiting_share, steps, seconds, loss, growth_mib, the peak of memory less
-    that before the first step, and seconds_to_here or parts.
+    Returns images_per_second, waiting_share, steps, seconds, loss, growth_mib (how much the peak of
+    memory has grown since before the first step), and where asked for seconds_to_here or parts.
     """
     with ExitStack() as stack:
         setup = prepare(config_of(**{"epochs": 10**6, **settings}), stack)
@@ -226,7 +227,7 @@ class Parts:
         self.add(name, 1)
 
     def milliseconds(self, watch: Stopwatch, steps: int) -> Figures:
-        """Those of a step, and of its parts: together they are the step."""
+        """Milliseconds of a step and of its parts, which add up to the step."""
         momentum = 0.0
         if "keys" in self.seconds:  # it has no hook: timed by itself, and taken from the losses
             pair = self.method.key_encoder, self.method.encoder

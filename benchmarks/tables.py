@@ -49,8 +49,10 @@ def table(head: list[str], rows: list[list[str]]) -> None:
 
 
 def pretraining(device: str) -> list[dict[str, Any]]:
-    everything = []
-    for path, content in figures(f"pretraining-{device}-*.json"):
+    """Print all tables of pretraining. Returns the rows to draw: `separation` only has a table."""
+    drawn = []
+    separation = figures(f"separation-{device}-*.json")
+    for path, content in figures(f"pretraining-{device}-*.json") + separation:
         rows = [row for row in content["rows"] if "images_per_second" in row]
         print(
             f"`{content['command']}` ({path.name}, commit {content['commit']}, {content['machine']})\n"
@@ -71,8 +73,9 @@ def pretraining(device: str) -> list[dict[str, Any]]:
             ],
         )
         machine = re.sub(r"\(R\)| Processor|,.*", "", content["machine"])
-        everything += [{**row, "file": path.stem, "machine": machine} for row in rows]
-    return everything
+        if path.name.startswith("pretraining"):
+            drawn += [{**row, "file": path.stem, "machine": machine} for row in rows]
+    return drawn
 
 
 def views(device: str) -> None:

@@ -7,8 +7,8 @@ The same images, operations and distributions of parameters, of MoCo v2's and Si
 - ours: `two_views` of a batch of resident uint8 images
 - torchvision-v2: its transforms on uint8 tensors, an image at a time
 - torchvision-pil: as the code of 2020 had it, on PIL images, an image at a time, blurred by PIL
-- kornia: batches, parameters of each image its own, where this interpreter has it; its crop does not
-  antialias, and one order of the jitter's operations is drawn for a whole batch
+- kornia, if it is installed: batches, with parameters drawn for each image; its crop does not
+  antialias, and it draws one order of the jitter's operations for the whole batch
 
 Images are decoded before. They are mosaics of the built-in sample, of the view's size, or 256 pixels
 for 224. All ends in normalised float32 batches on the device. On a CPU every subject has --threads (1):
@@ -149,7 +149,7 @@ def of_kornia(images: Tensor, a: Augmentation, device: torch.device) -> Callable
 def measured(
     make: Callable[..., Callable[[], Views]], images: Tensor, *rest: object, seconds: float
 ) -> Callable[[], Figures]:
-    """Images a second, two views each, over so many seconds or a little more, and one batch at least."""
+    """Measure images a second, with two views of each, for about `seconds` and at least one batch."""
     device = rest[-1]
     assert isinstance(device, torch.device)
     make(images[:8], *rest)()  # what only a first call has to do
