@@ -15,6 +15,7 @@ function of subjects.py, whose docstring says what it does:
     lightly-train     its `pretrain`: SimCLR
     2020              the way of the 2020 code: MoCo, and MoCo with MixCo
     2020-at-224       the same at 224 pixels, which the 2020 code trained everything at, batch 64
+    commit            `mixco pretrain` of the commit given by --commit
 
 Images/s counts each image of a batch once, however many views and mixed images are made of it. The
 first steps are not timed. ours makes its views while its loop waits, the others' workers make theirs
@@ -57,6 +58,7 @@ SUBJECTS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "lightly-train": ("lightly_train", {}, ("simclr",)),
     "2020": ("way_of_2020", {}, MOCO),
     "2020-at-224": ("way_of_2020", {"size": 224, "batch_size": 64}, MOCO),
+    "commit": ("of_commit", {}, METHODS),
 }
 DEFAULT = ("ours", "bare", "bare-plain-norms", "lightly", "lightly-train", "2020")
 PEERS = {"lightly": "lightly", "lightly-train": "lightly_train"}  # what must be importable
@@ -90,6 +92,7 @@ def compare(size: int, method: str, names: list[str], arguments: Any, settings: 
         if method in methods:
             python = arguments.peers if name in PEERS else sys.executable
             given = {**settings, "method": method, "size": size, **more}
+            given |= {"commit": arguments.commit} if name == "commit" else {}
             subjects[name] = partial(child, f"subjects:{function}", given, python=python)
     print(f"\n{method} at {size} px: {', '.join(subjects)}")
     found = in_turn(subjects, arguments.rounds)
@@ -132,10 +135,13 @@ def main() -> None:
         batch_size={"type": int, "help": "default: 256 up to 96 pixels, 64 beyond"},
         queue={"type": int, "default": 4096, "help": "MoCo's, of all subjects"},
         workers={"type": int, "help": "of loaders; default: one a processor"},
+        commit={"help": "subject commit: the commit to compare with"},
         peers={"type": Path, "default": Path(".venv-peers/bin/python")},
     )
     if arguments.out and len(arguments.size) > 1:
         raise SystemExit("--out names one file: give one --size")
+    if "commit" in arguments.subjects and not arguments.commit:
+        raise SystemExit("--subjects commit: give --commit, such as v0.1.0")
     device = pick_device(arguments.device)
     for size in arguments.size:
         rows = measure_size(size, arguments, device.type)

@@ -8,6 +8,8 @@ they live in an environment of their own (`make peers`).
 import copy
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -86,6 +88,32 @@ def ours(loading: str = "packed", precision: str = "auto", **settings: Any) -> F
         "images_per_second": record["images_per_second"],
         "waiting_share": record["data_wait"],
         **described(s.on, str(pick_compute(config).dtype)),
+    }
+
+
+def of_commit(commit: str, **settings: Any) -> Figures:
+    """`mixco pretrain` of another commit, on packed images; its second epoch counts, as in `ours`."""
+    s = Settings(**settings)
+    source, out = s.scratch, s.scratch
+    command = ["git", "archive", commit, "src"]
+    archive = subprocess.run(
+        command, cwd=Path(__file__).parent.parent, check=True, capture_output=True
+    )
+    subprocess.run(["tar", "-x", "-C", source], input=archive.stdout, check=True)
+    method, _, mix = s.method.partition("+")
+    given = {**settings_of_run(s, epochs=2, knn_every=0, out=out / "run"), "method": method}
+    given |= {"mix": mix or "none", "loading": "packed"}
+    if method != "moco":
+        del given["queue"]
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
+    environment = {**os.environ, "PYTHONPATH": str(source / "src")}
+    subprocess.run(
+        [sys.executable, "-m", "mixco", "pretrain", *options], env=environment, check=True
+    )
+    record = read_metrics(out / "run")[1]
+    return {
+        "images_per_second": record["images_per_second"],
+        "waiting_share": record["data_wait"],
     }
 
 

@@ -1,4 +1,10 @@
-"""`mixco` with one more of everything: a line for each part of extension_parts.py."""
+"""`mixco` with one more of everything: a line for each part of extension_parts.py.
+
+Reads commands, a JSON list of arguments a line, and says "done" after each. Ends with one that fails.
+"""
+
+import json
+import sys
 
 from extension_parts import PullConfig, advise
 
@@ -29,4 +35,10 @@ EVALUATIONS["centroid"] = Evaluation(
 if __name__ == "__main__":
     from mixco.cli import main
 
-    main()
+    for line in sys.stdin:
+        try:
+            main(json.loads(line))
+        except SystemExit as left:
+            if left.code:
+                raise
+        print("\ndone", flush=True)

@@ -16,7 +16,8 @@ def in_processes(count: int, function: Callable[..., Any], *arguments: Any) -> l
     function: of a module that a new process can import. What it returns goes through torch.save.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_process, (count, Path(folder), function, arguments), count)
+        given = (count, Path(folder), function, arguments)
+        mp.start_processes(_process, given, count, start_method="forkserver")
         return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(count)]
 
 

@@ -2,13 +2,12 @@
 
 import importlib
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import python
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FIGURES = sorted((BENCHMARKS / "results").rglob("*.json"))
@@ -16,15 +15,7 @@ TINY = ("--size", "32", "--arch", "test_resnet", "--rounds", "1", "--device", "c
 
 
 def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )
+    return python(BENCHMARKS / script, *arguments, environment={"CUDA_VISIBLE_DEVICES": ""})
 
 
 def rows_of(out: Path, script: str, *arguments: str | Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 
 import pytest
 import torch
+from forked import mixco_command
 from sample_images import unpack_sample
 
 import mixco.cli
@@ -15,11 +16,10 @@ from mixco.settings.options import rows
 from mixco.training.checkpoints import checkpoints
 
 
-def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mixco", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=cwd, timeout=600
-    )
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`mixco ARGUMENTS` with an interpreter of its own."""
+    command = [sys.executable, "-m", "mixco", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
 
 def test_help_names_the_commands_and_the_recipes() -> None:
@@ -164,7 +164,7 @@ def test_from_a_folder_of_ones_own_to_its_evaluation(tmp_path: Path) -> None:
     unpack_sample(tmp_path / "photos", train=12, test=4, classes=3)
     out, cache = tmp_path / "out", tmp_path / "cache"
     small = ["--size", "32", "--epochs", "2", "--batch-size", "12", "--knn-every", "1"]
-    done = run(
+    done = mixco_command(
         *("pretrain", "--data", tmp_path / "photos", "--method", "moco", "--mix", "mixco"),
         *(*small, "--cache", cache, "--out", out),
     )
@@ -174,10 +174,10 @@ def test_from_a_folder_of_ones_own_to_its_evaluation(tmp_path: Path) -> None:
     assert f"done: {out}" in done.stderr
 
     for command in ("knn", "linear"):
-        done = run(command, "--run", out, "--cache", cache)
+        done = mixco_command(command, "--run", out, "--cache", cache)
         assert done.returncode == 0, done.stderr
         assert "all 120 weights matched resnet18" in done.stderr
         assert "12 images of photos/test, 36 labelled; moco+mixco on photos/pretrain" in done.stdout
         where = ("--data", tmp_path / "photos", "--cache", cache)
-        other = run(command, "--checkpoint", checkpoints(out)[-1], *where)
+        other = mixco_command(command, "--checkpoint", checkpoints(out)[-1], *where)
         assert other.stdout == done.stdout, "a checkpoint of the end is the encoder"

@@ -2,13 +2,12 @@
 
 import io
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import python
 from rich.console import Console
 from sample_images import unpack_sample
 from troubled import troubled_folder
@@ -18,14 +17,7 @@ from mixco.doctor.page import duration, show
 
 
 def doctor(*arguments: str | Path, columns: int = 80) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mixco", "doctor", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        env={**os.environ, "COLUMNS": str(columns)},
-    )
+    return python("-m", "mixco", "doctor", *arguments, environment={"COLUMNS": str(columns)})
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """The examples in the documentation, run like a reader runs them: each in a process, on photographs."""
 
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from forked import python
 from sample_images import unpack_sample
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -14,14 +13,7 @@ EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 def output_of(tmp_path: Path, example: str, *arguments: str) -> str:
     unpack_sample(tmp_path / "photos", train=20, test=0)
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / f"{example}.py", "photos", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        timeout=200,
-    )
+    done = python(EXAMPLES / f"{example}.py", "photos", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -2,15 +2,16 @@
 
 import importlib
 import os
+import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from configs import pretrain_config
+from forked import mixco_command
 from sample_images import unpack_sample
 
 from mixco.data.datasets.imagenet import list_tiny_imagenet
@@ -103,7 +104,6 @@ def start(
         "BATCH_SIZE": "16",
         "LINEAR_EPOCHS": "1",
         "LINEAR_BATCH_SIZE": "16",
-        "MIXCO": f"{sys.executable} -m mixco",
     }
     return subprocess.run(
         ["bash", EXPERIMENTS / f"{name}.sh"],
@@ -115,6 +115,20 @@ def start(
     )
 
 
+def recording(folder: Path, end: str = "true") -> Path:
+    """A command in the place of mixco that writes its arguments into a file, then does `end`."""
+    command = folder / "command"
+    record = f"""printf '%q ' "$@" >> "{folder}/recorded"; echo >> "{folder}/recorded\""""
+    command.write_text(f"#!/usr/bin/env bash\n{record}\n{end}\n")
+    command.chmod(0o755)
+    return command
+
+
+def recorded(folder: Path) -> list[str]:
+    """A line for each call, quoted for a shell."""
+    return [line.rstrip() for line in (folder / "recorded").read_text().splitlines()]
+
+
 @needs_bash
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -122,8 +136,10 @@ def start(
 def test_a_script_of_2020_runs_from_the_images_to_the_results(
     name: str, place: Path, tmp_path: Path
 ) -> None:
-    done = start(name, place, tmp_path)
-    assert done.returncode == 0, done.stderr
+    command = recording(tmp_path)
+    assert start(name, place, tmp_path, MIXCO=str(command)).returncode == 0
+    ended = [mixco_command(*shlex.split(line), cwd=tmp_path) for line in recorded(tmp_path)]
+    assert [done.returncode for done in ended] == [0] * 4, [done.stderr for done in ended]
     results = read_json(tmp_path / "results" / "results.json")
     assert list(results) == [name]
     entry = results[name]
@@ -140,20 +156,19 @@ def test_a_script_of_2020_runs_from_the_images_to_the_results(
         "the run's recipe",
     )
     assert entry["knn"]["test_images"] == entry["linear_paper"]["test_images"] == len(WNIDS) * TEST
-    assert done.stdout.count(f"| {entry['pretrain']['method']} |") == 1
+    assert ended[-1].stdout.count(f"| {entry['pretrain']['method']} |") == 1
 
 
 @needs_bash
 @pytest.mark.parametrize("broken", ["pretrain", "knn", "linear"])
 def test_a_script_stops_where_a_command_fails(broken: str, place: Path, tmp_path: Path) -> None:
     """In 2020 a pretraining that crashed was followed by the evaluation of a random encoder."""
-    command = tmp_path / "command"
-    command.write_text(f'#!/bin/sh\necho "$1" >> "{tmp_path}/called"\n[ "$1" != {broken} ]\n')
-    command.chmod(0o755)
+    command = recording(tmp_path, f'[ "$1" != {broken} ]')
     done = start("exp_mix_res18_tinyimg", place, tmp_path, MIXCO=str(command))
     assert done.returncode != 0
     verbs = ["pretrain", "knn", "linear", "report"]
-    assert (tmp_path / "called").read_text().split() == verbs[: verbs.index(broken) + 1]
+    called = [line.split()[0] for line in recorded(tmp_path)]
+    assert called == verbs[: verbs.index(broken) + 1]
 
 
 @needs_bash
@@ -167,9 +182,7 @@ def test_a_script_asks_for_the_data(tmp_path: Path) -> None:
 def test_every_recipe_has_its_script_and_what_is_set_reaches_the_commands(tmp_path: Path) -> None:
     scripts = {path.stem for path in EXPERIMENTS.glob("*.sh")} - {"common"}
     assert scripts == set(recipe_names()) - {"demo"}
-    command = tmp_path / "command"
-    command.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/called"\n')
-    command.chmod(0o755)
+    command = recording(tmp_path)
     for name in scripts:
         text = (EXPERIMENTS / f"{name}.sh").read_text()
         assert "set -euo pipefail" in text
@@ -190,13 +203,13 @@ def test_every_recipe_has_its_script_and_what_is_set_reaches_the_commands(tmp_pa
         )
         assert done.returncode == 0
         knn = " --k 200 --temperature 0.1" if name.startswith("cifar") else ""
-        assert (tmp_path / "called").read_text().splitlines() == [
-            f"pretrain --seed 3 --recipe {name} --data-path my data --out runs/e --queue 8",
+        assert recorded(tmp_path) == [
+            f"pretrain --seed 3 --recipe {name} --data-path my\\ data --out runs/e --queue 8",
             f"knn --seed 3 --run runs/e{knn}",
             "linear --seed 3 --lr 0.5 --run runs/e --protocol paper",
             "report runs/e --name e --collect results/results.json --table",
         ]
-        (tmp_path / "called").unlink()
+        (tmp_path / "recorded").unlink()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,22 +31,40 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def mixco(*arguments: str | Path) -> str:
-    """Standard output and error of a command of the extended mixco."""
+Mixco = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def mixco() -> Iterator[Mixco]:
+    """Run a command of the extended mixco. Returns its standard output and error.
+
+    One process runs all of them: parts are added before mixco is imported, which takes seconds.
+    """
     paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, str(HERE / "extended_mixco.py"), *map(str, arguments)],
-        capture_output=True,
+    with subprocess.Popen(
+        [sys.executable, str(HERE / "extended_mixco.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "300"},
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+    ) as process:
+        assert process.stdin and process.stdout
+
+        def run(*arguments: str | Path) -> str:
+            print(json.dumps(list(map(str, arguments))), file=process.stdin, flush=True)
+            said = []
+            for line in process.stdout:
+                if line == "done\n":
+                    return "".join(said)
+                said.append(line)
+            raise AssertionError("".join(said))
+
+        yield run
+        process.stdin.close()
 
 
-def test_help_knows_the_new_parts() -> None:
+def test_help_knows_the_new_parts(mixco: Mixco) -> None:
     assert "centroid" in mixco("--help")
     text = mixco("pretrain", "--help")
     for part in ("pull", "cutmix", "--target-decay", "at least 0 and below 1", "lines"):
@@ -54,7 +73,7 @@ def test_help_knows_the_new_parts() -> None:
 
 @pytest.mark.slow
 def test_a_run_of_new_parts_from_the_command_line_to_its_export(
-    squares: Path, tmp_path: Path
+    mixco: Mixco, squares: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     command = [

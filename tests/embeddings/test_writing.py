@@ -1,9 +1,6 @@
 """Files of vectors: complete, correct, and resumed."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from forked import python
 from run_folders import random_run
 from sample_images import unpack_sample
 
@@ -84,18 +82,15 @@ def test_one_that_was_killed_resumes_and_ends_the_same(
 ) -> None:
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     write(whole, run, photos)
-    code = f"""
+    code = """
 import os, signal, sys
 from pathlib import Path
-sys.path.append({str(Path(__file__).parent)!r})
+sys.path.append(sys.argv.pop())
 from test_writing import write
 write(*map(Path, sys.argv[1:]),
       on_progress=lambda done, total: done == 16 and os.kill(os.getpid(), signal.SIGKILL))
 """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-c", code, killed, run, photos], env=environment, check=False
-    )
+    done = python("-c", code, killed, run, photos, Path(__file__).parent)
     assert done.returncode == -signal.SIGKILL
     part = tmp_path / "killed.safetensors.part"
     assert len(list(part.glob("shard-*"))) == 2 and not killed.exists()

@@ -3,14 +3,13 @@
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from configs import pretrain_config
+from forked import python
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mixco.cli import main
@@ -56,7 +55,8 @@ def in_two_parts(folder: Path, name: str) -> dict[str, Any]:
     In a process of its own: services leave threads behind.
     """
     arguments = [name, str(folder), json.dumps(CONFIG), json.dumps(RECORDS)]
-    subprocess.run([sys.executable, "-c", IN_TWO_PARTS, *arguments], check=True, timeout=200)
+    done = python("-c", IN_TWO_PARTS, *arguments)
+    assert done.returncode == 0, done.stderr
     known = json.loads((folder / "loggers.json").read_text())[name]
     assert known["epochs"] == 3
     return dict(known)

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from configs import pretrain_config
+from forked import Python
 from run_states import assert_equal, final_state
 from sample_images import unpack_sample
 from signalling import send_signal_in
@@ -137,7 +139,7 @@ def test_stopped_by_a_signal(
 def as_command(photos: Path, out: Path, method: str) -> list[str]:
     """What `config` says, for a process of its own."""
     return [
-        *(sys.executable, "-m", "mixco", "pretrain", "--data", str(photos), "--out", str(out)),
+        *("pretrain", "--data", str(photos), "--out", str(out)),
         *("--method", method, "--size", "32", "--stem", "conv3s2", "--device", "cpu"),
         *("--epochs", str(EPOCHS), "--batch-size", "16", "--knn-every", "1"),
         *("--cache", str(photos.parent / "cache"), "--loading", "packed", "--workers", "1"),
@@ -158,18 +160,18 @@ def test_killed_at_any_moment(
     draw = random.Random(method)
     kills = 0
     for _ in range(30):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = Python("-m", "mixco", *command)
         steps = {p.name for p in checkpoints(out)} if out.exists() else set()
         deadline = time.monotonic() + 240
-        while process.poll() is None and kills < 3 and time.monotonic() < deadline:
+        while process.running() and kills < 3 and time.monotonic() < deadline:
             if out.exists() and {p.name for p in checkpoints(out)} - steps:
                 time.sleep(draw.uniform(0, 0.3))
                 process.kill()
             time.sleep(0.002)
-        said = process.communicate()[1]
-        if process.returncode == 0:
+        done = process.wait()
+        if done.returncode == 0:
             break
-        assert process.returncode == -signal.SIGKILL, said
+        assert done.returncode == -signal.SIGKILL, done.stderr
         kills += 1
     assert kills >= 2, "the test must have killed"
     assert_equal(final_state(out), final_state(never_stopped))
@@ -278,7 +280,7 @@ def test_a_run_of_version_0_1_is_refused(
     before = {path: path.read_bytes() for path in (out / "checkpoints").iterdir()}
     capsys.readouterr()
     with pytest.raises(SystemExit) as left:
-        main([*as_command(photos, out, "moco")[3:], "--checkpoint-steps", "1"])
+        main([*as_command(photos, out, "moco"), "--checkpoint-steps", "1"])
     assert left.value.code == 2
     said = capsys.readouterr().err
     assert "mixco 0.1" in said
@@ -392,14 +394,11 @@ def test_a_checkpoint_that_cannot_be_written_is_told(
     never_stopped = whole(arch="resnet18")
     command = as_command(photos, out, "moco")
     size = checkpoints(never_stopped)[-1].stat().st_size
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
-
-    done = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, timeout=400)
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size // 2, size // 2))
+    done = Python("-m", "mixco", *command, before=limit).wait()
     assert done.returncode == 2, done.stderr
     assert "cannot be written" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = Python("-m", "mixco", *command).wait()
     assert done.returncode == 0, done.stderr
     assert_equal(final_state(out), final_state(never_stopped))
