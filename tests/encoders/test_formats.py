@@ -32,7 +32,7 @@ ENCODERS = {
     "linear": ("resnet18", 32, "conv3s1linear", ("timm", "torchvision")),
     "standard": ("resnet18", 128, "auto", ("timm", "torchvision", "hub")),
     "large": ("resnet50", 32, "auto", ("hub",)),
-    "vit": ("vit_tiny_patch16_224", 64, "auto", ("timm", "hub", "onnx unit")),
+    "vit": ("test_vit", 64, "auto", ("timm", "hub", "onnx unit")),
     "convnext": ("convnext_atto", 64, "auto", ("safetensors", "hub")),
     "tiny": ("test_resnet", 64, "auto", ("onnx normalised",)),
 }
