@@ -17,7 +17,7 @@ from mixco.runtime.distributed import split_batch
 BATCH, SPLITS = 16, 4
 
 
-def moco(splits: int = SPLITS, arch: str = "resnet18") -> MoCo:
+def moco(splits: int = SPLITS, arch: str = "test_resnet") -> MoCo:
     backbone = build_backbone(arch, 32)
     generator = torch.Generator().manual_seed(0)
     return MoCo(

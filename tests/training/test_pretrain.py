@@ -171,7 +171,6 @@ def test_unreadable_images_are_listed_in_the_run(tmp_path: Path) -> None:
     assert lines[0].endswith("not an image (an HTML page)")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("schedule", ["cosine", "steps"])
 def test_the_loss_falls(photos: Path, tmp_path: Path, optimizer: str, schedule: str) -> None:
@@ -188,6 +187,7 @@ def test_the_loss_falls(photos: Path, tmp_path: Path, optimizer: str, schedule: 
         optimizer=optimizer,
         schedule=schedule,
         epochs=8,
+        **SMALL,
     )
     losses = [record["loss"] for record in read_metrics(pretrain(asked))]
     assert sum(losses[-3:]) / 3 < losses[0] - 0.2

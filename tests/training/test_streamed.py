@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from configs import config_of, pretrain_config
 from safetensors.torch import load_file
@@ -19,6 +18,7 @@ def streamed(photos: Path, out: Path, workers: int, **settings: object) -> Pretr
     places = {"data": str(photos), "cache": out.parent / "cache", "out": out}
     return pretrain_config(
         size=32,
+        arch="test_resnet",
         method="moco",
         epochs=1,
         batch_size=20,
@@ -31,7 +31,6 @@ def streamed(photos: Path, out: Path, workers: int, **settings: object) -> Pretr
     )
 
 
-@pytest.mark.slow
 def test_two_streamed_runs_are_equal_bit_for_bit(tmp_path: Path) -> None:
     """With two workers twice; so they are with none."""
     photos = unpack_sample(tmp_path / "photos", train=20, test=2, classes=2)
@@ -48,7 +47,6 @@ def test_two_streamed_runs_are_equal_bit_for_bit(tmp_path: Path) -> None:
     assert config["data"]["loading"] == "streamed"
 
 
-@pytest.mark.slow
 def test_a_streamed_run_lists_what_it_left_out_and_is_evaluated(tmp_path: Path) -> None:
     photos = unpack_sample(tmp_path / "photos", train=60, test=4, classes=2)
     broken = sorted((photos / "train" / "Forest").iterdir())[7]
