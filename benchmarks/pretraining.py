@@ -14,7 +14,6 @@ function of subjects.py, whose docstring says what it does:
     lightly           the loops of its documentation: MoCo, SimCLR
     lightly-train     its `pretrain`: SimCLR
     2020              the way of the 2020 code: MoCo, and MoCo with MixCo
-    2020-at-224       the same at 224 pixels, which the 2020 code trained everything at, batch 64
     commit            `mixco pretrain` of the commit given by --commit
 
 Images/s counts each image of a batch once, however many views and mixed images are made of it. The
@@ -57,7 +56,6 @@ SUBJECTS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "lightly": ("lightly", {}, ("moco", "simclr")),
     "lightly-train": ("lightly_train", {}, ("simclr",)),
     "2020": ("way_of_2020", {}, MOCO),
-    "2020-at-224": ("way_of_2020", {"size": 224, "batch_size": 64}, MOCO),
     "commit": ("of_commit", {}, METHODS),
 }
 DEFAULT = ("ours", "bare", "bare-plain-norms", "lightly", "lightly-train", "2020")

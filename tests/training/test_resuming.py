@@ -252,16 +252,21 @@ def test_other_settings_are_refused_and_harmless_ones_told(
     assert_equal(final_state(run), final_state(whole()))
 
 
+@pytest.mark.parametrize(("before", "memory"), [("streamed", 2**40), ("packed", 0)])
 def test_auto_loading_stays_what_it_was(
-    whole: Callable[..., Path], photos: Path, tmp_path: Path
+    whole: Callable[..., Path],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    memory: int,
 ) -> None:
-    """A disk that has filled up, or has room again, would have it loaded otherwise: other crops."""
-    streamed = config(photos, tmp_path / "run", loading="streamed")
-    pretrain(streamed, stop_after=5)
-    auto = config(photos, tmp_path / "run", loading="auto")  # these few images would be packed
-    run = pretrain(auto)
-    assert read_json(run / "config.json")["data"]["loading"] == "streamed"
-    assert_equal(final_state(run), final_state(whole(loading="streamed")))
+    """Also where there is more or less memory than before: other loading would make other crops."""
+    pretrain(config(photos, tmp_path / "run", loading=before), stop_after=5)
+    monkeypatch.setattr("mixco.training.setup.memory_bytes", lambda: memory)
+    run = pretrain(config(photos, tmp_path / "run", loading="auto"))
+    assert read_json(run / "config.json")["data"]["loading"] == before
+    assert_equal(final_state(run), final_state(whole(loading=before)))
 
 
 def as_of_version_0_1(run: Path) -> None:

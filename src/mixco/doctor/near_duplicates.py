@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BANDS = 4  # hashes that differ in fewer bits than there are bands are equal in one of the bands
-WINDOW = 200  # each hash is compared with so many that follow it in the order of a band
+WINDOW = 200  # each hash is compared with this many after it, in the order of a band
 CORRELATION = 0.98
 LIGHTER = 16  # of 255 levels
 

@@ -155,7 +155,7 @@ class Map:
 
 
 def maps(embedding: Embedding, folder: Path, seed: int, thumbnails: int) -> list[Map]:
-    """Maps by PCA, and by UMAP where that is installed; thumbnails: at most so many on each."""
+    """Maps by PCA, and by UMAP where that is installed; thumbnails: the most on each map."""
     found = []
     if len(embedding.index) >= 3:
         points, explained = embeddings.pca(embedding.features)

@@ -64,7 +64,7 @@ def duration(seconds: float) -> str:
 
 
 def standard_error(percent: float, images: int) -> float:
-    """The standard error of an accuracy on so many images, both in percent."""
+    """The standard error of an accuracy over this number of images, both in percent."""
     p = min(max(percent / 100, 0), 1)
     return 100 * math.sqrt(p * (1 - p) / max(images, 1))
 
@@ -76,7 +76,7 @@ def summary(run: Run, classes: int | None) -> str:
         if "@" in kind or run.results[kind].get("checkpoint", "unknown") is None:
             continue  # of other data, or of other weights, for comparison
         top1 = f"{run.results[kind]['top1']:.0f} of 100 test images"
-        return f"By {title_of(kind)}, {top1} get their right class{chance}."
+        return f"{top1} get their right class ({title_of(kind)}){chance}."
     check = run.last("knn")
     if check is not None:
         asked = f"{check:.0f} of 100 held-out training images"

@@ -33,7 +33,7 @@ STATE = {
     "records": list,
     "time": tuple,
 }
-ROLLING = 2  # so many checkpoints are kept beside those that stay
+ROLLING = 2  # the newest checkpoints, kept beside those of --keep-every
 
 
 def open_run(

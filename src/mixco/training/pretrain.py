@@ -34,7 +34,7 @@ def pretrain(config: PretrainConfig, *, stop_after: int | None = None) -> Path:
     Where torchrun started several processes, each trains on its part of every batch and the first one
     writes; the run is the one that a single process would make, but for rounding and batch norms.
 
-    stop_after: save and return after so many steps of the run; the same call without it goes on.
+    stop_after: save and return after this step of the run; the same call without it resumes.
 
     Returns the run folder. Raises UserError for what the user can mend, also for a loss that is not
     finite: then the last good checkpoint stays. On SIGINT and SIGTERM the step is finished and saved,
