@@ -14,7 +14,8 @@ function of subjects.py, whose docstring says what it does:
     lightly           the loops of its documentation: MoCo, SimCLR
     lightly-train     its `pretrain`: SimCLR
     2020              the way of the 2020 code: MoCo, and MoCo with MixCo
-    commit            `mixco pretrain` of the commit given by --commit
+    commit            `mixco pretrain` of the commit given by --commit; started by a process whose
+                      memory would count, so none is written
 
 Images/s counts each image of a batch once, however many views and mixed images are made of it. The
 first steps are not timed. ours makes its views while its loop waits, the others' workers make theirs
@@ -74,7 +75,9 @@ def row_of(name: str, rounds: list[Figures], ours: list[Figures]) -> Figures:
     if "failed" in rounds[-1]:
         return {"subject": name, "failed": rounds[-1]["failed"].splitlines()[-1:]}
     row = {key: rounds[0][key] for key in ("dtype", "libraries") if key in rounds[0]}
-    row |= {key: value for key, value in spreads(rounds).items() if key != "file_mib"}
+    unused = {"file_mib"} | ({"peak_memory_mib"} if name == "commit" else set())
+    rounds = [{k: v for k, v in figures.items() if k not in unused} for figures in rounds]
+    row |= spreads(rounds)
     if name != "ours" and ours and "failed" not in ours[-1]:
         for key in ("images_per_second", "peak_memory_mib"):
             if key in rounds[0]:

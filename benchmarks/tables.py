@@ -49,10 +49,12 @@ def table(head: list[str], rows: list[list[str]]) -> None:
 
 
 def pretraining(device: str) -> list[dict[str, Any]]:
-    """Print all tables of pretraining. Returns the rows to draw: `separation` only has a table."""
+    """Print all tables of pretraining. Returns the rows to draw, without those of `tables_only`."""
     drawn = []
-    separation = figures(f"separation-{device}-*.json")
-    for path, content in figures(f"pretraining-{device}-*.json") + separation:
+    tables_only = [
+        f for kind in ("separation", "commit") for f in figures(f"{kind}-{device}-*.json")
+    ]
+    for path, content in figures(f"pretraining-{device}-*.json") + tables_only:
         rows = [row for row in content["rows"] if "images_per_second" in row]
         print(
             f"`{content['command']}` ({path.name}, commit {content['commit']}, {content['machine']})\n"
