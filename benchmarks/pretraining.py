@@ -142,7 +142,7 @@ def main() -> None:
     if arguments.out and len(arguments.size) > 1:
         raise SystemExit("--out names one file: give one --size")
     if "commit" in arguments.subjects and not arguments.commit:
-        raise SystemExit("--subjects commit: give --commit, such as v0.1.0")
+        raise SystemExit("--subjects commit: give --commit, such as HEAD~1")
     device = pick_device(arguments.device)
     for size in arguments.size:
         rows = measure_size(size, arguments, device.type)

@@ -47,11 +47,13 @@ class Python:
     def kill(self) -> None:
         self.process.kill()
 
-    def wait(self, seconds: float = 280) -> subprocess.CompletedProcess[str]:
-        """What it ended with. Killed after so many seconds; -9 is its exit code then."""
-        self.process.join(seconds)
-        self.process.kill()
-        self.process.join()
+    def wait(self, seconds: float = 600) -> subprocess.CompletedProcess[str]:
+        """Its exit code and output. It is killed when the time is up; its exit code is then -9."""
+        try:
+            self.process.join(seconds)
+        finally:
+            self.process.kill()
+            self.process.join()
         out, err = (Path(self.folder.name, name).read_text("utf-8") for name in ("out", "err"))
         self.folder.cleanup()
         assert self.process.exitcode is not None
