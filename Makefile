@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/mixco demo
 
-# A test a core; more threads in each would only be in each other's way. The tests start over a hundred processes:
+# A test a core; more threads in each would only be in each other's way. The tests start many processes:
 # with bytecode written, also where the environment forbids it, each saves a second.
 test: .venv/installed
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
