@@ -14,8 +14,8 @@ function of subjects.py, whose docstring says what it does:
     lightly           the loops of its documentation: MoCo, SimCLR
     lightly-train     its `pretrain`: SimCLR
     2020              the way of the 2020 code: MoCo, and MoCo with MixCo
-    commit            `mixco pretrain` of the commit given by --commit; started by a process whose
-                      memory would count, so none is written
+    commit            `mixco pretrain` of the commit given by --commit; without its memory, since the
+                      process that starts it would count too
 
 Images/s counts each image of a batch once, however many views and mixed images are made of it. The
 first steps are not timed. ours makes its views while its loop waits, the others' workers make theirs

@@ -175,10 +175,11 @@ def time_steps(
 ) -> Figures:
     """Steps of a run, put together from the functions of `pretrain` but without its records.
 
-    untimed: steps before timing begins, besides the batches that workers prepare ahead. seconds, least:
-    time at least so many seconds and steps. parts: time the parts of a step too, see `Parts`. began:
-    time.time() at the start of the process; then the run folder is opened too, and seconds_to_here is
-    the time up to the end.
+    untimed: steps before timing begins, besides the batches that workers prepare ahead.
+    seconds, least: timing ends after this many seconds and this many steps, whichever comes later.
+    parts: also time the parts of a step, see `Parts`.
+    began: time.time() at the start of the process. If given, the run folder is opened too, and the
+        result has seconds_to_here, from `began` to the end.
 
     Returns images_per_second, waiting_share, steps, seconds, loss, growth_mib (how much the peak of
     memory has grown since before the first step), and where asked for seconds_to_here or parts.

@@ -1,8 +1,8 @@
-"""Python processes that need not import anything: forked from a server that has imported mixco.
+"""Run Python commands in processes that are forked from a server, which has imported mixco already.
 
-A command that a test starts as a process of its own spends four seconds on imports. These are real
-processes all the same: they have an exit code and output, and can be killed. What depends on the start
-of an interpreter (memory, rights, start-up time) is started with `subprocess`.
+A new interpreter spends about four seconds on imports, a forked process none. It is still a real
+process: it has an exit code and output, and can be killed. Tests that depend on how an interpreter
+starts (memory, rights, start-up time) use `subprocess` instead.
 """
 
 import multiprocessing
