@@ -147,9 +147,8 @@ def test_a_grey_jpeg_is_still_decoded_at_a_reduced_scale(tmp_path: Path) -> None
             "numbers from -1000 to -1000; expected int16 in 0",
         ),
         (np.full((20, 20, 13), 1.02, np.float32), r"from 1.02 to 1.02; expected float32 in 0 to 1"),
-        (np.full((20, 20, 13), np.nan, np.float32), "numbers from nan"),
+        (np.full((20, 20, 13), np.nan, np.float32), "NaN among its numbers"),
         (np.zeros((20, 20, 13), complex), "an array of complex128; expected numbers"),
-        (np.zeros((10_000, 10_000, 1), np.uint8), "more than 89 million pixels"),
     ],
 )
 def test_what_cannot_be_an_image_is_reported(tmp_path: Path, array: Band, reason: str) -> None:

@@ -6,25 +6,39 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import BinaryIO, NamedTuple
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from mixco.data import multichannel
+from mixco.data.formats import TGA_END, formats_of
 
+T = TypeVar("T")
 Pixels = NDArray[np.uint8 | np.uint16]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
-MOST_PIXELS = 89_478_485  # a file that claims more is taken for a decompression bomb, as by Pillow
-TOO_MANY = "more than 89 million pixels"
-# The formats of folders.EXTENSIONS; a file may have any of these endings. Some of Pillow's other formats
-# would start programs (EPS: Ghostscript) or hold no pixels of their own.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# A decompression bomb claims more pixels than any camera has (phones have 200 million by now), or many
+# in a small file: a photograph has a byte for at most 50 pixels, a bomb one for thousands.
+MOST_PIXELS = 2**28
+UNSUSPICIOUS_PIXELS = 89_478_485  # as for Pillow
+MOST_PIXELS_A_BYTE = 200
+START, END, SCAN = b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda"  # markers of a JPEG
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> how the stored image must be turned to stand upright."""
 
 
 class Pixel(NamedTuple):
@@ -61,7 +75,8 @@ def decode(data: bytes, longest: int | None = None, pixel: Pixel = RGB) -> Pixel
     converted; 16-bit greyscale is scaled to 8 bits (65535 becomes 255), not clipped; transparent parts
     become white. An animation gives its first frame. A JPEG (but not in CMYK) is decoded at an eighth, a
     quarter or half of its scale where it still has `longest` pixels then: several times as fast, and
-    libjpeg leaves out only frequencies that the reduction would remove.
+    libjpeg leaves out only frequencies that the reduction would remove. A JPEG without its end is read
+    where at most its last rows are missing.
 
     One channel: the image must be grey; orientation and transparency as above. Other numbers of channels
     are read as they are in the file, which may be a NumPy array or a TIFF (see multichannel.py). Levels
@@ -72,11 +87,14 @@ def decode(data: bytes, longest: int | None = None, pixel: Pixel = RGB) -> Pixel
     """
     if _is_read_as_array(data, pixel):
         return _reduce_array(_read_array(data, pixel), longest)
-    with _opened(data) as file:
+
+    def pixels(file: Image.Image) -> Pixels:
         if longest is not None and _reducible(file):
             _reduce(file, max(file.size) // longest)
-        picture = reduce(_converted(ImageOps.exif_transpose(file), pixel), longest)
+        picture = reduce(_converted(_upright(file), pixel), longest)
         return np.array(picture).reshape(picture.height, picture.width, pixel.channels)
+
+    return _of_file(data, pixels)
 
 
 class FileHeader(NamedTuple):
@@ -90,7 +108,7 @@ class FileHeader(NamedTuple):
 
 def read_header(data: bytes) -> FileHeader:
     """Read the header alone, without decoding pixels. Raises UnreadableImage, as `decode` does."""
-    with _reasons(io.BytesIO(data), len(data)):
+    with _reasons():
         header = multichannel.header(data)
     if header is not None:
         return FileHeader(header.height, header.width, Pixel(header.channels, header.bits))
@@ -101,8 +119,12 @@ def read_header(data: bytes) -> FileHeader:
 
 
 def as_decoded(picture: Image.Image) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] of an opened image of any mode, as `decode` gives it for its file."""
-    return np.array(_to_rgb(ImageOps.exif_transpose(picture)))
+    """uint8 [H, W, 3] of an opened image of any mode, as `decode` gives it for its file.
+
+    Raises UnreadableImage.
+    """
+    with _reasons():
+        return np.array(_to_rgb(_upright(picture)))
 
 
 def reduce(picture: Image.Image, longest: int | None) -> Image.Image:
@@ -135,16 +157,17 @@ def decode_crops(
         whole = _read_array(data, pixel)
         parts = (whole[y : y + h, x : x + w] for y, x, h, w in boxes_of(*whole.shape[:2]))
         return np.stack([_resize_array(part, size, size).transpose(2, 0, 1) for part in parts])
-    with _opened(data) as file:
+
+    def crops(file: Image.Image) -> Pixels:
         reducible = _reducible(file)
         if not reducible:
             file.load()  # only then is the orientation of a PNG or TIFF known
-        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = _orientation(file)
         width, height = reversed(file.size) if orientation in (5, 6, 7, 8) else file.size
         boxes = boxes_of(height, width)
         smallest = min(min(h, w) for _, _, h, w in boxes)
         reduction = _reduce(file, smallest // size) if reducible else 1
-        picture = _converted(ImageOps.exif_transpose(file), pixel)
+        picture = _converted(_upright(file), pixel)
         # The last pixels of a reduced JPEG may lie partly outside the image; turned, they come first.
         x_start = picture.width - width / reduction if orientation in (2, 3, 6, 7) else 0.0
         y_start = picture.height - height / reduction if orientation in (3, 4, 7, 8) else 0.0
@@ -159,6 +182,52 @@ def decode_crops(
             resized = part.resize((size, size), Image.Resampling.BILINEAR, inside)
             crop[:] = np.asarray(resized).reshape(size, size, -1).transpose(2, 0, 1)
         return crops
+
+    return _of_file(data, crops)
+
+
+def _of_file(data: bytes, use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of the opened file. A JPEG without its end is opened once more, with an end."""
+    try:
+        with _opened(data) as file:
+            return use(file)
+    except UnreadableImage:
+        if not (data.startswith(START) and _in_last_scan(data)):
+            raise
+        with suppress(UnreadableImage), _opened(data + END) as file:
+            result = use(file)
+            if not _is_cut_off(file):
+                return result
+        raise
+
+
+def _in_last_scan(data: bytes) -> bool:
+    """Does the data of a JPEG reach the scan that brings its finest details?"""
+    scan = data[data.rfind(SCAN) :]
+    details = scan[5 + 2 * scan[4] : 8 + 2 * scan[4]] if len(scan) > 4 else b""
+    return len(details) == 3 and details[1] == 63 and details[2] & 15 == 0
+
+
+def _is_cut_off(file: Image.Image) -> bool:
+    """Is the last eighth of the rows of one colour, as libjpeg fills what is missing?"""
+    rows = np.asarray(file.crop((0, file.height - max(1, file.height // 8), *file.size)))
+    return bool((rows == rows[:1, :1]).all())
+
+
+def _orientation(file: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where it is missing or damaged, as for every viewer."""
+    try:
+        found = file.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises many kinds on damaged EXIF
+        return 1
+    return found if found in TURNS else 1
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says. (ImageOps would write all other tags again.)"""
+    file.load()  # Pillow turns a TIFF by itself
+    orientation = _orientation(file)
+    return file.transpose(TURNS[orientation]) if orientation in TURNS else file
 
 
 def _reducible(file: Image.Image) -> bool:
@@ -183,32 +252,67 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 @contextmanager
 def opened(stream: BinaryIO, length: int) -> Iterator[Image.Image]:
     """Open an image file of `length` bytes; pixels are not decoded yet. Raises UnreadableImage."""
-    with _reasons(stream, length), Image.open(stream, formats=FORMATS) as file:
-        if file.width * file.height > MOST_PIXELS:
-            raise UnreadableImage(TOO_MANY)
-        yield file
+    if not length:
+        raise UnreadableImage("the file is empty")
+    with _reasons(stream):
+        stream.seek(-min(length, len(TGA_END)), io.SEEK_END)
+        known = formats_of(stream.read())
+        stream.seek(0)
+        with _open(stream, known) as file:
+            _refuse_bomb(file.height, file.width, length)
+            _seek_image(file)
+            yield file
+
+
+def _open(stream: BinaryIO, known: tuple[str, ...]) -> Image.Image:
+    try:
+        return Image.open(stream, formats=known)
+    except Image.DecompressionBombError:  # Pillow's limit is 179 million pixels
+        stream.seek(0)
+        if stream.read(len(START)) != START:
+            raise
+        stream.seek(0)
+        return JpegImageFile(stream)
+
+
+def _refuse_bomb(height: int, width: int, length: int) -> None:
+    """Raises UnreadableImage where a file of `length` bytes claims more pixels than a photograph has."""
+    count = height * width
+    if count > MOST_PIXELS or count > max(UNSUSPICIOUS_PIXELS, MOST_PIXELS_A_BYTE * length):
+        raise UnreadableImage(f"{count / 1e6:,.0f} million pixels in {length:,} bytes")
+
+
+def _seek_image(file: Image.Image) -> None:
+    """Go to the first page of a TIFF in full size; thumbnails may come before it."""
+    if not isinstance(file, TiffImageFile):
+        return
+    try:
+        while multichannel.is_reduced(file.tag_v2):
+            file.seek(file.tell() + 1)
+    except EOFError:
+        file.seek(0)
 
 
 @contextmanager
-def _reasons(stream: BinaryIO, length: int) -> Iterator[None]:
-    """Turn every error into UnreadableImage."""
-    if not length:
-        raise UnreadableImage("the file is empty")
+def _reasons(stream: BinaryIO | None = None) -> Iterator[None]:
+    """Turn every error into UnreadableImage. stream: the file."""
     try:
         with quietly() if in_main_thread() else nullcontext():
             yield
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
-        stream.seek(0)
-        start = stream.read(64)
+        start = b""
+        if stream is not None:
+            stream.seek(0)
+            start = stream.read(64)
         page = start.lstrip().lower().startswith((b"<!doctype", b"<html"))
         kind = "an HTML page" if page else "no known format"
         if start.startswith(multichannel.TIFF):
-            kind = "a TIFF with other than 1 or 3 channels"
+            kind = "a TIFF of a kind that Pillow does not know"
         raise UnreadableImage(f"not an image ({kind})") from None
     except Image.DecompressionBombError:
-        raise UnreadableImage(TOO_MANY) from None
+        raise UnreadableImage("more than 179 million pixels") from None
     except MemoryError:
         raise UnreadableImage("too large for the memory") from None
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
@@ -244,7 +348,7 @@ def _converted(image: Image.Image, pixel: Pixel) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if _is_deep(image):
-        return Image.fromarray(_levels(image, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(multichannel.in_bits(np.asarray(image), 8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, "white")
@@ -266,39 +370,32 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _levels(image: Image.Image, most: int) -> NDArray[np.float64]:
-    """Greyscale of more than 8 bits, scaled to whole numbers from 0 to `most`: [H, W]."""
-    values = np.asarray(image).astype(np.float64)
-    # Mode I is of a 16-bit PNG; a float image within [0, 1] has 1 as its maximum.
-    top = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 65535.0
-    return np.clip(np.rint(values * (most / top)), 0, most)
-
-
 def _is_read_as_array(data: bytes, pixel: Pixel) -> bool:
     """Whether it is read as an array: Pillow does not know such files, or such pixels."""
-    return pixel not in (RGB, GREY) or multichannel.is_array(data)
+    with _reasons():
+        return pixel not in (RGB, GREY) or multichannel.header(data) is not None
 
 
 def _read_array(data: bytes, pixel: Pixel) -> Pixels:
     """[H, W, channels] of pixel.dtype, in full size."""
-    with _reasons(io.BytesIO(data), len(data)):
-        if data.startswith((*multichannel.NUMPY, *multichannel.TIFF)):
-            header = read_header(data)
-            if header.height * header.width > MOST_PIXELS:
-                raise UnreadableImage(TOO_MANY)
+    with _reasons():
+        header = multichannel.header(data)
+        if header is not None:
+            _refuse_bomb(header.height, header.width, len(data))
         found = multichannel.read(data, pixel.channels)
         if found is None:
-            with _opened(data) as file:
-                found = np.atleast_3d(_of_picture(ImageOps.exif_transpose(file), pixel.channels))
+            found = np.atleast_3d(
+                _of_file(data, lambda file: _of_picture(_upright(file), pixel.channels))
+            )
         multichannel.refuse_other(found.shape[2], pixel.channels)
         found = multichannel.in_bits(found, pixel.bits)
         return found if found.shape[2] == pixel.channels else np.repeat(found, pixel.channels, 2)
 
 
-def _of_picture(picture: Image.Image, channels: int) -> NDArray[np.uint8 | np.uint16 | np.bool_]:
-    """[H, W], or [H, W, n] with n channels."""
+def _of_picture(picture: Image.Image, channels: int) -> NDArray[Any]:
+    """[H, W], or [H, W, n] with n channels; numbers of any type."""
     if _is_deep(picture):
-        return _levels(picture, 65535).astype(np.uint16)
+        return np.asarray(picture)
     if channels == 1:
         return np.asarray(_to_grey(picture))
     return np.asarray(_to_rgb(picture) if channels == 3 else picture)

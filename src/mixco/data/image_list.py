@@ -3,8 +3,8 @@
 import io
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,7 +15,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mixco.data.decode import RGB, Pixel, Pixels, UnreadableImage, decode, read_header, reduce
+from mixco.data.datasets import MAX_UNREADABLE
+from mixco.data.decode import (
+    RGB,
+    Pixel,
+    Pixels,
+    UnreadableImage,
+    decode,
+    in_main_thread,
+    quietly,
+    read_header,
+    reduce,
+)
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 MOST_BYTES = 2**30  # of an image file; the most pixels allowed take less in any format
@@ -66,6 +77,10 @@ class ImageList:
     """The images themselves, one per file name, where they are not image files."""
     pixel: Pixel = RGB
     """The format that the files are read in (see pixel_format.infer_pixel_format)."""
+    max_unreadable: float = MAX_UNREADABLE
+    """Fraction of the files that may be unreadable; they are left out. More raise an error."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the list, such as what was left aside."""
 
     @property
     def containers(self) -> tuple[Path, ...]:
@@ -144,6 +159,12 @@ def read_reduced(source: ImageList, index: int, side: int) -> Pixels | str:
         return decode(source.read(index), side, source.pixel)
     except UnreadableImage as error:
         return str(error)
+
+
+def any_readable(source: ImageList, indices: Iterable[int], side: int) -> bool:
+    """Can any of these files be read? They are tried in turn, until one can."""
+    with quietly() if in_main_thread() else nullcontext():
+        return any(not isinstance(read_reduced(source, i, side), str) for i in indices)
 
 
 def torch_type(pixel: Pixel) -> torch.dtype:

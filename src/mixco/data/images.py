@@ -12,7 +12,6 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.files import shown
 from mixco.views.augment import Augmentation, Input
 
-MAX_UNREADABLE = 0.01  # fraction of the files
 FEATURE_BATCH = 512
 
 Plan = Iterable[tuple[Tensor, torch.Generator]]
@@ -94,13 +93,11 @@ class Images(Protocol):
         compute: Compute,
         on_unreadable: Callable[[str, str], None],
         batch_size: int = FEATURE_BATCH,
-        tolerated: float | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The evaluation views (see `evaluation_view`) of those images that can be read, in order.
 
         index: int64 [N]. Yields part after part of it, and [b, C, size, size] of compute.dtype on the
-        device; b may be 0.
-        tolerated: fraction of unreadable streamed files above which it raises UserError; default: 1 %.
+        device; b may be 0. Raises UserError where too many files are unreadable (source.max_unreadable).
         """
 
     def canvases(self, index: Tensor, side: int) -> tuple[Tensor, Tensor]:
@@ -121,15 +118,18 @@ def refuse_lost_classes(source: ImageList, labels: Tensor) -> None:
         )
 
 
-def refuse_too_many(
-    source: ImageList, unreadable: Sequence[tuple[int, str]], tolerated: float | None = None
-) -> None:
-    """Raises UserError when more than this fraction of the files, by default 1 %, is unreadable."""
+def refuse_too_many(source: ImageList, unreadable: Sequence[tuple[int, str]]) -> None:
+    """Raises UserError when no file is readable, or more are not than `source` allows.
+
+    unreadable: (index, reason)
+    """
     count = len(source.files)
-    if len(unreadable) <= (MAX_UNREADABLE if tolerated is None else tolerated) * count:
+    if len(unreadable) < count and len(unreadable) <= source.max_unreadable * count:
         return
     some = "; ".join(f"{shown(source.files[i])}: {reason}" for i, reason in unreadable[:3])
+    if len(unreadable) == count:
+        raise UserError(f"{source.root}: none of its {count:,} images can be read ({some})")
     raise UserError(
-        f"{source.root}: {len(unreadable)} of {count} images cannot be read ({some}); "
-        "at most 1 % are left out silently: mend or remove them"
+        f"{source.root}: {len(unreadable):,} of {count:,} images cannot be read ({some}); mend or "
+        f"remove them, or allow more than --max-unreadable {source.max_unreadable:g}"
     )

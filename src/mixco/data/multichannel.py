@@ -4,6 +4,7 @@ Raises ValueError for a file that cannot be read; its message says why.
 """
 
 import zipfile
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from typing import IO, Any, NamedTuple
 
@@ -14,6 +15,9 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 NUMPY = (b"\x93NUMPY", b"PK\3\4")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0")  # the last one is BigTIFF
 BLACK_IS_ZERO, COLOURS = 1, 2  # values of the tag PhotometricInterpretation
+UNSIGNED = 1  # of SampleFormat
+REDUCED, MASK = 1, 4  # bits of NewSubfileType
+OLD_REDUCED = 2  # a value of SubfileType
 
 
 class Header(NamedTuple):
@@ -43,24 +47,23 @@ def header(data: bytes) -> Header | None:
     tiff = _tiff_header(data)
     if tiff is None or tiff.shown:
         return None
-    return Header(tiff.height, tiff.width, max(tiff.samples, tiff.pages), tiff.bits)
+    return Header(tiff.height, tiff.width, tiff.channels, tiff.bits)
 
 
 def read(data: bytes, channels: int) -> NDArray[Any] | None:
-    """[H, W, channels], numbers of a NumPy array or of a TIFF of these channels; else None.
+    """[H, W, C], numbers of a NumPy array, or of a TIFF that Pillow does not show whole; else None.
 
-    A greyscale array gives [H, W, 1] also when three channels are asked for. Arrays of objects are
-    refused: reading them could run code.
+    C is `channels`, or 1 where three are asked for. Arrays of objects are refused: reading them could
+    run code.
     """
     if not is_array(data):
         tiff = _tiff_header(data)
-        if tiff is None or channels == 1:
+        if tiff is None or (
+            tiff.shown and (tiff.bits == 8 or tiff.samples != channels or channels == 1)
+        ):
             return None
-        if channels in (tiff.samples, tiff.pages if tiff.samples == 1 else 0):
-            whole = tiff.shown and (tiff.bits == 8 or not tiff.plain)
-            return None if whole else _read_tiff(data, channels)
-        refuse_other(1 if tiff.shown else max(tiff.samples, tiff.pages), channels)
-        return None
+        refuse_other(tiff.channels, channels)
+        return _read_tiff(data, tiff)
     with _opened(data) as file:
         shape, fortran, dtype = _array_header(file)
         if shape[0] == channels != shape[2]:
@@ -78,17 +81,21 @@ def read(data: bytes, channels: int) -> NDArray[Any] | None:
 def in_bits(found: NDArray[Any], bits: int) -> NDArray[np.uint8 | np.uint16]:
     """Numbers of any type as uint8 or uint16, scaled so that 255 and 65535 mean the same.
 
-    Wider integers must lie in 0 to 65535, floats in [0, 1], where 1 is the maximum. Raises ValueError.
+    Wider integers must lie in 0 to 65535, floats in [0, 1], where 1 is the maximum. Raises ValueError
+    for others, and for NaN: clipping them would leave little of an image, and nobody would know.
     """
     most = 255 if bits == 8 else 65535
     kind = np.uint8 if bits == 8 else np.uint16
     if found.dtype == np.uint8:
         return found if bits == 8 else found.astype(np.uint16) * np.uint16(257)
+    if found.dtype == np.int8:
+        raise ValueError("signed bytes; expected uint8")
     low, high = found.min(), found.max()
-    top = 1 if found.dtype.kind == "f" else 65535
+    top = 1 if found.dtype.kind in "fb" else 65535
     if not (low >= 0 and high <= top):  # neither is NaN
-        raise ValueError(f"numbers from {low:g} to {high:g}; expected {found.dtype} in 0 to {top}")
-    if found.dtype.kind != "f" and bits == 16:
+        what = "NaN among its numbers" if low != low else f"numbers from {low:g} to {high:g}"
+        raise ValueError(f"{what}; expected {found.dtype} in 0 to {top}")
+    if found.dtype.kind in "ui" and bits == 16:
         return found.astype(np.uint16)
     return np.rint(found * (most / top)).astype(kind)
 
@@ -133,53 +140,91 @@ class _Tiff(NamedTuple):
     width: int
     samples: int
     """Per pixel."""
-    pages: int
-    """1 where a pixel has several samples."""
+    pages: tuple[int, ...]
+    """The numbers of the pages that are channels; one page where a pixel has several samples."""
     bits: int
+    shown: bool
+    """Pillow shows all of it: greyscale, RGB, either with alpha, or palettes, inks, luma and chroma."""
+
+    @property
+    def channels(self) -> int:
+        return max(self.samples, len(self.pages))
+
+
+class _Page(NamedTuple):
+    """What a page's tags say. Pages that are channels of one image have equal ones."""
+
+    height: int
+    width: int
+    samples: int
+    depth: int
+    """Bits of a sample."""
+    kind: int
+    """1 unsigned, 2 signed, 3 floating point."""
     plain: bool
     """Samples are intensities: no palette, inks, or luma and chroma."""
-    shown: bool
-    """Pillow shows all of it: greyscale, RGB, either with alpha, or a TIFF that is not plain."""
+    alpha: bool
 
 
 def _tiff_header(data: bytes) -> _Tiff | None:
     if not data.startswith(TIFF):
         return None
     try:
-        return _first_page(data)
+        pages = list(_pages(data))
     except Exception as error:  # damaged files raise many kinds
         raise ValueError("a damaged TIFF") from error
-
-
-def _first_page(data: bytes) -> _Tiff:
-    file = BytesIO(data)
-    tags = ImageFileDirectory_v2(data[: 16 if data[2] == 43 else 8])
-    seen = {0, tags.next}  # the chain of pages of a damaged file may be a ring
-    file.seek(tags.next)
-    tags.load(file)
-    samples, depth = int(tags.get(277, 1)), max(tags.get(258, (1,)))
-    plain = tags.get(262, BLACK_IS_ZERO) in (BLACK_IS_ZERO, COLOURS)
-    alpha = samples in (2, 4) and tags.get(338, (0,))[-1] in (1, 2)
-    height, width, follows = int(tags[257]), int(tags[256]), tags.next
-    pages = 1
-    while samples == 1 and plain and follows not in seen:
-        seen.add(follows)
-        pages += 1
-        file.seek(follows)
-        tags.load(file)
-        follows = tags.next
+    images = [(number, page) for number, page, shows in pages if shows]
+    number, page = images[0] if images else pages[0][:2]
+    channels: tuple[int, ...] = (number,)
+    if page.samples == 1 and page.plain:
+        channels = tuple(n for n, other in images if other == page) or channels
+    # Signed bytes and half floats are none of Pillow's.
+    known = page.kind == UNSIGNED or (page.samples == 1 and page.depth >= (16, 32)[page.kind == 3])
+    whole = page.alpha or page.samples == 3 or (page.samples == 1 and len(channels) == 1)
     return _Tiff(
-        height,
-        width,
-        samples,
-        pages,
-        8 if depth <= 8 else 16,
-        plain,
-        not plain or alpha or samples == 3 or (samples == 1 and pages == 1),
+        page.height,
+        page.width,
+        page.samples,
+        channels,
+        8 if page.depth <= 8 else 16,
+        not page.plain or (known and whole),
     )
 
 
-def _read_tiff(data: bytes, channels: int) -> NDArray[Any]:
+def _pages(data: bytes) -> Iterator[tuple[int, _Page, bool]]:
+    """The pages of a TIFF: number, tags, and whether it is an image in full size.
+
+    Overviews, thumbnails and masks say that they are not, by the tag NewSubfileType or the older one.
+    """
+    file = BytesIO(data)
+    tags = ImageFileDirectory_v2(data[: 16 if data[2] == 43 else 8])
+    seen = {0}  # the chain of pages of a damaged file may be a ring
+    number = 0
+    while tags.next not in seen:
+        seen.add(tags.next)
+        file.seek(tags.next)
+        tags.load(file)
+        samples = int(tags.get(277, 1))
+        page = _Page(
+            int(tags[257]),
+            int(tags[256]),
+            samples,
+            max(tags.get(258, (1,))),
+            max(tags.get(339, (UNSIGNED,))),
+            tags.get(262, BLACK_IS_ZERO) in (BLACK_IS_ZERO, COLOURS),
+            samples in (2, 4) and tags.get(338, (0,))[-1] in (1, 2),
+        )
+        yield number, page, not is_reduced(tags)
+        number += 1
+
+
+def is_reduced(tags: Mapping[int, Any]) -> bool:
+    """Is the page of a TIFF an overview, a thumbnail or a mask?"""
+    return bool(tags.get(254, 0) & (REDUCED | MASK)) or tags.get(255) == OLD_REDUCED
+
+
+def _read_tiff(data: bytes, tiff: _Tiff) -> NDArray[Any]:
+    """[H, W, channels]"""
     try:
         import tifffile
     except ImportError:
@@ -187,12 +232,20 @@ def _read_tiff(data: bytes, channels: int) -> NDArray[Any]:
             "a TIFF of several channels needs tifffile: pip install 'mixco[tiff]'"
         ) from None
     with tifffile.TiffFile(BytesIO(data)) as file:
-        series = file.series[0]
-        axes, shape = series.axes, series.shape
-        which = axes.replace("Y", "").replace("X", "")
-        if len(which) != 1 or shape[axes.index(which)] != channels:
-            raise ValueError(f"a TIFF with axes {axes} {list(shape)}; expected {channels} channels")
-        found: NDArray[Any] = series.asarray()
-    if found.shape != shape:
+        pages: list[Any] = [file.pages[number] for number in tiff.pages]
+        axes, shape = pages[0].axes, pages[0].shape
+        if axes not in ("YX", "YXS", "SYX"):
+            raise ValueError(f"a TIFF with axes {axes} {list(shape)}; expected YX, YXS or SYX")
+        try:
+            parts = [page.asarray() for page in pages]
+        except (ImportError, KeyError, ValueError) as error:
+            if isinstance(error, ImportError) or "imagecodecs" in str(error):
+                kind = pages[0].compression.name.lower()
+                raise ValueError(
+                    f"its compression ({kind}) needs imagecodecs: pip install 'mixco[tiff]'"
+                ) from None
+            raise
+    if any(part.shape != shape for part in parts):
         raise ValueError("a damaged TIFF")
-    return found.transpose(axes.index("Y"), axes.index("X"), axes.index(which))
+    found: NDArray[Any] = np.stack(parts, axis=2) if axes == "YX" else parts[0]
+    return found.transpose(1, 2, 0) if axes == "SYX" else found

@@ -87,7 +87,6 @@ class PackedImages:
         compute: Compute,
         on_unreadable: Callable[[str, str], None],  # noqa: ARG002
         batch_size: int = FEATURE_BATCH,
-        tolerated: float | None = None,  # noqa: ARG002
     ) -> Iterator[tuple[Tensor, Tensor]]:
         for part in torch.split(index, batch_size):
             batch = take_rows(self.images, part, compute.device)

@@ -16,12 +16,12 @@ import torch
 from safetensors import safe_open
 
 from mixco.data.decode import RGB, Pixel, Pixels, quietly
-from mixco.data.image_list import ImageList, picture_size, read_reduced
-from mixco.data.images import refuse_lost_classes, refuse_too_many
+from mixco.data.image_list import ImageList, any_readable, picture_size, read_reduced
+from mixco.data.images import refuse_too_many
 from mixco.data.packed import PackedImages
 from mixco.runtime.errors import UserError
 
-FORMAT = 2  # part of the key: raise it when the same files are packed differently
+FORMAT = 3  # part of the key: raise it when the same files are packed differently
 AHEAD = 512  # images decoded ahead of writing
 AT_ONCE = 16  # images that a thread decodes at once
 SMALL = 96  # longer side in pixels, up to which one thread is the fastest
@@ -39,16 +39,17 @@ def pack(
 
     All canvases are squares of the longest side of any image, at most twice `size`, the encoder's input
     in pixels. Longer images are reduced to it in their proportions; none is enlarged or cropped. The
-    file's name holds a key of the source's state (`state_key`), so a changed source is packed anew.
+    file's name holds a key of the source's state (`state_key`), so a changed source is packed anew. So
+    is one of whose files more can be read by now: a network disk may have failed for a moment.
 
     workers: threads for images that are not small; None for one per core.
     on_progress(done, total) is called while packing.
 
-    Raises UserError when more than 1 % of the images cannot be read, when none of a class can, and when
-    the disk is too small.
+    Raises UserError when more images cannot be read than the source allows, and when the disk is too
+    small.
     """
     path = packed_path(source, size, cache)
-    if not is_whole(path):
+    if not is_whole(path) or any_readable(source, _unreadable_in(path), 2 * size):
         try:
             cache.mkdir(parents=True, exist_ok=True)
             _write(source, 2 * size, path, workers, on_progress)
@@ -62,10 +63,10 @@ def pack(
         notes = json.loads(file.metadata()["mixco"])
         images, extents = file.get_tensor("images"), file.get_tensor("extents")
     kept = notes["kept"]
+    refuse_too_many(source, notes["unreadable"])
     labels = None
     if source.labels is not None:
         labels = torch.tensor([source.labels[i] for i in kept])
-        refuse_lost_classes(source, labels)
     return PackedImages(
         images=images,
         extents=extents,
@@ -75,6 +76,12 @@ def pack(
         source=source,
         path=path,
     )
+
+
+def _unreadable_in(path: Path) -> list[int]:
+    """The indices of the files that could not be read when they were packed."""
+    with safe_open(path, "pt") as file:
+        return [index for index, _ in json.loads(file.metadata()["mixco"])["unreadable"]]
 
 
 def packed_path(source: ImageList, size: int, cache: Path) -> Path:
@@ -92,7 +99,7 @@ def state_key(source: ImageList, size: int) -> str:
         digest.update(f"/{source.pixel}".encode())
     for path in source.containers:
         state = path.stat()
-        digest.update(f"{state.st_size}/{state.st_mtime_ns}".encode())
+        digest.update(_state_text(state))
     for name in source.files:
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
         if not source.containers:
@@ -100,8 +107,13 @@ def state_key(source: ImageList, size: int) -> str:
                 state = (source.root / name).stat()
             except OSError:  # a dangling link; packing reports it as unreadable
                 continue
-            digest.update(f"{state.st_size}/{state.st_mtime_ns}".encode())
+            digest.update(_state_text(state))
     return digest.hexdigest()[:16]
+
+
+def _state_text(state: os.stat_result) -> bytes:
+    """Size and times. Who puts back the time of modification (rsync, tar) moves that of the change."""
+    return f"{state.st_size}/{state.st_mtime_ns}/{state.st_ctime_ns}".encode()
 
 
 def _write(
@@ -131,8 +143,6 @@ def _write(
                     _refuse_without_room(path.parent, count * likely)
                 if on_progress:
                     on_progress(few.stop, count)
-        if not kept:
-            raise UserError(f"{source.root}: none of its {count} images can be read")
         refuse_too_many(source, unreadable)
         _refuse_without_room(path.parent, len(kept) * _canvas(source.pixel, extents))
         notes = json.dumps({"kept": kept, "unreadable": unreadable})

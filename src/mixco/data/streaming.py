@@ -102,7 +102,6 @@ class StreamedImages:
         compute: Compute,
         on_unreadable: Callable[[str, str], None],
         batch_size: int = FEATURE_BATCH,
-        tolerated: float | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         parts = torch.split(index, batch_size)
         decoded = decode_batches(
@@ -114,7 +113,6 @@ class StreamedImages:
             most=batch_size,
             on_unreadable=on_unreadable,
             pin=compute.device.type == "cuda",
-            tolerated=tolerated,
         )
         for part, read in zip(parts, decoded, strict=True):
             readable = read.readable

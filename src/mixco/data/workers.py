@@ -160,7 +160,6 @@ def decode_batches(
     augmentation: Augmentation | None = None,
     members: Tensor | None = None,
     pin: bool = False,
-    tolerated: float | None = None,
 ) -> Iterator[Batch]:
     """The batches of the requests, in order.
 
@@ -171,7 +170,7 @@ def decode_batches(
     members: int64, sorted: the next of them replaces an unreadable file, so that a batch is the same
         whichever worker makes it. None: nothing replaces it.
 
-    Raises UserError when more than the `tolerated` fraction of the files (default: 1 %) is unreadable,
+    Raises UserError when too many files are unreadable (source.max_unreadable),
     when a hundred members one after the other are, when the shared memory is too small, and when a
     worker is killed.
     """
@@ -194,7 +193,7 @@ def decode_batches(
             if file not in unreadable:
                 unreadable[file] = reason
                 on_unreadable(shown(source.files[file]), reason)
-                refuse_too_many(source, sorted(unreadable.items()), tolerated)
+                refuse_too_many(source, sorted(unreadable.items()))
         if members is not None and not batch.readable.all():
             file, reason = batch.unreadable[-1]
             raise UserError(

@@ -17,6 +17,7 @@ from torch import nn
 
 from mixco.data.datasets import list_images
 from mixco.data.image_list import ImageList
+from mixco.data.images import refuse_too_many
 from mixco.data.loading import fits_packed
 from mixco.data.packing import is_whole, pack, packed_path
 from mixco.data.pixel_format import infer_pixel_format
@@ -65,6 +66,7 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     workers = processors() if wanted.data.workers is None else wanted.data.workers
     cache = wanted.data.cache.expanduser()
     source = list_images(wanted.data.data, wanted.data.data_path, "pretrain", cache)
+    source = dataclasses.replace(source, max_unreadable=wanted.data.max_unreadable)
     source = infer_pixel_format(source, wanted.data.channels, wanted.data.bits)
 
     with doing(f"reading the headers of {len(source.files):,} files"):
@@ -80,14 +82,18 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
         )
         decoding = len(looks) / (time.perf_counter() - began)
     found = describe_files(source, headers, looks, same, compared)
-    bad = {i for part in (headers, looks) for i, what in part.items() if isinstance(what, str)}
+    bad = {
+        i: what for part in (headers, looks) for i, what in part.items() if isinstance(what, str)
+    }
     good = [i for i in range(len(source.files)) if i not in bad]
-    if not good:
-        raise UserError(f"{source.root}: none of its {len(source.files):,} images can be read")
-    advice = _of_files(found, config.json)
     unusable = None
-    if len(bad) > warnings.MOST_UNREADABLE * len(source.files):
-        unusable = f"{len(bad):,} of {len(source.files):,} files cannot be read"
+    advice = _of_files(found, config.json, source.max_unreadable)
+    try:
+        refuse_too_many(source, sorted(bad.items()))
+    except UserError as error:
+        if not good:
+            raise
+        unusable = str(error)
 
     try:
         read = [header for header in headers.values() if isinstance(header, Header)]
@@ -107,11 +113,12 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     return found
 
 
-def _of_files(found: dict[str, Any], json: Path | None) -> list[Advice]:
+def _of_files(found: dict[str, Any], json: Path | None, max_unreadable: float) -> list[Advice]:
     near = found["near_copies"]
     return list(
         warnings.of_files(
             unreadable=found["unreadable_files"] / found["files"],
+            max_unreadable=max_unreadable,
             copies=found["copies"]["files"] / max(1, found["copies"]["compared"]),
             near_copies=near["files"] / max(1, near["compared"]),
             listed=f"{json} lists them" if json else "--json FILE lists them",
@@ -174,7 +181,7 @@ def _of_run(
     }
     bfloat16 = compute.dtype == torch.bfloat16
     advice = [
-        *warnings.of_settings(settings, len(setup.members), bfloat16=bfloat16),
+        *warnings.of_settings(settings, len(setup.members), bfloat16=bfloat16, spread=setup.spread),
         *_of_sizes(read, settings.data.size, packed),
         *_of_disk(needs["disk"], settings),
         *warnings.of_trial(

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mixco.data.datasets.folders import EXTENSIONS
 from mixco.data.image_list import ImageList
 from mixco.doctor.near_duplicates import near_copies
-from mixco.doctor.survey import Header, Look, other_files
+from mixco.doctor.survey import Header, Look
 
 LISTED = 1000  # the most names in each list of the JSON file
 
@@ -33,7 +32,6 @@ def describe_files(
     first = {i: group[0] for group in same for i in group}
     pairs = [(seen[a], seen[b]) for a, b in _near(pictures)]
     pairs = [(a, b) for a, b in pairs if first.get(a, a) != first.get(b, b)]
-    folder = source.root.is_dir() and source.arrays is None
     names: Sequence[str] = source.files
     return {
         "data": source.name,
@@ -43,7 +41,7 @@ def describe_files(
         "decoded": len(looks),
         "unreadable": [{"file": names[i], "reason": reasons[i]} for i in sorted(reasons)[:LISTED]],
         "unreadable_files": len(reasons),
-        "other_files": dict(other_files(source.root, EXTENSIONS).most_common()) if folder else {},
+        "notes": list(source.notes),
         "bytes": sum(header.length for header in read) * len(names) // max(1, len(headers)),
         "sizes": _sizes(read),
         "kinds": dict(Counter(header.kind for header in read).most_common()),

@@ -64,9 +64,8 @@ def _images(found: dict[str, Any]) -> Iterable[tuple[str, str]]:
     )
     unreadable = [f"{each['file']}: {each['reason']}" for each in found["unreadable"]]
     yield "unreadable", _some(found["unreadable_files"], unreadable)
-    if found["other_files"]:
-        kinds = [f"{count:,} {ending}" for ending, count in found["other_files"].items()]
-        yield "other files", f"{_some(sum(found['other_files'].values()), kinds)} (left aside)"
+    for note in found["notes"]:
+        yield "note", note
     sizes = found["sizes"]
     if sizes:
         smallest, middle, largest = (

@@ -8,10 +8,9 @@ import hashlib
 import math
 import os
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -95,17 +94,6 @@ def copies(
             same[hashlib.blake2b(data, digest_size=16).digest()].append(index)
         groups += [group for group in same.values() if len(group) > 1]
     return sorted(groups), compared
-
-
-def other_files(root: Path, endings: tuple[str, ...]) -> Counter[str]:
-    """How many files below a folder are not named like images, by ending. Hidden files do not count."""
-    found: Counter[str] = Counter()
-    for _, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and not name.lower().endswith(endings):
-                found[Path(name).suffix.lower() or "no ending"] += 1
-    return found
 
 
 def _within(

@@ -1,5 +1,6 @@
 """Features of a frozen encoder, for the central square of each image, as in evaluation."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -76,6 +77,7 @@ def embed_batches(
     Raises UserError as `extract_features` does.
     """
     description = encoder.description
+    source = dataclasses.replace(source, max_unreadable=1.0)
     images = stream(infer_pixel_format(source, description.channels, None), workers)
     seen = images.evaluation_batches(
         index,
@@ -83,7 +85,6 @@ def embed_batches(
         compute=compute,
         on_unreadable=on_unreadable,
         batch_size=batch_size,
-        tolerated=1.0,
     )
     for wanted, (readable, batch) in zip(torch.split(index, batch_size), seen, strict=True):
         if len(readable) == 0:

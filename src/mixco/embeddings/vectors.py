@@ -90,6 +90,11 @@ def read_notes(path: Path) -> dict[str, Any]:
     return _read(path, notes_only=True)[0]
 
 
+def read_names(path: Path) -> tuple[str, ...]:
+    """The names of the images in a file of vectors. Raises UserError for any other file."""
+    return _read(path)[1]
+
+
 def read_vectors(path: Path) -> Vectors:
     """Read a file of vectors, and list its images. Raises UserError for any other file."""
     notes, names, vectors = _read(path)

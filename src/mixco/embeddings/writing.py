@@ -16,14 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixco.data.image_list import ImageList
+from mixco.data.image_list import ImageList, any_readable
 from mixco.data.images import FEATURE_BATCH
+from mixco.data.pixel_format import infer_pixel_format
 from mixco.embeddings.features import embed_batches
-from mixco.embeddings.vectors import check_kind, read_notes, write_vectors
+from mixco.embeddings.vectors import check_kind, read_names, read_notes, write_vectors
 from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import replacing
+from mixco.runtime.files import replacing, shown
 from mixco.runtime.run_folder import read_json, write_json
 
 SHARD = 4 * FEATURE_BATCH
@@ -43,7 +44,8 @@ def embed_to_file(
 ) -> int | None:
     """Write the vectors of all readable images; list the others in <path>.unreadable.txt.
 
-    Returns the number of vectors, None when the file was finished already.
+    Returns the number of vectors, None when the file was finished already: then none of its missing
+    images can be read now either.
 
     notes: written into the file (see vectors.py). They identify the work: a file with the same notes
         is finished already, and shards with the same notes are resumed.
@@ -53,20 +55,32 @@ def embed_to_file(
     process is writing it, when no image can be read, and when the disk cannot be written.
     """
     check_kind(path, source.files)
+    source = infer_pixel_format(source, encoder.description.channels, None)
+    side, count = encoder.description.size, len(source.files)
     if path.exists():
-        if read_notes(path) == notes:
+        if read_notes(path) != notes:
+            raise UserError(
+                f"{path}: vectors of other images, or of another encoder; give another --out, or remove "
+                "it"
+            )
+        if not _unreadable_list(path).exists() or not any_readable(
+            source, _missing(path, source), side
+        ):
             return None
-        raise UserError(
-            f"{path}: vectors of other images, or of another encoder; give another --out, or remove it"
-        )
     part = path.with_name(f"{path.name}.part")
     try:
         part.mkdir(parents=True, exist_ok=True)
         with FileLock(part / ".lock", timeout=0):
             _claim(part, notes)
-            count = len(source.files)
             files = [part / f"shard-{i:06d}.safetensors" for i in range(-(-count // shard))]
-            todo = [i for i, file in enumerate(files) if not file.exists()]
+            todo = [
+                i
+                for i, file in enumerate(files)
+                if not file.exists()
+                or any_readable(
+                    source, _missing_in(file, range(count)[i * shard : (i + 1) * shard]), side
+                )
+            ]
             index = [torch.arange(i * shard, min((i + 1) * shard, count)) for i in todo]
             done = count - sum(map(len, index))
             seen: list[tuple[Tensor, Tensor]] = []
@@ -138,11 +152,34 @@ def _assemble(path: Path, source: ImageList, files: list[Path], notes: dict[str,
             dim = max(dim, shard.get_slice("vectors").get_shape()[1])
     if unreadable:
         lines = "".join(f"{file}\t{reason}\n" for file, reason in unreadable)
-        path.with_name(f"{path.name}.unreadable.txt").write_text(lines, "utf-8", "surrogateescape")
+        _unreadable_list(path).write_text(lines, "utf-8", "surrogateescape")
+    else:
+        _unreadable_list(path).unlink(missing_ok=True)
     if not names:
-        raise UserError(f"{source.root}: none of its {len(source.files)} images can be read")
+        first, reason = unreadable[0]
+        raise UserError(
+            f"{source.root}: none of its {len(source.files):,} images can be read "
+            f"({shown(first)}: {reason})"
+        )
     write_vectors(path, names, dim, map(_vectors, files), notes)
     return len(names)
+
+
+def _unreadable_list(path: Path) -> Path:
+    """The text file with the images that a file of vectors lacks."""
+    return path.with_name(f"{path.name}.unreadable.txt")
+
+
+def _missing(path: Path, source: ImageList) -> list[int]:
+    """The indices of the images that a file of vectors lacks."""
+    names = set(read_names(path))
+    return [index for index, name in enumerate(source.files) if name not in names]
+
+
+def _missing_in(file: Path, wanted: range) -> list[int]:
+    """The indices of the images that a shard lacks."""
+    with safe_open(file, "pt") as shard:
+        return sorted(set(wanted).difference(shard.get_tensor("index").tolist()))
 
 
 def _vectors(file: Path) -> Tensor:

@@ -1,5 +1,6 @@
 """The task of an evaluation: an encoder, and the labelled images that it is measured on."""
 
+import dataclasses
 import math
 import os
 from collections import Counter
@@ -172,6 +173,9 @@ def load_task(config: EvaluationConfig) -> Task:
 
     def of_split(split: str, labels: str | None = None) -> Labelled:
         source = with_labels(list_images(data, data_path, split, cache), labels)
+        source = dataclasses.replace(source, max_unreadable=config.max_unreadable)
+        for note in source.notes:
+            say(f"{source.name}: {note}")
         return _labelled(
             source, encoder.description, cache=cache, loading=config.loading, workers=workers
         )
@@ -224,6 +228,7 @@ def _labelled(
         warn_unreadable(shown(file), reason)
     if images.labels is None:
         raise UserError(f"{source.name} has no labels; give --data with images in class folders")
+    refuse_lost_classes(source, images.labels)
     return Labelled(images, images.labels)
 
 

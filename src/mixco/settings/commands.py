@@ -4,7 +4,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mixco.data.datasets import DATASETS
+from mixco.data.datasets import DATASETS, MAX_UNREADABLE
 from mixco.runtime.setting import setting
 from mixco.settings.config import Device, Loading, Precision, PretrainConfig
 
@@ -103,6 +103,12 @@ class EvaluationConfig:
         None,
         "1% or 10% of the train split's labels, or a file that lists images.",
         chosen="nothing: all labels",
+    )
+    max_unreadable: float = setting(
+        MAX_UNREADABLE,
+        "Share of the images that may be unreadable; they are left out. More end the evaluation.",
+        at_least=0,
+        below=1,
     )
     size: int | None = _encoder_size()
     out: Path | None = setting(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mixco.data.datasets import DATASETS
+from mixco.data.datasets import DATASETS, MAX_UNREADABLE
 from mixco.methods import METHODS, MIXERS, NO_MIXER
 from mixco.runtime.loggers import LOGGERS
 from mixco.runtime.setting import MOST, Rule, setting
@@ -32,8 +32,9 @@ class DataConfig:
     """Which images, and at which size."""
 
     data: str = setting(
-        "sample",
+        "",
         f"A folder of images, or the name of a data set: {', '.join(DATASETS)}.",
+        chosen="nothing: none; it must be given",
         first=True,
     )
     data_path: Path | None = setting(
@@ -66,6 +67,13 @@ class DataConfig:
         unit="pixels",
         chosen="the median image: 32 to 128, at most 64 on a CPU",
         first=True,
+    )
+    max_unreadable: float = setting(
+        MAX_UNREADABLE,
+        "Share of the images that may be unreadable; they are left out. More end the run.",
+        at_least=0,
+        below=1,
+        affects="run",
     )
     cache: Path = setting(
         Path("~/.cache/mixco"),

@@ -105,7 +105,7 @@ def _annotated(kind: Any, setting: Setting, value: Any) -> Any:
 
 def _default_text(setting: Setting, value: Any) -> str:
     """How a default reads, for a person."""
-    if value is None:
+    if value is None or (value == "" and setting.chosen):
         about, _, rest = setting.chosen.partition(": ")
         return rest if about == "nothing" else f"from {setting.chosen}"
     if isinstance(value, bool):

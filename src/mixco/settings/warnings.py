@@ -13,10 +13,10 @@ from mixco.settings.defaults import SIZES
 
 FEW_IMAGES = 1000
 FEW_STEPS = 1000
+FLAT = 0.01  # a standard deviation of pixels in [0, 1]; photographs have 0.1 to 0.3
 LOW_TEMPERATURE = 0.04
 """In bfloat16 similarities err by some 0.004, a tenth of this."""
 MOST_SMALLER = 0.25
-MOST_UNREADABLE = 0.01
 MOST_COPIES = 0.01
 MOST_NEAR_COPIES = 0.05
 LONG_SIDES = 4
@@ -25,8 +25,13 @@ MOST_DATA_WAIT = 0.2
 LONG_RUN = 48 * 3600
 
 
-def of_settings(settings: Settings, images: int, *, bfloat16: bool) -> Iterator[Advice]:
-    """What may spoil a run, as far as its settings tell. images: how many are trained on."""
+def of_settings(
+    settings: Settings, images: int, *, bfloat16: bool, spread: float | None
+) -> Iterator[Advice]:
+    """What may spoil a run, as far as its settings tell.
+
+    images: how many are trained on. spread: the largest standard deviation of a channel of theirs.
+    """
     method, optimisation = settings.method, settings.optimisation
     batch, epochs = optimisation.batch_size, optimisation.epochs
     steps = images // batch * epochs
@@ -34,6 +39,12 @@ def of_settings(settings: Settings, images: int, *, bfloat16: bool) -> Iterator[
         yield Advice(
             f"{images:,} images are very few: an encoder learns little from less than {FEW_IMAGES:,}",
             "add more, or start from published weights: mixco finetune --checkpoint FILE",
+        )
+    if spread is not None and spread < FLAT:
+        yield Advice(
+            f"the images are all but of one colour: their pixels deviate by {spread:.2g} from the mean, "
+            "where 1 is white",
+            "look whether their numbers fill the range of their type (docs/other-images.md)",
         )
     yield from METHODS[method.method].advise(method, images, batch)
     temperatures = {"temperature": method.temperature}
@@ -74,13 +85,14 @@ def of_sizes(*, smaller: float, long: float, size: int, packed: bool) -> Iterato
 
 
 def of_files(
-    *, unreadable: float, copies: float, near_copies: float, listed: str
+    *, unreadable: float, max_unreadable: float, copies: float, near_copies: float, listed: str
 ) -> Iterator[Advice]:
     """Shares of the images; listed: where a person finds which they are."""
-    if unreadable > MOST_UNREADABLE:
+    if unreadable > max_unreadable:
         yield Advice(
-            f"{unreadable:.1%} of the files cannot be read, and a run stops at {MOST_UNREADABLE:.0%}",
-            f"mend or remove them; {listed}",
+            f"{unreadable:.1%} of the files cannot be read, and a run ends at more than "
+            f"{max_unreadable:.3g}",
+            f"mend or remove them, or give a larger --max-unreadable; {listed}",
         )
     elif unreadable > 0:
         yield Advice("some files cannot be read and will be left out", f"mend them; {listed}")

@@ -177,6 +177,8 @@ class Run:
     def _report_data(self) -> None:
         """List the images that were left out, and warn of what may spoil the run."""
         setup, path = self.setup, self.folder / "unreadable.txt"
+        for note in setup.images.source.notes:
+            say(note)
         if unreadable := setup.images.unreadable_files:
             lines = [f"{shown(file)}\t{reason}\n" for file, reason in unreadable]
             with replacing(path) as temporary:
@@ -189,7 +191,10 @@ class Run:
                 f"--size {max(32, side)} shows as much in less time"
             )
         bfloat16 = setup.compute.dtype == torch.bfloat16
-        for warning in of_settings(setup.settings, len(setup.members), bfloat16=bfloat16):
+        warnings = of_settings(
+            setup.settings, len(setup.members), bfloat16=bfloat16, spread=setup.spread
+        )
+        for warning in warnings:
             say(f"warning: {warning}")
 
 

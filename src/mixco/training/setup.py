@@ -86,6 +86,8 @@ class Setup:
     choices: tuple[Choice, ...]
     workers: int
     """Processes that decode streamed images."""
+    spread: float | None = None
+    """The largest standard deviation of a channel, of pixels in [0, 1]; None where it is not measured."""
 
     @property
     def loading(self) -> str:
@@ -169,6 +171,7 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
             with downloading(data.data) as on_progress:
                 download(data.data, data.data_path, tell=say, on_progress=on_progress)
         source = list_images(data.data, data.data_path, "pretrain", cache)
+        source = dataclasses.replace(source, max_unreadable=config.data.max_unreadable)
         config, choices = choose_size(as_it_began(config), source, compute.device)
         with counting(f"packing {source.name}") as on_progress:
             images = open_images(
@@ -243,10 +246,14 @@ def set_up(
     size, device, source = size_of(config), compute.device, images.source
     pixel = source.pixel
     config = _with_data(config, loading=images.loading, channels=pixel.channels, bits=pixel.bits)
+    spread = None
     if config.data.mean is None or config.data.std is None:
         named = config.data.data in DATASETS
         mean, std = (source.mean, source.std) if named else measure(images)
         if not named:
+            spread = max(std)
+            # Dividing a constant channel by 1 makes all of it zero.
+            std = tuple(value or 1.0 for value in std)
             shown = f"{_numbers(mean)} ± {_numbers(std)}"
             choices.append(Choice("mean and --std", shown, "measured on these images"))
         config = _with_data(config, mean=config.data.mean or mean, std=config.data.std or std)
@@ -268,7 +275,9 @@ def set_up(
         len(members), processes, device.type, device_memory(device) * devices, image_bytes
     )
     settings = resolve(config, facts, tell)
-    return Setup(settings, images, bank, held_out, members, compute, tuple(choices), workers)
+    return Setup(
+        settings, images, bank, held_out, members, compute, tuple(choices), workers, spread
+    )
 
 
 def split_holdout(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:

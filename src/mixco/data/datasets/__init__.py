@@ -31,6 +31,7 @@ class Dataset(NamedTuple):
     """Whether "pretrain" has more images than "train"."""
 
 
+MAX_UNREADABLE = 0.01  # fraction of the images of a set that may be left out for that
 IN = "mixco.data.datasets"
 DATASETS = {
     "sample": Dataset(
@@ -62,6 +63,11 @@ def list_images(
 
     Raises UserError that names the file, what was expected and what to do.
     """
+    if not data.strip():
+        raise UserError(
+            "--data is empty or not given: give a folder of images or the name of a data set; --data "
+            "sample is the one that comes with mixco"
+        )
     if named := DATASETS.get(data):
         if named.needs_path and data_path is None:
             raise UserError(

@@ -1,45 +1,67 @@
 """Lists the images of a folder, with or without classes and splits."""
 
+from collections import Counter
 from pathlib import Path
 
-from mixco.data.file_index import list_files
+from mixco.data.file_index import Listing, list_files
+from mixco.data.formats import ARRAYS, HEIF, endings
 from mixco.data.image_list import ImageList
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import shown
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Channels
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-ARRAYS = (".npy", ".npz")
+TRAIN = "train"
+TESTS = ("test", "val", "valid", "validation")  # a folder beside train/ that makes it a split
 
 
 def unlabelled_folder(folder: Path, cache: Path | None = None) -> ImageList:
-    """The images of folder/train if there is one, else of the whole folder, for pretraining.
+    """The images of a folder for pretraining: those of its train/, if that is a split, else all.
+
+    train/ is a split where a folder of test images lies beside it, or nothing else; else it may be a
+    class of that name. The list's notes say what is left aside.
 
     cache: folder for an index of the files, which later runs read; None for none.
+
+    Raises UserError when there are none.
     """
-    root = folder / "train" if (folder / "train").is_dir() else folder
-    files = whole_folder(root, cache).files
+    listing = _list_folder(folder, cache)
+    below = f"{TRAIN}/"
+    train = [name for name in listing.files if name.startswith(below)]
+    others = Counter(_place(name) for name in listing.files if not name.startswith(below))
+    notes = []
+    root, part = folder, ""
+    if train and (not others or any((folder / name).is_dir() for name in TESTS)):
+        root, part = folder / TRAIN, TRAIN
+        if others:
+            notes.append(f"{TRAIN}/ is used; left aside: {_in_words(others, 'images in ')}")
+    elif train:
+        notes.append(
+            f"{TRAIN}/ is taken for one folder among others, since no {TESTS[0]}/ or {TESTS[1]}/ lies "
+            f"beside it: all images are used; give --data {folder / TRAIN} to use it alone"
+        )
+    names = [name.removeprefix(below) for name in (train if part else listing.files)]
+    files, more = _images(names, listing.left_aside(part))
+    _refuse_none(root, files, more)
     # If every image of train/ lies in a class folder, these are labels for the kNN check.
     tops = sorted({name.split("/")[0] for name in files})
-    labelled = root != folder and len(tops) > 1 and all("/" in name for name in files)
+    labelled = bool(part) and len(tops) > 1 and all("/" in name for name in files)
     index = {top: label for label, top in enumerate(tops)}
     return ImageList(
         f"{shown(folder.resolve().name)}/pretrain",
         root,
-        files,
+        tuple(files),
         tuple(index[name.split("/")[0]] for name in files) if labelled else None,
         tuple(tops) if labelled else (),
+        notes=(*notes, *more),
     )
 
 
 def whole_folder(folder: Path, cache: Path | None = None) -> ImageList:
     """All images of a folder, without labels. Raises UserError when there are none."""
-    files = tuple(walk(folder, cache))
-    if not files:
-        raise UserError(
-            f"{folder}: no image in it; expected {', '.join(EXTENSIONS + ARRAYS)} in all folders below"
-        )
-    return ImageList(folder.resolve().name, folder, files, None, ())
+    listing = _list_folder(folder, cache)
+    files, notes = _images(listing.files, listing.left_aside())
+    _refuse_none(folder, files, notes)
+    return ImageList(folder.resolve().name, folder, tuple(files), None, (), notes=notes)
 
 
 def labelled_folder(
@@ -61,10 +83,11 @@ def labelled_folder(
         splits["test"] = folder / "val"
     of_split: dict[str, list[str]] = {}
     classes: dict[str, set[str]] = {}
+    notes: dict[str, tuple[str, ...]] = {}
     for one, root in splits.items():
         if not root.is_dir():
             raise UserError(f"{root}: missing; evaluation needs labels, laid out as {layout}")
-        files = walk(root, cache)
+        files, notes[one] = images_below(root, cache)
         loose = [f for f in files if "/" not in f]
         if loose:
             raise UserError(f"{root / loose[0]}: lies in no class folder; expected {layout}")
@@ -89,15 +112,59 @@ def labelled_folder(
         names,
         mean,
         std,
+        notes=notes[split],
     )
 
 
 def walk(root: Path, cache: Path | None = None) -> list[str]:
-    """Images below root, as sorted paths with slashes (see `list_files`).
+    """Images below root, as sorted paths with slashes."""
+    return images_below(root, cache)[0]
 
-    NumPy arrays count as images only if there are no others: beside photographs they are something else.
+
+def images_below(root: Path, cache: Path | None = None) -> tuple[list[str], tuple[str, ...]]:
+    """Images below root, as sorted paths with slashes, and notes on what is left aside."""
+    listing = _list_folder(root, cache)
+    return _images(listing.files, listing.left_aside())
+
+
+def _list_folder(folder: Path, cache: Path | None) -> Listing:
+    return list_files(folder, (*endings(), *ARRAYS), cache)
+
+
+def _images(files: list[str], aside: Counter[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The images among the files, and notes on what is left aside.
+
+    NumPy arrays are images only if there are no others: beside photographs they are something else.
     """
-    return list_files(root, EXTENSIONS, cache) or list_files(root, ARRAYS, cache)
+    arrays = [name for name in files if name.lower().endswith(ARRAYS)]
+    if arrays and len(arrays) < len(files):
+        files = [name for name in files if not name.lower().endswith(ARRAYS)]
+        aside = aside + Counter(Path(name).suffix.lower() for name in arrays)
+    if not aside:
+        return files, ()
+    hint = "; pip install pillow-heif, to read .heic" if any(e in aside for e in HEIF) else ""
+    return files, (f"left aside: {_in_words(aside)}{hint}",)
+
+
+def _refuse_none(root: Path, files: list[str], notes: tuple[str, ...]) -> None:
+    if not files:
+        there = f" ({'; '.join(notes)})" if notes else ""
+        raise UserError(
+            f"{root}: no image in it{there}; expected .jpg, .png, .tif or another of Pillow's formats, "
+            f"or {' or '.join(ARRAYS)}, in any folder below"
+        )
+
+
+def _place(name: str) -> str:
+    """Where a file lies: the first folder of its path."""
+    top, slash, _ = name.partition("/")
+    return top + slash if slash else "no folder"
+
+
+def _in_words(counts: Counter[str], what: str = "") -> str:
+    """ "20 images in test/, 3 .txt", the most first; at most ten."""
+    words = [f"{count:,} {what}{shown(name)}" for name, count in counts.most_common(10)]
+    return ", ".join(words) + (", ..." if len(counts) > len(words) else "")
 
 
 def read_lines(path: Path, what: str) -> list[str]:
