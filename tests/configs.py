@@ -26,8 +26,8 @@ def config_of(kind: type[T], **settings: Any) -> T:
 
 
 def pretrain_config(**settings: Any) -> PretrainConfig:
-    """The settings of a run on the CPU. Give `cache`, and `out` where the run is begun."""
-    return config_of(PretrainConfig, **settings)
+    """The settings of a run on the CPU, on the sample. Give `cache`, and `out` where it is begun."""
+    return config_of(PretrainConfig, **{"data": "sample", **settings})
 
 
 def evaluation_config(run: Path | None = None, **settings: Any) -> EvaluationConfig:

@@ -200,7 +200,7 @@ def test_a_run_tells_the_command_that_gives_it() -> None:
 def test_every_setting_is_declared(kind: type, field: "dataclasses.Field[Any]") -> None:
     found = declared(field)
     assert found.help.endswith(".")
-    assert bool(found.chosen) == (field.default is None), "in words, what None means"
+    assert bool(found.chosen) == (field.default in (None, "")), "in words, what it means"
     assert found.rule is None or field.default is None
     assert found.range in help_of(found)
     assert kind.__doc__

@@ -47,7 +47,7 @@ def test_a_folder_with_trouble(trouble: Path, tmp_path: Path) -> None:
         ["good-004.jpg", "quality.jpg"],
         ["good-005.jpg", "smaller.jpg"],
     ]
-    assert found["other_files"] == {".txt": 1, ".db": 1}
+    assert found["notes"] == ["left aside: 1 .db, 1 .txt"]
     assert found["kinds"] == {
         "RGB": files - 6,
         "grey": 1,
@@ -155,7 +155,7 @@ def test_a_page_of_much_is_short_and_has_no_markup() -> None:
         "bytes": 10**10,
         "unreadable": [{"file": f"{i}.jpg", "reason": "[red]"} for i in range(9)],
         "unreadable_files": 9,
-        "other_files": {},
+        "notes": [],
         "sizes": None,
         "kinds": {},
         "grey": 0,

@@ -17,6 +17,7 @@ from sample_images import mosaics, sample_images, unpack_sample
 from mixco.data import packing
 from mixco.data.datasets import list_images
 from mixco.data.decode import decode
+from mixco.data.images import refuse_lost_classes
 from mixco.data.packed import PackedImages
 from mixco.data.packing import pack
 from mixco.runtime.errors import UserError
@@ -160,8 +161,11 @@ def test_a_class_whose_only_image_is_unreadable(tmp_path: Path) -> None:
     for file in forest[1:]:
         file.unlink()
     forest[0].write_bytes(b"")
+    packed = of_folder(tmp_path, tmp_path / "cache", split="train")
+    assert [packed.unreadable_files[0][1], len(packed)] == ["the file is empty", 120]
+    assert packed.labels is not None
     with pytest.raises(UserError, match="no readable image left of class Forest"):
-        of_folder(tmp_path, tmp_path / "cache", split="train")
+        refuse_lost_classes(packed.source, packed.labels)  # as evaluations do
 
 
 def test_a_disk_without_room_is_reported_beforehand(
@@ -219,3 +223,42 @@ def test_what_another_process_has_packed_meanwhile_is_taken(
 
     monkeypatch.setattr(packing, "_write", write_and_be_refused)
     assert torch.equal(of_folder(photos, tmp_path / "cache").images, sample_images(200))
+
+
+def test_what_could_not_be_read_for_a_moment_is_read_the_next_time(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network disk that hiccups, rights that were wrong, a package that was missing."""
+    source = list_images(str(photos), None, "pretrain")
+    lost = source.files[5]
+    usual = Path.open
+
+    def failing(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == Path(lost).name:
+            raise OSError(5, "Input/output error")
+        return usual(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    first = pack(source, size=64, cache=tmp_path / "cache")
+    assert first.unreadable_files == ((lost, "Input/output error"),)
+    stays = pack(source, size=64, cache=tmp_path / "cache")
+    assert (stays.path, len(stays)) == (first.path, len(first)), "it is not packed in vain"
+    monkeypatch.undo()
+    again = pack(source, size=64, cache=tmp_path / "cache")
+    assert again.unreadable_files == ()
+    assert len(again) == len(first) + 1
+    assert again.files == source.files
+
+
+def test_a_file_that_changed_with_its_time_and_size_put_back_is_packed_anew(
+    photos: Path, tmp_path: Path
+) -> None:
+    source = list_images(str(photos), None, "pretrain")
+    pack(source, size=64, cache=tmp_path / "cache")
+    path = source.root / source.files[0]
+    state, other = path.stat(), (source.root / source.files[1]).read_bytes()
+    path.write_bytes(other[: state.st_size].ljust(state.st_size, b"\0"))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size
+    again = pack(source, size=64, cache=tmp_path / "cache")
+    assert torch.equal(again.images[0], again.images[1]) or again.unreadable_files

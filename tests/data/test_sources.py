@@ -171,7 +171,7 @@ def test_what_is_wrong_with_a_folder_is_reported(tmp_path: Path) -> None:
         list_images("sampel", None, "pretrain")
     with pytest.raises(UserError, match="needs --data-path"):
         list_images("tiny-imagenet", None, "pretrain")
-    with pytest.raises(UserError, match=r"no image in it; expected \.bmp"):
+    with pytest.raises(UserError, match=r"no image in it; expected \.jpg"):
         list_images(str(tmp_path), None, "pretrain")
     with pytest.raises(UserError, match="evaluation needs labels, laid out as"):
         list_images(str(tmp_path), None, "train")

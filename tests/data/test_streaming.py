@@ -222,14 +222,16 @@ def test_more_than_one_percent_stops_the_run(damaged: Path) -> None:
     assert len(told) == 3, "all are told of before it stops"
 
 
-def test_a_disk_that_is_gone_stops_the_run(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_is_gone_stops_the_run(photos: Path, tmp_path: Path) -> None:
     """Also where one percent is more than all that a batch can meet."""
-    monkeypatch.setattr("mixco.data.images.MAX_UNREADABLE", 1.0)
     images = opened(shutil.copytree(photos, tmp_path / "photos"), "streamed")
+    images = dataclasses.replace(
+        images, source=dataclasses.replace(images.source, max_unreadable=1.0)
+    )
     shutil.rmtree(tmp_path / "photos")
     with pytest.raises(UserError, match="100 files one after the other cannot be read"):
+        drawn(images, CROPS, on_unreadable=lambda *_: None, batch=1)
+    with pytest.raises(UserError, match=r"none of its 120 images can be read \(000.png: No such file"):
         drawn(images, CROPS, on_unreadable=lambda *_: None)
 
 

@@ -10,13 +10,13 @@ from sample_images import mosaics, sample_images
 from troubled import troubled_folder
 
 from mixco.data.datasets import list_images
-from mixco.data.datasets.folders import EXTENSIONS, unlabelled_folder
+from mixco.data.datasets.folders import unlabelled_folder
 from mixco.data.image_list import ImageList
 from mixco.data.normalisation import measure
 from mixco.data.packing import pack
 from mixco.data.streaming import stream
 from mixco.doctor.near_duplicates import near_copies
-from mixco.doctor.survey import Header, Look, _spread, copies, look_at, other_files, read_headers
+from mixco.doctor.survey import Header, Look, _spread, copies, look_at, read_headers
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +111,6 @@ def test_near_copies_among_thousands() -> None:
 def test_images_of_one_colour_are_no_near_copies_and_take_no_time() -> None:
     assert len(near_copies(np.full((3000, 16, 16), 200, np.uint8))) == 0
     assert len(near_copies(np.zeros((1, 16, 16), np.uint8))) == 0
-
-
-def test_other_files_are_counted(trouble: ImageList) -> None:
-    assert other_files(trouble.root, EXTENSIONS) == {".txt": 1, ".db": 1}
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000, 4096])

@@ -16,7 +16,7 @@ def measure(images: Images) -> tuple[Channels, Channels]:
 
     1 is the maximum of the pixels' type: 12 bits in files of 16 only fill a sixteenth of the range. The
     images measured are evenly spaced in the list and have equal weight, whatever their size. The same
-    list gives the same numbers. A constant channel has the deviation 0.
+    list gives the same numbers.
     """
     most = PACKED if images.loading == "packed" else STREAMED
     index = torch.linspace(0, len(images) - 1, min(most, len(images))).long()
@@ -32,7 +32,8 @@ def measure(images: Images) -> tuple[Channels, Channels]:
         return (0.5,) * channels, (0.25,) * channels
     mean, square = np.mean(moments, 0)
     std = np.sqrt(np.maximum(square - mean**2, 0))
-    return _digits(mean), _digits(np.where(std < 1e-6, 0.0, std))
+    # A constant channel has no deviation; dividing by 1 makes all of it zero.
+    return _digits(mean), _digits(np.where(std < 1e-6, 1.0, std))
 
 
 def _digits(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Channels:

@@ -87,7 +87,7 @@ class Setup:
     workers: int
     """Processes that decode streamed images."""
     spread: float | None = None
-    """The largest standard deviation of a channel, of pixels in [0, 1]; None where it is not measured."""
+    """The largest standard deviation of a channel, of pixels in [0, 1]; None: not measured."""
 
     @property
     def loading(self) -> str:
@@ -251,9 +251,7 @@ def set_up(
         named = config.data.data in DATASETS
         mean, std = (source.mean, source.std) if named else measure(images)
         if not named:
-            spread = max(std)
-            # Dividing a constant channel by 1 makes all of it zero.
-            std = tuple(value or 1.0 for value in std)
+            spread = max((value for value in std if value < 1), default=0.0)  # 1: constant
             shown = f"{_numbers(mean)} ± {_numbers(std)}"
             choices.append(Choice("mean and --std", shown, "measured on these images"))
         config = _with_data(config, mean=config.data.mean or mean, std=config.data.std or std)

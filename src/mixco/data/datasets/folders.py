@@ -29,9 +29,10 @@ def unlabelled_folder(folder: Path, cache: Path | None = None) -> ImageList:
     train = [name for name in listing.files if name.startswith(below)]
     others = Counter(_place(name) for name in listing.files if not name.startswith(below))
     notes = []
-    root, part = folder, ""
+    root, part, names = folder, "", listing.files
     if train and (not others or any((folder / name).is_dir() for name in TESTS)):
         root, part = folder / TRAIN, TRAIN
+        names = [name.removeprefix(below) for name in train]
         if others:
             notes.append(f"{TRAIN}/ is used; left aside: {_in_words(others, 'images in ')}")
     elif train:
@@ -39,7 +40,6 @@ def unlabelled_folder(folder: Path, cache: Path | None = None) -> ImageList:
             f"{TRAIN}/ is taken for one folder among others, since no {TESTS[0]}/ or {TESTS[1]}/ lies "
             f"beside it: all images are used; give --data {folder / TRAIN} to use it alone"
         )
-    names = [name.removeprefix(below) for name in (train if part else listing.files)]
     files, more = _images(names, listing.left_aside(part))
     _refuse_none(root, files, more)
     # If every image of train/ lies in a class folder, these are labels for the kNN check.
@@ -163,8 +163,9 @@ def _place(name: str) -> str:
 
 def _in_words(counts: Counter[str], what: str = "") -> str:
     """ "20 images in test/, 3 .txt", the most first; at most ten."""
-    words = [f"{count:,} {what}{shown(name)}" for name, count in counts.most_common(10)]
-    return ", ".join(words) + (", ..." if len(counts) > len(words) else "")
+    order = sorted(counts, key=lambda name: (-counts[name], name))
+    words = [f"{counts[name]:,} {what}{shown(name)}" for name in order[:10]]
+    return ", ".join(words) + (", ..." if len(order) > len(words) else "")
 
 
 def read_lines(path: Path, what: str) -> list[str]:
