@@ -1,5 +1,6 @@
 """Every mode of file becomes right RGB; the picture is a real one of the sample."""
 
+import struct
 from io import BytesIO
 from typing import Any
 
@@ -9,7 +10,16 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from sample_images import mosaics, sample_images
 
-from mixco.data.decode import Box, UnreadableImage, decode, decode_crops, reduce
+from mixco.data.decode import GREY as GREY_PIXEL
+from mixco.data.decode import (
+    Box,
+    UnreadableImage,
+    as_decoded,
+    decode,
+    decode_crops,
+    read_header,
+    reduce,
+)
 
 RGB: NDArray[np.uint8] = sample_images(4)[2].permute(1, 2, 0).numpy()
 PICTURE = Image.fromarray(RGB)
@@ -226,3 +236,103 @@ def test_a_large_jpeg_is_reduced_while_it_is_decoded(orientation: int) -> None:
     difference = np.abs(ours.astype(int) - theirs)
     assert difference.mean() < 1.5, difference.mean()
     assert decode(data, 600).shape == decode(data).shape, "never enlarged"
+
+
+def with_exif(orientation: int, *, entries: bytes = b"", twice: bool = False) -> bytes:
+    """A JPEG whose EXIF names an orientation; entries: more of them, 12 bytes each."""
+    count = 1 + len(entries) // 12
+    tags = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0) + entries
+    head = b"II*\0" + struct.pack("<IH", 8, count) + tags + struct.pack("<Iii", 0, -1, 0)
+    payload = b"Exif\0\0" * (2 if twice else 1) + head
+    segment = b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload
+    data = encoded(PICTURE.crop((0, 0, 64, 40)), "JPEG", quality=95)
+    return data[:2] + segment + data[2:]
+
+
+# A resolution of -1/0, as a signed fraction, which cannot be written again.
+FRACTION = struct.pack("<HHII", 0x011A, 10, 1, 8 + 2 + 2 * 12 + 4)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [with_exif(6, entries=FRACTION), with_exif(6, twice=True)],
+    ids=["odd fraction", "marker twice"],
+)
+def test_odd_exif_is_obeyed(data: bytes) -> None:
+    plain = np.asarray(Image.open(BytesIO(data)).transpose(Image.Transpose.ROTATE_270))
+    assert np.array_equal(decode(data), plain)
+    assert np.array_equal(crop(data, (0, 0, 40, 40), 40), plain[:40, :40])
+
+
+def test_damaged_exif_does_not_matter() -> None:
+    data = with_exif(6)
+    damaged = data.replace(b"II*\0", b"II\xff\xff", 1)
+    assert np.array_equal(decode(damaged), np.asarray(Image.open(BytesIO(data))))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("missing", [2, 10, 60])
+def test_a_jpeg_without_its_end_is_read(missing: int, progressive: bool) -> None:
+    """As every viewer shows it; but not one that lacks a good part of its rows."""
+    large = Image.fromarray(LARGE)
+    whole = encoded(large, "JPEG", quality=95, progressive=progressive)
+    found, expected = decode(whole[:-missing]), decode(whole)
+    rows = 384 if progressive else 352
+    assert close(found[:rows], expected[:rows], 0.5 if progressive else 0)
+    assert close(decode(whole[:-missing], 64), decode(whole, 64), 2)
+    assert close(crop(whole[:-missing], (8, 8, 99, 99), 32), crop(whole, (8, 8, 99, 99), 32), 1)
+    for cut in (len(whole) // 4, len(whole) // 2, len(whole) * 3 // 4):
+        if progressive and cut < len(whole) * 0.3:  # only the finest details are missing
+            assert close(decode(whole[:-cut]), expected, 2)
+            continue
+        with pytest.raises(UnreadableImage, match="truncated"):
+            decode(whole[:-cut])
+
+
+def test_bytes_behind_the_end_of_a_jpeg_do_not_matter() -> None:
+    """Phones write films and depth there; a photograph may well end in white rows."""
+    white = Image.new("RGB", (64, 64), "white")
+    white.paste(PICTURE.crop((0, 0, 64, 20)))
+    data = encoded(white, "JPEG", quality=95)
+    assert np.array_equal(decode(data + b"\0junk" * 200), decode(data))
+
+
+def test_a_photograph_of_108_million_pixels_is_read_and_a_bomb_is_not() -> None:
+    """In a file as large as a camera's; the same claim in a small file is a bomb."""
+    header = encoded(Image.new("L", (8, 8)), "JPEG")
+    at = header.index(b"\xff\xc0") + 5
+    claimed = header[:at] + struct.pack(">HH", 9000, 12000) + header[at + 4 :]
+    with pytest.raises(UnreadableImage, match="108 million pixels in"):
+        decode(claimed)
+    assert read_header(claimed + bytes(2**20)) == (9000, 12000, GREY_PIXEL)
+    huge = header[:at] + struct.pack(">HH", 12240, 16320) + header[at + 4 :]
+    assert read_header(huge + bytes(2**21))[:2] == (12240, 16320), "200 million, of a phone"
+    with pytest.raises(UnreadableImage, match="million pixels"):
+        read_header(huge)
+
+
+@pytest.mark.slow
+def test_so_large_a_photograph_is_decoded() -> None:
+    data = encoded(PICTURE.resize((12000, 9000)), "JPEG", quality=95)
+    # Noise of a camera would make the file larger; bytes behind the end do it here.
+    found = decode(data + bytes(2**20), 64)
+    assert found.shape == (48, 64, 3)
+    assert close(found, np.asarray(PICTURE.resize((64, 48))), 8)
+
+
+def test_floats_in_pillows_formats_are_checked() -> None:
+    for low, high, good in ((0.0, 1.0, True), (0.0, 1.2, False), (-0.1, 1.0, False)):
+        levels = np.linspace(low, high, 64 * 64, dtype=np.float32).reshape(64, 64)
+        data = encoded(Image.fromarray(levels), "TIFF")
+        if good:
+            assert np.array_equal(decode(data)[:, :, 0], np.rint(levels * 255))
+            continue
+        with pytest.raises(UnreadableImage, match=r"numbers from .* in 0 to 1"):
+            decode(data)
+        with pytest.raises(UnreadableImage, match=r"numbers from .* in 0 to 1"):
+            as_decoded(Image.fromarray(levels))
+    with pytest.raises(UnreadableImage, match="NaN among its numbers"):
+        as_decoded(Image.fromarray(np.full((8, 8), np.nan, np.float32)))
+    for number in (-1, 65536):
+        with pytest.raises(UnreadableImage, match="expected int32 in 0 to 65535"):
+            as_decoded(Image.fromarray(np.full((8, 8), number, np.int32)))

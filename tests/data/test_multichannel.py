@@ -4,11 +4,13 @@ import io
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 import torch
+from forked import mixco_command
 from multichannel_images import Band, bands, folder_of, photographs, write
 from PIL import Image
 from sample_images import mosaics, sample_images
@@ -341,3 +343,116 @@ def test_views_of_tall_and_wide_ones_hold_no_margin_and_evaluation_sees_their_mi
     expected = torch.from_numpy(middle / 255).permute(2, 0, 1).float()
     # Packed, 13 of its 64 pixels are left.
     assert (seen[0] - expected).abs().mean() < (0.06 if loading == "packed" else 1e-6)
+
+
+def pages(*parts: tuple[Band, dict[str, Any]]) -> bytes:
+    """A TIFF of pages, each with options of its own."""
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as file:
+        for pixels, options in parts:
+            file.write(pixels, photometric="minisblack", metadata=None, **options)
+    return buffer.getvalue()
+
+
+SMALL_MASK = {"extratags": [(254, "I", 1, 5, True)]}
+GREY_PHOTOGRAPH = bands(1, 8, PHOTOGRAPH)[:, :, 0]
+OVERVIEW, MASK = {"subfiletype": 1}, {"extratags": [(254, "I", 1, 4, True)]}
+PAGES = {
+    "overviews": [({}, 1), (OVERVIEW, 2), (OVERVIEW, 4)],
+    "a mask": [({}, 1), (MASK, 1)],
+    "a mask with its overview": [({}, 1), (MASK, 1), (OVERVIEW, 2), (SMALL_MASK, 2)],
+    "an old thumbnail": [({}, 1), ({"extratags": [(255, "H", 1, 2, True)]}, 2)],
+    "a thumbnail that does not say so": [({}, 1), ({}, 4)],
+    "a thumbnail first": [(OVERVIEW, 4), ({}, 1)],
+}
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("kind", PAGES)
+def test_overviews_thumbnails_and_masks_are_no_channels(kind: str, deep: bool) -> None:
+    pixels = GREY_PHOTOGRAPH.astype(np.uint16) * 257 if deep else GREY_PHOTOGRAPH
+    data = pages(*((pixels[::step, ::step], options) for options, step in PAGES[kind]))
+    pixel = Pixel(1, 16 if deep else 8)
+    assert read_header(data) == (64, 64, pixel)
+    assert np.array_equal(decode(data, pixel=pixel)[:, :, 0], pixels)
+    assert np.array_equal(decode(data), np.repeat(GREY_PHOTOGRAPH[:, :, None], 3, 2))
+
+
+def test_pages_of_one_size_are_channels_also_with_overviews() -> None:
+    every = bands(4, 16, PHOTOGRAPH)
+    full = [(every[:, :, i], {}) for i in range(4)]
+    small = [(every[::2, ::2, i], OVERVIEW) for i in range(4)]
+    data = pages(*(page for pair in zip(full, small, strict=True) for page in pair))
+    assert read_header(data) == (64, 64, Pixel(4, 16))
+    assert np.array_equal(decode(data, pixel=Pixel(4, 16)), every)
+
+
+FLOATS = (np.dstack([PHOTOGRAPH, PHOTOGRAPH[:, :, :1]]) / 255).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_tiffs_of_floats_are_read_and_checked(channels: int, kind: type) -> None:
+    """Greyscale, colour and more bands: 1 is the maximum, and nothing is clipped."""
+    pixels = FLOATS[:, :, :channels].astype(kind)
+    shape = pixels if channels > 1 else pixels[:, :, 0]
+    options: dict[str, Any] = TOGETHER if channels > 1 else {"photometric": "minisblack"}
+    options = {"photometric": "rgb"} if channels == 3 else options
+    data = tiff(shape, **options)
+    expected = np.rint(FLOATS[:, :, :channels] * 255)
+    error = 0.2 if kind is np.float16 else 0
+    assert np.abs(decode(data, pixel=Pixel(channels)) - expected).mean() <= error
+    for bad in (1.2, -0.01, np.nan, np.inf):
+        wrong = shape.copy()
+        wrong[3, 5] = bad
+        data = tiff(wrong, **options)
+        for pixel in (Pixel(channels), Pixel(channels, 16)):
+            with pytest.raises(UnreadableImage, match=r"NaN among|numbers from"):
+                decode(data, pixel=pixel)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_signed_bytes_are_not_taken_for_unsigned_ones(tmp_path: Path, channels: int) -> None:
+    pixels = np.zeros((64, 64, channels), np.int8)
+    options: dict[str, Any] = TOGETHER if channels > 1 else {"photometric": "minisblack"}
+    for data in (file_of(tmp_path, pixels, ".npy"), tiff(pixels.squeeze(), **options)):
+        with pytest.raises(UnreadableImage, match="signed bytes; expected uint8"):
+            decode(data, pixel=Pixel(channels))
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "zstd", "lzma"])
+@pytest.mark.parametrize("predictor", [False, True])
+def test_usual_compressions_are_read(compression: str, predictor: bool) -> None:
+    """As GIS programs write them."""
+    for pixels, expected in (
+        (bands(4, 16, PHOTOGRAPH), bands(4, 16, PHOTOGRAPH)),
+        (FLOATS, np.rint(FLOATS * 65535)),
+    ):
+        data = tiff(pixels, **TOGETHER, compression=compression, predictor=predictor)
+        assert np.array_equal(decode(data, pixel=Pixel(4, 16)), expected)
+
+
+def test_without_imagecodecs_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiff(bands(4, 16, PHOTOGRAPH), **TOGETHER, compression="lzw")
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tifffile"]:
+        monkeypatch.delitem(sys.modules, name)  # it looks for codecs when it is imported
+    with pytest.raises(
+        UnreadableImage, match=r"compression \(lzw\) needs imagecodecs: pip install"
+    ):
+        decode(data, pixel=Pixel(4, 16))
+
+
+@pytest.mark.parametrize("ending", [".npy", ".tif"])
+def test_a_set_that_fills_next_to_nothing_of_its_range_is_warned_of(
+    tmp_path: Path, ending: str
+) -> None:
+    """0 to 255 in numbers that reach to 65535: at 8 bits a level is all that is left of them."""
+    for i, photograph in enumerate(photographs(40)):
+        write(tmp_path / "photos" / f"{i:03}{ending}", bands(4, 8, photograph).astype(np.uint16))
+    options = ("--data", tmp_path / "photos", "--size", "32", "--arch", "test_resnet")
+    options += ("--stem", "standard", "--device", "cpu", "--cache", tmp_path / "cache")
+    out = ("--out", tmp_path / "run", "--epochs", "1", "--batch-size", "8")
+    for done in (mixco_command("pretrain", *options, *out), mixco_command("doctor", *options)):
+        assert done.returncode == 0, done.stderr
+        assert "all but of one colour" in " ".join((done.stdout + done.stderr).split())

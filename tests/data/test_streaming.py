@@ -231,7 +231,9 @@ def test_a_disk_that_is_gone_stops_the_run(photos: Path, tmp_path: Path) -> None
     shutil.rmtree(tmp_path / "photos")
     with pytest.raises(UserError, match="100 files one after the other cannot be read"):
         drawn(images, CROPS, on_unreadable=lambda *_: None, batch=1)
-    with pytest.raises(UserError, match=r"none of its 120 images can be read \(000.png: No such file"):
+    with pytest.raises(
+        UserError, match=r"none of its 120 images can be read \(000.png: No such file"
+    ):
         drawn(images, CROPS, on_unreadable=lambda *_: None)
 
 

@@ -15,7 +15,14 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 NUMPY = (b"\x93NUMPY", b"PK\3\4")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0")  # the last one is BigTIFF
 BLACK_IS_ZERO, COLOURS = 1, 2  # values of the tag PhotometricInterpretation
-UNSIGNED = 1  # of SampleFormat
+UNSIGNED, SIGNED, FLOATING = 1, 2, 3  # of SampleFormat
+# (several samples a pixel, kind) -> the bits that a sample may have for Pillow to know what it is.
+PILLOWS = {
+    (False, UNSIGNED): (1, 2, 4, 8, 12, 16, 32),
+    (False, SIGNED): (16, 32),
+    (False, FLOATING): (32,),
+    (True, UNSIGNED): (8, 16),
+}
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 OLD_REDUCED = 2  # a value of SubfileType
 
@@ -160,7 +167,7 @@ class _Page(NamedTuple):
     depth: int
     """Bits of a sample."""
     kind: int
-    """1 unsigned, 2 signed, 3 floating point."""
+    """UNSIGNED, SIGNED or FLOATING"""
     plain: bool
     """Samples are intensities: no palette, inks, or luma and chroma."""
     alpha: bool
@@ -178,8 +185,7 @@ def _tiff_header(data: bytes) -> _Tiff | None:
     channels: tuple[int, ...] = (number,)
     if page.samples == 1 and page.plain:
         channels = tuple(n for n, other in images if other == page) or channels
-    # Signed bytes and half floats are none of Pillow's.
-    known = page.kind == UNSIGNED or (page.samples == 1 and page.depth >= (16, 32)[page.kind == 3])
+    known = page.depth in PILLOWS.get((page.samples > 1, page.kind), ())
     whole = page.alpha or page.samples == 3 or (page.samples == 1 and len(channels) == 1)
     return _Tiff(
         page.height,
