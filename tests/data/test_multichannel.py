@@ -456,3 +456,21 @@ def test_a_set_that_fills_next_to_nothing_of_its_range_is_warned_of(
     for done in (mixco_command("pretrain", *options, *out), mixco_command("doctor", *options)):
         assert done.returncode == 0, done.stderr
         assert "all but of one colour" in " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_white_is_zero_is_inverted(kind: type) -> None:
+    most = 1 if kind is np.float32 else np.iinfo(kind).max
+    pixels = (GREY_PHOTOGRAPH / 255 * most).astype(kind)
+    data = tiff((most - pixels).astype(kind), photometric="miniswhite")
+    found = decode(data)[:, :, 0].astype(int)
+    assert np.abs(found - GREY_PHOTOGRAPH).max() <= 1
+    pixel = Pixel(1, 16 if kind is not np.uint8 else 8)
+    assert read_header(data).pixel == pixel
+    assert np.abs(decode(data, pixel=pixel)[:, :, 0] / 257 ** (pixel.bits // 16) - found).max() <= 1
+
+
+def test_of_several_pages_the_first_is_the_one_channel() -> None:
+    every = bands(4, 16, PHOTOGRAPH)
+    data = pages(*((every[:, :, i], {}) for i in range(4)))
+    assert np.array_equal(decode(data, pixel=Pixel(1, 16)), every[:, :, :1])

@@ -14,7 +14,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 NUMPY = (b"\x93NUMPY", b"PK\3\4")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0")  # the last one is BigTIFF
-BLACK_IS_ZERO, COLOURS = 1, 2  # values of the tag PhotometricInterpretation
+WHITE_IS_ZERO, BLACK_IS_ZERO, COLOURS = 0, 1, 2  # values of the tag PhotometricInterpretation
 UNSIGNED, SIGNED, FLOATING = 1, 2, 3  # of SampleFormat
 # (several samples a pixel, kind) -> the bits that a sample may have for Pillow to know what it is.
 PILLOWS = {
@@ -60,7 +60,7 @@ def header(data: bytes) -> Header | None:
 def read(data: bytes, channels: int) -> NDArray[Any] | None:
     """[H, W, C], numbers of a NumPy array, or of a TIFF that Pillow does not show whole; else None.
 
-    C is `channels`, or 1 where three are asked for. Arrays of objects are refused: reading them could
+    C is `channels`, or 1 where three are asked for; of one channel the first page. Arrays of objects are refused: reading them could
     run code.
     """
     if not is_array(data):
@@ -69,6 +69,8 @@ def read(data: bytes, channels: int) -> NDArray[Any] | None:
             tiff.shown and (tiff.bits == 8 or tiff.samples != channels or channels == 1)
         ):
             return None
+        if channels == 1 and tiff.samples == 1:
+            tiff = tiff._replace(pages=tiff.pages[:1])
         refuse_other(tiff.channels, channels)
         return _read_tiff(data, tiff)
     with _opened(data) as file:
@@ -150,6 +152,7 @@ class _Tiff(NamedTuple):
     pages: tuple[int, ...]
     """The numbers of the pages that are channels; one page where a pixel has several samples."""
     bits: int
+    white_is_zero: bool
     shown: bool
     """Pillow shows all of it: greyscale, RGB, either with alpha, or palettes, inks, luma and chroma."""
 
@@ -168,6 +171,8 @@ class _Page(NamedTuple):
     """Bits of a sample."""
     kind: int
     """UNSIGNED, SIGNED or FLOATING"""
+    white_is_zero: bool
+    """In more than 8 bits. (In fewer, Pillow takes care of it.)"""
     plain: bool
     """Samples are intensities: no palette, inks, or luma and chroma."""
     alpha: bool
@@ -185,7 +190,7 @@ def _tiff_header(data: bytes) -> _Tiff | None:
     channels: tuple[int, ...] = (number,)
     if page.samples == 1 and page.plain:
         channels = tuple(n for n, other in images if other == page) or channels
-    known = page.depth in PILLOWS.get((page.samples > 1, page.kind), ())
+    known = page.depth in PILLOWS.get((page.samples > 1, page.kind), ()) and not page.white_is_zero
     whole = page.alpha or page.samples == 3 or (page.samples == 1 and len(channels) == 1)
     return _Tiff(
         page.height,
@@ -193,6 +198,7 @@ def _tiff_header(data: bytes) -> _Tiff | None:
         page.samples,
         channels,
         8 if page.depth <= 8 else 16,
+        page.white_is_zero,
         not page.plain or (known and whole),
     )
 
@@ -210,14 +216,17 @@ def _pages(data: bytes) -> Iterator[tuple[int, _Page, bool]]:
         seen.add(tags.next)
         file.seek(tags.next)
         tags.load(file)
-        samples = int(tags.get(277, 1))
+        samples, depth = int(tags.get(277, 1)), max(tags.get(258, (1,)))
+        meaning = tags.get(262, BLACK_IS_ZERO)
+        white_is_zero = meaning == WHITE_IS_ZERO and depth > 8
         page = _Page(
             int(tags[257]),
             int(tags[256]),
             samples,
-            max(tags.get(258, (1,))),
+            depth,
             max(tags.get(339, (UNSIGNED,))),
-            tags.get(262, BLACK_IS_ZERO) in (BLACK_IS_ZERO, COLOURS),
+            white_is_zero,
+            white_is_zero or meaning in (BLACK_IS_ZERO, COLOURS),
             samples in (2, 4) and tags.get(338, (0,))[-1] in (1, 2),
         )
         yield number, page, not is_reduced(tags)
@@ -254,4 +263,6 @@ def _read_tiff(data: bytes, tiff: _Tiff) -> NDArray[Any]:
     if any(part.shape != shape for part in parts):
         raise ValueError("a damaged TIFF")
     found: NDArray[Any] = np.stack(parts, axis=2) if axes == "YX" else parts[0]
+    if tiff.white_is_zero:
+        found = (1 if found.dtype.kind == "f" else np.iinfo(found.dtype).max) - found
     return found.transpose(1, 2, 0) if axes == "SYX" else found

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mixco.data.datasets.folders import whole_folder
-from mixco.data.decode import as_decoded
+from mixco.data.decode import UnreadableImage, as_decoded
 from mixco.data.image_list import Arrays, ImageList
 from mixco.data.images import FEATURE_BATCH
 from mixco.embeddings.features import embed_batches, extract_features
@@ -144,9 +144,15 @@ def _of_pixels(pictures: list[NDArray[np.uint8]]) -> ImageList:
 
 
 def _pixels(picture: Any) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]"""
+    """uint8 [H, W, 3]. Raises UserError."""
     if isinstance(picture, Image.Image):
-        return as_decoded(picture)
+        try:
+            return as_decoded(picture)
+        except UnreadableImage as error:
+            raise UserError(
+                f"images: a picture of mode {picture.mode}, {picture.width} x {picture.height}, cannot be "
+                f"read ({error}); convert it, for instance by picture.convert('RGB')"
+            ) from None
     what = type(picture).__name__
     if isinstance(picture, (np.ndarray, Tensor)):
         pixels = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture

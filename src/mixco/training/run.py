@@ -184,6 +184,8 @@ class Run:
             with replacing(path) as temporary:
                 temporary.write_text("".join(lines), "utf-8")
             say(f"{len(lines)} unreadable images left out, listed in {path}")
+        elif setup.images.loading == "packed":
+            path.unlink(missing_ok=True)  # of a start at which some could not be read
         size, side = setup.settings.data.size, setup.images.longest_side
         if side is not None and side < size:
             say(
