@@ -97,9 +97,9 @@ def test_the_spellings_that_were_promised() -> None:
         ("pretrain --method simcrl", ["--method", "simclr"]),
         ("pretrain --data sampel --out x", ["sampel", "did you mean sample?"]),
         ("pretrain --data tiny-imagenet", ["tiny-imagenet", "--data-path"]),
-        ("pretrain --arch resnet81 --out x", ["resnet81", "did you mean resnet18"]),
+        ("pretrain --data sample --arch resnet81 --out x", ["resnet81", "did you mean resnet18"]),
         ("pretrain --size 16 --out x", ["--size must be between 32 and 224 pixels, got 16"]),
-        ("pretrain --batch-size 5000 --out x", ["--batch-size 5000", "1600 images"]),
+        ("pretrain --data sample --batch-size 5000 --out x", ["--batch-size 5000", "1600 images"]),
         ("pretrain --device cuda --out x", ["--device cuda", "no such device"]),
         ("pretrain --lr nan --out x", ["--lr must be above 0", "got nan"]),
         ("knn --run nowhere", ["nowhere", "no such file"]),
@@ -152,7 +152,7 @@ def test_what_must_be_given_needs_no_option(line: str, settings: dict[str, objec
 
 
 def test_a_mistake_shows_no_traceback() -> None:
-    done = run("pretrain", "--batch-size", "5000")
+    done = run("pretrain", "--data", "sample", "--batch-size", "5000")
     assert done.returncode == 2
     assert done.stderr.startswith("mixco: --batch-size 5000: ")
     assert len(done.stderr.splitlines()) == 1

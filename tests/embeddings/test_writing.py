@@ -159,3 +159,47 @@ def test_mistakes_are_named_before_the_work(tmp_path: Path, run: Path, photos: P
     (tmp_path / "text.npz").write_text("no archive")
     with pytest.raises(mixco.UserError, match=r"text\.npz.*damaged"):
         read_vectors(tmp_path / "text.npz")
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_what_could_not_be_read_for_a_moment_is_embedded_the_next_time(
+    tmp_path: Path, run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, shards: bool
+) -> None:
+    """Also where the call stopped in between; what stays unreadable costs no second pass."""
+    broken, flaky = sorted(photos.rglob("*.jpg"))[4:6]
+    broken.write_bytes(b"")
+    usual = Path.open
+
+    def failing(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == flaky.name:
+            raise PermissionError(13, "Permission denied")
+        return usual(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    out = tmp_path / "vectors.npz"
+    if shards:
+        with monkeypatch.context() as stopping:
+            stopping.setattr("mixco.embeddings.writing._assemble", stop)
+            with pytest.raises(KeyboardInterrupt):
+                write(out, run, photos)
+    else:
+        write(out, run, photos)
+        listed = tmp_path / "vectors.npz.unreadable.txt"
+        assert len(listed.read_text().splitlines()) == 2
+        before = out.stat().st_mtime_ns
+        write(out, run, photos)
+        assert out.stat().st_mtime_ns == before
+    monkeypatch.undo()
+    write(out, run, photos)
+    paths = read_vectors(out).paths()
+    assert str(flaky) in paths
+    assert str(broken) not in paths
+    assert len(paths) == 29
+    broken.write_bytes(flaky.read_bytes())
+    write(out, run, photos)
+    assert len(read_vectors(out)) == 30
+    assert not (tmp_path / "vectors.npz.unreadable.txt").exists()
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -60,8 +60,8 @@ def header(data: bytes) -> Header | None:
 def read(data: bytes, channels: int) -> NDArray[Any] | None:
     """[H, W, C], numbers of a NumPy array, or of a TIFF that Pillow does not show whole; else None.
 
-    C is `channels`, or 1 where three are asked for; of one channel the first page. Arrays of objects are refused: reading them could
-    run code.
+    C is `channels`, or 1 where three are asked for. For one channel of a TIFF of pages it is the first.
+    Arrays of objects are refused: reading them could run code.
     """
     if not is_array(data):
         tiff = _tiff_header(data)

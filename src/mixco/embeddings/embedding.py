@@ -150,8 +150,8 @@ def _pixels(picture: Any) -> NDArray[np.uint8]:
             return as_decoded(picture)
         except UnreadableImage as error:
             raise UserError(
-                f"images: a picture of mode {picture.mode}, {picture.width} x {picture.height}, cannot be "
-                f"read ({error}); convert it, for instance by picture.convert('RGB')"
+                f"images: a picture of mode {picture.mode} cannot be read ({error}); leave it out, or "
+                "scale its numbers"
             ) from None
     what = type(picture).__name__
     if isinstance(picture, (np.ndarray, Tensor)):

@@ -26,7 +26,7 @@ LONG_RUN = 48 * 3600
 
 
 def of_settings(
-    settings: Settings, images: int, *, bfloat16: bool, spread: float | None
+    settings: Settings, images: int, *, bfloat16: bool, spread: float | None = None
 ) -> Iterator[Advice]:
     """What may spoil a run, as far as its settings tell.
 
