@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from configs import pretrain_config
 from forked import mixco_command
 from PIL import Image, features
 from sample_images import CLASSES, sample_images, unpack_sample
@@ -12,6 +13,8 @@ from sample_images import CLASSES, sample_images, unpack_sample
 from mixco.data.datasets import list_images
 from mixco.data.formats import endings
 from mixco.runtime.errors import UserError
+from mixco.settings.resolve import with_settings
+from mixco.training.pretrain import pretrain
 
 PICTURES = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in sample_images(40)]
 
@@ -185,3 +188,32 @@ def test_how_many_may_be_unreadable_is_an_option(tmp_path: Path) -> None:
         assert mixco_command(command, *options, *more, "--max-unreadable", "0.05").returncode == 0
     # The packed file is there now; it is still too much for who allows less.
     assert mixco_command("pretrain", *options, "--out", tmp_path / "new").returncode == 2
+
+
+def test_a_run_goes_on_without_what_could_not_be_read_when_it_began(tmp_path: Path) -> None:
+    """A file whose rights were wrong for a moment is used by new runs, and not by the one that began."""
+    folder = photos(tmp_path / "photos", 24)
+    whole = (folder / "003.jpg").read_bytes()
+    (folder / "003.jpg").write_bytes(b"")
+    config = pretrain_config(
+        data=str(folder),
+        cache=tmp_path / "cache",
+        arch="test_resnet",
+        stem="standard",
+        size=32,
+        epochs=2,
+        batch_size=8,
+        max_unreadable=0.1,
+        out=tmp_path / "run",
+    )
+    unbroken = pretrain(with_settings(config, {"out": tmp_path / "unbroken"}, "test"))
+    pretrain(config, stop_after=3)
+    (folder / "003.jpg").write_bytes(whole)
+    run = pretrain(config)
+    assert (run / "unreadable.txt").read_text() == "003.jpg\tthe file is empty\n"
+    assert (run / "encoder.safetensors").read_bytes() == (
+        unbroken / "encoder.safetensors"
+    ).read_bytes()
+    new = pretrain(with_settings(config, {"out": tmp_path / "new"}, "test"))
+    assert json.loads((new / "results.json").read_text())["pretrain"]["images"] == 24
+    assert not (new / "unreadable.txt").exists()

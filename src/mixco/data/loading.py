@@ -1,6 +1,6 @@
 """Opens a list of images, packed or streamed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -30,13 +30,15 @@ def open_images(
     channels: int | None = 3,
     bits: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    leave_out: Mapping[str, str] | None = None,
 ) -> Images:
     """The images of a list: packed (see `pack`), or streamed by `workers` processes.
 
     size: side of the encoder's input in pixels. cache: folder of packed files.
     loading: "auto" packs when the packed file fits (`fits_packed`) into `memory`, in bytes.
     channels, bits: of a pixel; None for those of the files (see `infer_pixel_format`).
-    on_progress(done, total) is called while packing.
+    on_progress(done, total) is called while packing. leave_out: see `pack`; streamed images meet no such
+        files, since each batch tries anew.
 
     Raises UserError as `pack` and `infer_pixel_format` do.
     """
@@ -47,7 +49,14 @@ def open_images(
         loading = "packed" if fits_packed(source, size, cache, memory) else "streamed"
     if loading == "streamed":
         return stream(source, workers)
-    return pack(source, size=size, cache=cache, workers=workers, on_progress=on_progress)
+    return pack(
+        source,
+        size=size,
+        cache=cache,
+        workers=workers,
+        on_progress=on_progress,
+        leave_out=leave_out,
+    )
 
 
 def fits_packed(source: ImageList, size: int, cache: Path, memory: int) -> bool:

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -20,6 +20,7 @@ from mixco.data.image_list import ImageList, any_readable, picture_size, read_re
 from mixco.data.images import refuse_too_many
 from mixco.data.packed import PackedImages
 from mixco.runtime.errors import UserError
+from mixco.runtime.files import shown
 
 FORMAT = 3  # part of the key: raise it when the same files are packed differently
 AHEAD = 512  # images decoded ahead of writing
@@ -34,6 +35,7 @@ def pack(
     cache: Path,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    leave_out: Mapping[str, str] | None = None,
 ) -> PackedImages:
     """Decode the images of a list into one file below `cache`, or find the file of an earlier run.
 
@@ -44,6 +46,8 @@ def pack(
 
     workers: threads for images that are not small; None for one per core.
     on_progress(done, total) is called while packing.
+    leave_out: shown name -> reason, of files that are left out even where they can be read by now, since
+        the run began without them.
 
     Raises UserError when more images cannot be read than the source allows, and when the disk is too
     small.
@@ -62,8 +66,14 @@ def pack(
     with safe_open(path, "pt") as file:  # maps the tensors, copy-on-write
         notes = json.loads(file.metadata()["mixco"])
         images, extents = file.get_tensor("images"), file.get_tensor("extents")
-    kept = notes["kept"]
-    refuse_too_many(source, notes["unreadable"])
+    kept, unreadable = notes["kept"], [(i, reason) for i, reason in notes["unreadable"]]
+    if leave_out and (
+        rows := [row for row, i in enumerate(kept) if shown(source.files[i]) in leave_out]
+    ):
+        unreadable += [(kept[row], leave_out[shown(source.files[kept[row]])]) for row in rows]
+        stay = [row for row in range(len(kept)) if row not in set(rows)]
+        images, extents, kept = images[stay], extents[stay], [kept[row] for row in stay]
+    refuse_too_many(source, sorted(unreadable))
     labels = None
     if source.labels is not None:
         labels = torch.tensor([source.labels[i] for i in kept])
@@ -72,7 +82,7 @@ def pack(
         extents=extents,
         labels=labels,
         files=tuple(source.files[i] for i in kept),
-        unreadable_files=tuple((source.files[i], reason) for i, reason in notes["unreadable"]),
+        unreadable_files=tuple((source.files[i], reason) for i, reason in sorted(unreadable)),
         source=source,
         path=path,
     )

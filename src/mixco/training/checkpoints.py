@@ -111,6 +111,20 @@ def as_begun(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return _filled(config, begun_config(folder) or {}, "", affects())
 
 
+def left_out_before(folder: Path) -> dict[str, str]:
+    """Shown name -> reason, of the files that the run in the folder left out when it began.
+
+    It goes on without them, also where they can be read by now: its batches would be others.
+    """
+    try:
+        lines = (folder / "unreadable.txt").read_text("utf-8", "surrogateescape").split("\n")
+    except OSError:
+        return {}
+    return (
+        dict(line.split("\t", 1) for line in lines if "\t" in line) if checkpoints(folder) else {}
+    )
+
+
 def _filled(
     config: dict[str, Any], begun: dict[str, Any], prefix: str, kinds: Mapping[str, str]
 ) -> dict[str, Any]:

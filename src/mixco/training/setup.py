@@ -55,7 +55,7 @@ from mixco.runtime.seeding import generator_for
 from mixco.settings import defaults
 from mixco.settings.config import DataConfig, PretrainConfig, Settings
 from mixco.settings.resolve import Facts, check_ranges, from_dict, resolve, run_folder_of, to_dict
-from mixco.training.checkpoints import as_begun
+from mixco.training.checkpoints import as_begun, left_out_before
 from mixco.views.augment import AUGMENTATIONS, Augmentation, Channels, Input, weaken_jitter
 
 # The loss is read this often, to see whether it is finite: on a GPU each look waits for the device.
@@ -184,6 +184,7 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
                 channels=config.data.channels,
                 bits=config.data.bits,
                 on_progress=on_progress,
+                leave_out=left_out_before(run_folder_of(config)),
             )
     stack.enter_context(process_group(compute.device, config.run.timeout_minutes))
     setup = set_up(config, images, compute, choices, workers=workers, processes=here.processes)
