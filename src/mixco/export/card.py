@@ -179,7 +179,7 @@ def _results(results: Mapping[str, Any], source: str, training: str) -> str:
             f"{result['data']}, {result['test_images']:,} images",
             f"{result['train_images']:,}",
             f"{result['top1']:.1f} ± {_standard_error(result['top1'], result['test_images']):.1f}",
-            f"{result['top5']:.1f}",
+            f"{result['top5']:.1f}" if "top5" in result else "",
         )
         for kind in kinds
         if (result := results[kind])

@@ -239,7 +239,9 @@ def check_protocol(config: LinearConfig) -> None:
 
 
 def run_folder_of(config: PretrainConfig) -> Path:
-    name, method, run = Path(config.data.data).name, config.method, config.run
+    # "." and "photos/.." have no name of their own.
+    name = Path(os.path.abspath(Path(config.data.data).expanduser())).name
+    method, run = config.method, config.run
     return run.out or Path("runs") / f"{name}-{method.method}-{method.mix}-s{run.seed}"
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from mixco.data.decode import RGB
 from mixco.data.images import Images
+from mixco.data.run_images import Where, digest, known_images, place_of, remember, same_place
 from mixco.encoders.checkpoint import save_encoder
 from mixco.plots import draw_curves, draw_views
 from mixco.runtime.device import describe
@@ -58,6 +59,8 @@ class Run:
         if self.first:
             stack.enter_context(open_run(self.folder, to_dict(setup.settings), say))
         self.finished: bool = broadcast_object(self.first and is_finished(self.folder))
+        if self.first:
+            self._remember_images()
 
     def restore(self, method: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
         """Go on from the newest checkpoint, or begin with one of step 0."""
@@ -69,7 +72,7 @@ class Run:
         state = TrainState()
         if saved is not None:
             images = self.setup.images
-            if saved["data"] != self._identity():
+            if self._are_others(saved["data"]):
                 raise UserError(
                     f"--out {self.folder}: the run began on {saved['data']['images']:,} images of "
                     f"{saved['data']['name']}, now there are {len(images):,} of {images.source.name}; "
@@ -170,9 +173,26 @@ class Run:
         }
         add_result(folder, "pretrain", result)
 
+    def _remember_images(self) -> None:
+        """Keep the list of the images in the run folder, and where they lie now."""
+        data, known = self.setup.settings.data, known_images(self.folder)
+        where = Where(data.data, data.data_path)
+        if known and not same_place(known.place, place_of(where)):
+            say(f"the images are now at {place_of(where)}")
+        elif known or self.finished:
+            return
+        remember(self.folder, where, data.cache, self.setup.images.source)
+
     def _identity(self) -> dict[str, Any]:
         """The images, as far as a checkpoint remembers them."""
-        return {"name": self.setup.images.source.name, "images": len(self.setup.images)}
+        images = self.setup.images
+        listed = digest(images.source)
+        return {"name": images.source.name, "images": len(images), "digest": listed}
+
+    def _are_others(self, saved: dict[str, Any]) -> bool:
+        """Did the run begin on other images? An early checkpoint has no digest, only their name."""
+        of_list = "digest" if "digest" in saved else "name"
+        return any(saved[key] != self._identity()[key] for key in (of_list, "images"))
 
     def _report_data(self) -> None:
         """List the images that were left out, and warn of what may spoil the run."""

@@ -19,6 +19,7 @@ from mixco.data.images import Images, Views
 from mixco.data.loading import epoch_batches, open_images
 from mixco.data.normalisation import measure
 from mixco.data.pixel_format import LOOKED_AT, spread
+from mixco.data.run_images import Where, under_first_name
 from mixco.encoders.checkpoint import EncoderDescription
 from mixco.methods import METHODS, MIXERS, NO_MIXER
 from mixco.mixing import Mixer
@@ -168,7 +169,9 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
         if data.download:
             with downloading(data.data) as on_progress:
                 download(data.data, data.data_path, tell=say, on_progress=on_progress)
-        source = list_images(data.data, data.data_path, "pretrain", cache)
+        where = Where(data.data, data.data_path)
+        source = list_images(*where, "pretrain", cache)
+        source = under_first_name(run_folder_of(config), where, source)
         config, choices = choose_size(as_it_began(config), source, compute.device)
         with counting(f"packing {source.name}") as on_progress:
             images = open_images(
