@@ -128,7 +128,7 @@ def where_in(data: dict[str, Any]) -> Where:
 
 
 def place_of(where: Where) -> Path | None:
-    """The full path of the folder that is given with --data or --data-path; links are kept."""
+    """The full path of the folder that is given with --data or --data-path."""
     named = DATASETS.get(where.data)
     if named is None:
         return Path(_full(Path(where.data)))
@@ -137,7 +137,7 @@ def place_of(where: Where) -> Path | None:
 
 
 def _full(path: Path) -> str:
-    return os.path.abspath(path.expanduser())
+    return str(path.expanduser().resolve())
 
 
 def _relative(place: Path, run: Path) -> str | None:
@@ -153,9 +153,9 @@ def same_place(first: Path | str | None, second: Path | str | None) -> bool:
         return first is second
     first, second = Path(first).expanduser(), Path(second).expanduser()
     try:
-        return os.path.samefile(first, second)
+        return first.samefile(second)
     except (OSError, ValueError):
-        return os.path.abspath(first) == os.path.abspath(second)
+        return _full(first) == _full(second)
 
 
 def under_first_name(run: Path, where: Where, source: ImageList) -> ImageList:

@@ -19,9 +19,9 @@ def refuse_one_class(train: ImageList) -> None:
     if len(train.classes) < 2:
         found = ", ".join(map(shown, train.classes)) or "none"
         raise UserError(
-            f"{train.root}: at least two class folders are expected, found one: {found}; sort the images "
-            "into a folder for each class, or look at them without labels (mixco neighbours, mixco "
-            "report)"
+            f"{train.root}: at least two class folders are expected, found one: {found}; sort the "
+            "images into a folder for each class, or look at them without labels (mixco neighbours, "
+            "mixco report)"
         )
 
 
@@ -34,8 +34,8 @@ def doubts(train: ImageList, test: ImageList) -> Iterator[str]:
     looked_at, shared = shared_images(train, test)
     if shared > MOST_SHARED * looked_at:
         yield (
-            f"{shared} of {looked_at} test images that were looked at are copies of train images, so the "
-            "accuracy says little about new ones; remove them from one of the two"
+            f"{shared} of {looked_at} test images that were looked at are copies of train images, so "
+            "the accuracy says little about new ones; remove them from one of the two"
         )
 
 

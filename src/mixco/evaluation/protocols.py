@@ -262,7 +262,7 @@ def _tester(
     features = task.outputs(model.backbone, task.test) if frozen else None
 
     @torch.no_grad()
-    def test() -> tuple[float, float]:
+    def test() -> tuple[float, float | None]:
         if features is None:
             outputs, index = task.outputs(model, task.test)
         else:

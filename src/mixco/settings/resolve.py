@@ -239,9 +239,10 @@ def check_protocol(config: LinearConfig) -> None:
 
 
 def run_folder_of(config: PretrainConfig) -> Path:
-    # "." and "photos/.." have no name of their own.
-    name = Path(os.path.abspath(Path(config.data.data).expanduser())).name
-    method, run = config.method, config.run
+    data, method, run = Path(config.data.data), config.method, config.run
+    name = data.name
+    if name in ("", ".."):  # of ".", which has no name of its own
+        name = data.resolve().name
     return run.out or Path("runs") / f"{name}-{method.method}-{method.mix}-s{run.seed}"
 
 
