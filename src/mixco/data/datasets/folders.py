@@ -145,7 +145,8 @@ def _common_classes(roots: dict[str, Path], of_split: dict[str, list[str]]) -> t
         missing = sorted(classes[one] - classes[other])
         if not missing:
             continue
-        if alike := [
+        more = sorted(classes[other] - classes[one])
+        if alike := [name for name in more if plain(name) == plain(missing[0])]:
             each
             for each in sorted(classes[other] - classes[one])
             if plain(each) == plain(missing[0])
