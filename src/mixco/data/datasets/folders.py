@@ -147,10 +147,6 @@ def _common_classes(roots: dict[str, Path], of_split: dict[str, list[str]]) -> t
             continue
         more = sorted(classes[other] - classes[one])
         if alike := [name for name in more if plain(name) == plain(missing[0])]:
-            each
-            for each in sorted(classes[other] - classes[one])
-            if plain(each) == plain(missing[0])
-        ]:
             raise UserError(
                 f"{roots[one]} has the class {missing[0]!a} and {roots[other]} has "
                 f"{alike[0]!a}, which look alike but are two names; rename one of the two folders "
