@@ -123,7 +123,12 @@ def evaluate_linear(config: LinearConfig, features: Features | None = None) -> d
 def _probe(config: LinearConfig, f: Features) -> dict[str, Any]:
     seed = config.evaluation.seed
     probe = fit_linear_probe(
-        f.train_features, f.train_labels, classes=f.classes, seed=seed, epochs=config.epochs
+        f.train_features,
+        f.train_labels,
+        classes=f.classes,
+        names=f.task.classes,
+        seed=seed,
+        epochs=config.epochs,
     )
     return _result(
         "linear",

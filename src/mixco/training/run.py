@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mixco.data.decode import RGB
+from mixco.data.image_list import ImageList
 from mixco.data.images import Images
 from mixco.data.run_images import Where, digest, known_images, place_of, remember, same_place
 from mixco.encoders.checkpoint import save_encoder
@@ -27,6 +28,7 @@ from mixco.runtime.run_folder import (
     write_metrics,
 )
 from mixco.runtime.seeding import generator_for
+from mixco.settings.defaults import SIZES
 from mixco.settings.resolve import to_dict
 from mixco.settings.warnings import of_settings
 from mixco.training.checkpoints import (
@@ -203,11 +205,14 @@ class Run:
                 temporary.write_text("".join(lines), "utf-8")
             say(f"{len(lines)} unreadable images left out, listed in {path}")
         size, side = setup.settings.data.size, setup.images.longest_side
-        if side is not None and side < size:
+        smaller = max(SIZES[0], side or 0)
+        if side is not None and smaller < size:
             say(
                 f"warning: no image is longer than {side} px, so --size {size} only enlarges them; "
-                f"--size {max(32, side)} shows as much in less time"
+                f"--size {smaller} shows as much in less time"
             )
+        if setup.settings.run.knn_every and (only := only_class(setup.images.source)):
+            say(f"no kNN check: at least two class folders are expected, found one: {shown(only)}")
         bfloat16 = setup.compute.dtype == torch.bfloat16
         for warning in of_settings(setup.settings, len(setup.members), bfloat16=bfloat16):
             say(f"warning: {warning}")
@@ -234,6 +239,15 @@ def summary(setup: Setup) -> str:
         f"{f'{processes} processes, each ' if processes > 1 else ''}{describe(compute.device)}, "
         f"{str(compute.dtype).removeprefix('torch.')}"
     )
+
+
+def only_class(source: ImageList) -> str | None:
+    """The class of all images, or the one folder of train/ that they lie in; None for other layouts."""
+    if source.classes:
+        return source.classes[0] if len(source.classes) == 1 else None
+    tops = {name.partition("/")[0] for name in source.files}
+    in_folders = source.root.name == "train" and all("/" in name for name in source.files)
+    return tops.pop() if in_folders and len(tops) == 1 else None
 
 
 def preview_of(images: Images, augmentation: Augmentation, mix: str, seed: int) -> Preview:

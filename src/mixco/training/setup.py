@@ -277,11 +277,11 @@ def set_up(
 def split_holdout(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the training images, int64: (bank, held out) for the kNN check, class by class.
 
-    Without labels nothing is held out. The draw depends on the seed alone, so runs with the same seed
-    hold out the same images.
+    Without at least two classes nothing is held out. The draw depends on the seed alone, so runs with
+    the same seed hold out the same images.
     """
     everything = torch.arange(len(images))
-    if images.labels is None:
+    if images.labels is None or len(images.classes) < 2:
         return everything, everything[:0]
     generator = generator_for(seed, "holdout")
     mask = torch.zeros(len(everything), dtype=torch.bool)
