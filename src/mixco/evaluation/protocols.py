@@ -193,6 +193,8 @@ def _train_and_test(
             "one process trains a classifier; start it without torchrun (only knn and linear "
             "--protocol fast run in several)"
         )
+    if training.batch_size < 2 and kind != "linear_paper":
+        raise UserError("--batch-size 1: batch norms need two images or more; give --batch-size 2")
     if folder is None:
         raise UserError("give --out, the folder for results.json and the classifier")
     task = load_task(evaluation)
