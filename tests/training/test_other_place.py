@@ -340,3 +340,28 @@ def test_a_folder_without_a_name_gives_a_run_one(
     monkeypatch.chdir(place)
     run = pretrain(config(data, out=None, cache=project / "cache", epochs=1))
     assert run == Path("runs") / "photos-simclr-mixco-s0"
+
+
+def test_the_folder_of_a_named_set(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A relative --data-path is found again, and its spelling is no change."""
+    (project / "photos" / "test").rename(project / "photos" / "val")
+    pretrain(config("imagenet", data_path=Path("photos")), stop_after=5)
+    capsys.readouterr()
+    run = pretrain(config("imagenet", data_path=Path("./photos/"))).resolve()
+    said = capsys.readouterr().err
+    assert "going on after step 5" in said and "changed since" not in said
+    (project / "notebooks").mkdir()
+    monkeypatch.chdir(project / "notebooks")
+    assert results(run) == {"pretrain", "knn"}
+    assert "cannot be opened" not in pages(run)
+    with pytest.raises(UserError, match="neither an image file nor the name"):
+        collection(run)
+    shutil.move(project / "photos", project / "moved")
+    with pytest.raises(UserError, match=r"its images were in .*photos"):
+        results(run)
+    moved = config("imagenet", data_path=project / "moved", out=run, cache=project / "cache")
+    pretrain(moved)
+    assert f"the images are now at {project / 'moved'}" in capsys.readouterr().err.replace("\n", "")
+    assert results(run) == {"pretrain", "knn"}

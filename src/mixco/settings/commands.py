@@ -90,7 +90,7 @@ class EvaluationConfig:
     stem: OtherStem | None = _stem()
     data: str | None = setting(
         None,
-        "A data set by its name, or a folder with train/<class>/ and test/<class>/.",
+        "A data set by its name, or a folder with train/<class>/ and test/<class>/ (or val/).",
         chosen="the run",
     )
     data_path: Path | None = _data_path()

@@ -4,6 +4,7 @@ import dataclasses
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -128,7 +129,7 @@ class Run:
             "method": method.state_dict(),
             "optimizer": optimizer.state_dict(),
             **state.saved(),
-            "data": self._identity(),
+            "data": self._identity,
             "encoder": dataclasses.asdict(self.setup.encoder),
             "config": to_dict(self.setup.settings),
         }
@@ -185,6 +186,7 @@ class Run:
             return
         remember(self.folder, where, data.cache, self.setup.images.source)
 
+    @cached_property
     def _identity(self) -> dict[str, Any]:
         """The images, as far as a checkpoint remembers them."""
         images = self.setup.images
@@ -194,7 +196,7 @@ class Run:
     def _are_others(self, saved: dict[str, Any]) -> bool:
         """Did the run begin on other images? An early checkpoint has no digest, only their name."""
         of_list = "digest" if "digest" in saved else "name"
-        return any(saved[key] != self._identity()[key] for key in (of_list, "images"))
+        return any(saved[key] != self._identity[key] for key in (of_list, "images"))
 
     def _report_data(self) -> None:
         """List the images that were left out, and warn of what may spoil the run."""
