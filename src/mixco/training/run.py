@@ -62,7 +62,7 @@ class Run:
         if self.first:
             stack.enter_context(open_run(self.folder, to_dict(setup.settings), say))
         self.finished: bool = broadcast_object(self.first and is_finished(self.folder))
-        if self.first:
+        if self.first and self.finished:
             self._remember_images()
 
     def restore(self, method: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
@@ -84,6 +84,7 @@ class Run:
             restore(method, optimizer, saved)
             state = restored(saved, self.setup.compute.device)
         if self.first:
+            self._remember_images()
             write_metrics(self.folder, state.records)
         say(summary(self.setup))
         if saved is None:
