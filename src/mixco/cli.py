@@ -97,9 +97,10 @@ def show_duplicates(config: Any, groups: list[Any]) -> None:
 def show_accuracy(kind: str, config: Any, result: dict[str, Any]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # of the processes that torchrun starts, the first one speaks
+    top5 = f", top-5 {result['top5']:.2f} %" if "top5" in result else ""
     print(
-        f"{EVALUATIONS[measured(kind, config)].title}: top-1 {result['top1']:.2f} %, "
-        f"top-5 {result['top5']:.2f} %  ({result['test_images']:,} images of {result['data']}, "
+        f"{EVALUATIONS[measured(kind, config)].title}: top-1 {result['top1']:.2f} %{top5}  "
+        f"({result['test_images']:,} images of {result['data']}, "
         f"{result['train_images']:,} labelled; {result['training']})"
     )
     if "best_epoch" in result:

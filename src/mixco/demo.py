@@ -119,7 +119,7 @@ def print_table(results: dict[str, Any]) -> None:
             name,
             f"{result['knn']['top1']:.1f} %",
             f"{result['linear']['top1']:.1f} %",
-            f"{result['linear']['top5']:.1f} %",
+            f"{result['linear']['top5']:.1f} %" if "top5" in result["linear"] else "",
             f"{seconds:.0f} s" if seconds else "none",
             f"{rate:,.0f}" if rate else "",
         )

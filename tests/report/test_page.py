@@ -193,6 +193,9 @@ def test_images_that_are_gone(place: Path, tmp_path: Path) -> None:
     config = read_json(run / "config.json")
     config["data"]["data"] = str(tmp_path / "nowhere")
     write_json(run / "config.json", config)
+    known = read_json(run / "images.json")
+    gone = {"place": str(tmp_path / "nowhere"), "from_run": "../nowhere"}
+    write_json(run / "images.json", known | gone)
     text = checked(page_of(run, out=tmp_path / "a.html"))
     assert sections(text) == ["results", "curves", "classes", "settings"]
     assert f"{tmp_path}/nowhere" in text

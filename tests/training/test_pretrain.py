@@ -89,7 +89,7 @@ def test_what_a_run_leaves_behind(photos: Path, tmp_path: Path) -> None:
     run = pretrain(asked)
     assert {p.name for p in run.iterdir() if not p.name.endswith(".lock")} == {
         *("config.json", "versions.json", "metrics.jsonl", "results.json", "encoder.safetensors"),
-        *("checkpoints", "tensorboard", "views.png", "curves.png"),
+        *("checkpoints", "tensorboard", "views.png", "curves.png", "images.json", "images.txt.gz"),
     }
     resolved = from_dict(PretrainConfig, read_json(run / "config.json"), "config.json")
     assert resolved.optimisation.lr == 2.5e-4, "resolved, not as asked"

@@ -321,7 +321,8 @@ def test_after_an_error_the_run_can_be_tried_again(tmp_path: Path) -> None:
     """Also while the error is still at hand, as in a notebook: the lock went with the call."""
     own = unpack_sample(tmp_path / "photos", train=16, test=2, classes=3)
     pretrain(config(own, tmp_path / "run"))
-    (tmp_path / "run" / "results.json").unlink()
+    for name in ("results.json", "images.json"):  # so that the checkpoint is asked, under the lock
+        (tmp_path / "run" / name).unlink()
     image = next((own / "train").rglob("*.jpg"))
     pixels = image.read_bytes()
     image.unlink()

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from mixco.data.datasets import DATASETS, list_images
-from mixco.data.datasets.folders import whole_folder
+from mixco.data.datasets.folders import split_folder, unlabelled_folder, whole_folder
 from mixco.data.decode import UnreadableImage, decode
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH
 from mixco.data.packing import state_key
 from mixco.data.pixel_format import infer_pixel_format
+from mixco.data.run_images import Where, find_images, place_of, where_in
 from mixco.data.streaming import stream
 from mixco.embeddings.embedding import Embedder, load_encoder
 from mixco.embeddings.knn import neighbours as nearest_rows
@@ -176,7 +177,9 @@ def _embed(
     settings: CollectionConfig,
 ) -> Path:
     """Embed a collection into a file, and return the file. out: None for a file kept beside the run."""
-    source, where = _images(run, data, settings)
+    source, where = _images(run, data, settings, "--among" if out is None else "DATA")
+    for note in source.notes:
+        say(note)
     size = encoder.description.size
     notes = {
         "images": state_key(source, size),
@@ -219,30 +222,36 @@ def _embed(
 
 
 def _images(
-    run: Path, data: str | None, settings: CollectionConfig
+    run: Path, data: str | None, settings: CollectionConfig, option: str
 ) -> tuple[ImageList, dict[str, str | None]]:
-    """The images of a collection, and the settings that list them again."""
-    split, data_path = settings.split, settings.data_path
+    """The images of a collection, and the settings that list them again.
+
+    option: of the command, by which a user gives the images.
+    """
+    split, cache = settings.split, settings.cache.expanduser()
     config = run / "config.json"
-    trained_on = read_json(config)["data"] if config.is_file() else None
-    if data is None:
-        if trained_on is None:
-            raise UserError(f"{run} is no run folder, so its data are unknown; give the images too")
-        data, split = str(trained_on["data"]), split or "pretrain"
-    if trained_on is not None and data == trained_on["data"] and trained_on["data_path"]:
-        data_path = data_path or Path(trained_on["data_path"])
-    cache = settings.cache.expanduser()
-    folder = Path(data).expanduser()
-    if split is None and data not in DATASETS and folder.is_dir():
-        source = whole_folder(folder, cache)
-    else:
+    own = where_in(read_json(config)["data"]) if config.is_file() else None
+    if own is not None and (data is None or (data == own.data and data in DATASETS)):
+        where = Where(own.data, settings.data_path)
+        if settings.data_path is None:
+            where = find_images(run, own, cache, option)
         split = split or "pretrain"
-        source = list_images(data, data_path, split, cache)
-    return source, {
-        "data": data,
-        "data_path": str(data_path) if data_path else None,
-        "split": split,
-    }
+    elif data is None:
+        raise UserError(f"{run} is no run folder, so its data are unknown; give the images too")
+    else:
+        where = Where(data, settings.data_path)
+    place = place_of(where)
+    if where.data in DATASETS or place is None or not place.is_dir():
+        split = split or "pretrain"
+        source = list_images(*where, split, cache)
+    elif split is None:
+        source = whole_folder(place, cache)
+    elif split == "pretrain":
+        source = unlabelled_folder(place, cache)
+    else:
+        source = split_folder(place, split, cache)
+    named = where.data in DATASETS and place is not None
+    return source, {"data": where.data, "data_path": str(place) if named else None, "split": split}
 
 
 def _whole(image: str) -> str:

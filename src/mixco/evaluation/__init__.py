@@ -75,7 +75,10 @@ EVALUATIONS: dict[str, Evaluation] = {
 
 
 def evaluate(kind: str, config: Any) -> dict[str, Any]:
-    """Run an evaluation of the table. Returns its result: top1 and top5 in percent, and more."""
+    """Run an evaluation of the table. Returns its result: top1 in percent, and more.
+
+    top5 is in it where there are more than five classes.
+    """
     if run := EVALUATIONS[kind].run:
         result: dict[str, Any] = resolve_name(run)(config)
     else:

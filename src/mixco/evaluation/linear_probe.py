@@ -5,6 +5,7 @@ features, and share each matrix product.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mixco.embeddings.knn import topk_accuracy
 from mixco.runtime.errors import UserError
+from mixco.runtime.files import shown
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
@@ -44,6 +46,7 @@ def fit_linear_probe(
     labels: Tensor,
     *,
     classes: int,
+    names: Sequence[str] = (),
     seed: int = 0,
     epochs: int = 100,
     batch_size: int = 256,
@@ -53,16 +56,19 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """Choose the learning rate and weight decay on a held-out part, then fit again on everything.
 
-    features: float32 [N, D]; labels: int64 [N] in [0, classes). holdout: fraction of each class.
+    features: float32 [N, D]; labels: int64 [N] in [0, classes). names: of the classes, for
+    errors. holdout: fraction of each class.
     Ties in held-out accuracy go to the stronger decay, then to the lower rate.
 
     Raises UserError when a class has fewer than two images.
     """
     counts = labels.bincount(minlength=classes)
     if counts.min() < 2:
+        few = int(counts.argmin())
         raise UserError(
             f"the linear probe needs at least two labelled images of each class; class "
-            f"{int(counts.argmin())} has {int(counts.min())}; add some or remove the class"
+            f"{shown(names[few]) if names else few} has {int(counts[few])}; add some, or give "
+            "--protocol paper, which needs one"
         )
     generator = torch.Generator().manual_seed(seed)
     held_out = _stratified(labels, holdout, generator)

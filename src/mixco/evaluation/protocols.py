@@ -20,7 +20,7 @@ from mixco.evaluation import EVALUATIONS, measured
 from mixco.evaluation.classifier import Classifier, load_classifier, save_classifier
 from mixco.evaluation.features import REMEDY, Features, compute_features
 from mixco.evaluation.linear_probe import fit_linear_probe
-from mixco.evaluation.task import Task, accuracies, load_task
+from mixco.evaluation.task import Task, accuracies, load_task, rounded
 from mixco.evaluation.train_classifier import last_and_best, train_classifier
 from mixco.models.encoder import build_backbone, feature_dim
 from mixco.plots import draw_neighbours
@@ -61,8 +61,8 @@ def _result(kind: str, f: Features, scores: Tensor, **settings: Any) -> dict[str
         )
     if scores.isnan().any():
         raise ValueError(f"{kind}: scores must be numbers, got NaN; -inf is the least likely")
-    top1, top5 = accuracies(scores, f.test_labels)
-    result = {"top1": round(top1, 2), "top5": round(top5, 2), **settings, **f.task.describe()}
+    found = rounded(*accuracies(scores, f.test_labels))
+    result = {**found, **settings, **f.task.describe()}
     f.task.write(kind, result)
     f.task.write_confusions(kind, scores, f.test_labels)
     return result
@@ -123,7 +123,12 @@ def evaluate_linear(config: LinearConfig, features: Features | None = None) -> d
 def _probe(config: LinearConfig, f: Features) -> dict[str, Any]:
     seed = config.evaluation.seed
     probe = fit_linear_probe(
-        f.train_features, f.train_labels, classes=f.classes, seed=seed, epochs=config.epochs
+        f.train_features,
+        f.train_labels,
+        classes=f.classes,
+        names=f.task.classes,
+        seed=seed,
+        epochs=config.epochs,
     )
     return _result(
         "linear",
@@ -188,6 +193,8 @@ def _train_and_test(
             "one process trains a classifier; start it without torchrun (only knn and linear "
             "--protocol fast run in several)"
         )
+    if training.batch_size < 2 and kind != "linear_paper":
+        raise UserError("--batch-size 1: batch norms need two images or more; give --batch-size 2")
     if folder is None:
         raise UserError("give --out, the folder for results.json and the classifier")
     task = load_task(evaluation)
@@ -202,8 +209,7 @@ def _train_and_test(
     if config.evaluate:
         load_classifier(path, model, task.test.images.classes)
         model.to(task.compute.device)
-        top1, top5 = test()
-        return {"top1": round(top1, 2), "top5": round(top5, 2), **task.describe()}
+        return {**rounded(*test()), **task.describe()}
 
     rate, rate_from = _head_rate(task, training.optimizer, head_lr, frozen)
     say(
@@ -253,7 +259,9 @@ def _train_and_test(
     return result
 
 
-def _tester(task: Task, model: Classifier, frozen: bool) -> Callable[[], tuple[float, float]]:
+def _tester(
+    task: Task, model: Classifier, frozen: bool
+) -> Callable[[], tuple[float, float | None]]:
     """A function that returns top-1 and top-5 of the model in percent.
 
     The test features of a frozen encoder stay the same, so they are computed once, here.
@@ -261,7 +269,7 @@ def _tester(task: Task, model: Classifier, frozen: bool) -> Callable[[], tuple[f
     features = task.outputs(model.backbone, task.test) if frozen else None
 
     @torch.no_grad()
-    def test() -> tuple[float, float]:
+    def test() -> tuple[float, float | None]:
         if features is None:
             outputs, index = task.outputs(model, task.test)
         else:

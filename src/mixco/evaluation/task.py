@@ -18,9 +18,11 @@ from mixco.data.datasets.subsets import subset_name, with_labels
 from mixco.data.image_list import ImageList
 from mixco.data.images import Images, refuse_lost_classes
 from mixco.data.loading import open_images
+from mixco.data.run_images import Where, are_own, find_images, where_in
 from mixco.embeddings.features import features_of
 from mixco.embeddings.knn import topk_accuracy
 from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
+from mixco.evaluation.doubts import doubts, refuse_one_class
 from mixco.runtime.device import (
     Compute,
     keep_freed_memory,
@@ -81,6 +83,7 @@ class Task:
             "weights_matched": self.encoder.matched,
             "data": self.test.images.source.name,
             "labels": self.labels or "all",
+            "classes": len(self.classes),
             "size": self.input.size,
             "train_images": self.train.images.readable,
             "test_images": self.test.images.readable,
@@ -150,12 +153,16 @@ def load_task(config: EvaluationConfig) -> Task:
         raise UserError("give either --run RUN_DIR or --checkpoint FILE")
     data, data_path = config.data, config.data_path
     encoder = load_encoder(given[0], arch=config.arch, stem=config.stem, size=config.size)
+    cache = config.cache.expanduser()
     own, recipe_lr = False, None
     if config.run is not None:
-        trained_on, trained_at, recipe_lr = _of_run(config.run)
-        data_path = data_path or (trained_at if not data else None)
-        data = data or trained_on
-        own = _same_data(data, trained_on)
+        trained_on, recipe_lr = _of_run(config.run)
+        if data is None:
+            own, data = True, trained_on.data
+            if data_path is None:
+                data, data_path = find_images(config.run, trained_on, cache, "--data")
+        else:
+            own = are_own(config.run, trained_on, Where(data, data_path), cache)
     if data is None:
         raise UserError("--checkpoint needs --data, the labelled images to evaluate on")
     here = launch_env()
@@ -168,14 +175,16 @@ def load_task(config: EvaluationConfig) -> Task:
     for line in encoder.report:
         say(line)
 
-    cache = config.cache.expanduser()
     workers = processors() if config.workers is None else config.workers
 
-    def of_split(split: str, labels: str | None = None) -> Labelled:
-        source = with_labels(list_images(data, data_path, split, cache), labels)
-        source = dataclasses.replace(source, max_unreadable=config.max_unreadable)
+    def listed(split: str) -> ImageList:
+        folders = {"train_folder": config.train_folder, "test_folder": config.test_folder}
+        source = list_images(data, data_path, split, cache, **folders)
         for note in source.notes:
-            say(f"{source.name}: {note}")
+            say(note)
+        return dataclasses.replace(source, max_unreadable=config.max_unreadable)
+
+    def opened(source: ImageList) -> Labelled:
         return _labelled(
             source, encoder.description, cache=cache, loading=config.loading, workers=workers
         )
@@ -185,7 +194,12 @@ def load_task(config: EvaluationConfig) -> Task:
         if config.download:
             with downloading(data) as on_progress:
                 download(data, data_path, tell=say, on_progress=on_progress)
-        train, test = of_split("train", config.labels), of_split("test")
+        in_train, in_test = listed("train"), listed("test")
+        refuse_one_class(in_train)
+        in_train = with_labels(in_train, config.labels)
+        for warning in doubts(in_train, in_test):
+            say(f"warning: {warning}")
+        train, test = opened(in_train), opened(in_test)
     folder = config.out or config.run
     if folder is not None:
         _check_writable(folder)
@@ -242,8 +256,8 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written; make it writable, or give another --out")
 
 
-def _of_run(run: Path) -> tuple[str, Path | None, float | None]:
-    """The --data, --data-path and --linear-lr of a run. Raises UserError for a damaged config.json."""
+def _of_run(run: Path) -> tuple[Where, float | None]:
+    """The images and the --linear-lr of a run. Raises UserError for a damaged config.json."""
     config = read_config(run)
     data, path = (config["data"].get(key) for key in ("data", "data_path"))
     rate = config["run"].get("linear_lr")
@@ -253,18 +267,19 @@ def _of_run(run: Path) -> tuple[str, Path | None, float | None]:
             f"{run / 'config.json'} is damaged: data, data_path or linear_lr has no valid value; "
             "restore it, or give the encoder as --checkpoint"
         )
-    return data, Path(path) if path else None, rate
+    return where_in(config["data"]), rate
 
 
 def warn_unreadable(file: str, reason: str) -> None:
     say(f"warning: {file} cannot be read ({reason}); left out")
 
 
-def accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Top-1 and top-5 in percent."""
-    return topk_accuracy(scores, labels, 1), topk_accuracy(scores, labels, 5)
+def accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float | None]:
+    """Top-1 and top-5 in percent; no top-5 of five classes or fewer, where it would always be 100."""
+    top5 = topk_accuracy(scores, labels, 5) if scores.shape[1] > 5 else None
+    return topk_accuracy(scores, labels, 1), top5
 
 
-def _same_data(first: str, second: str) -> bool:
-    """Do both name one data set: by the same name, or by paths of the same folder?"""
-    return first == second or Path(first).expanduser().resolve() == Path(second).resolve()
+def rounded(top1: float, top5: float | None) -> dict[str, float]:
+    """The entries of a result; without top-5 where there is none."""
+    return {"top1": round(top1, 2)} | ({} if top5 is None else {"top5": round(top5, 2)})

@@ -19,7 +19,7 @@ from mixco.data.images import Plan
 from mixco.data.loading import epoch_batches
 from mixco.encoders.checkpoint import fingerprint
 from mixco.evaluation.classifier import Classifier
-from mixco.evaluation.task import Labelled, warn_unreadable
+from mixco.evaluation.task import Labelled, rounded, warn_unreadable
 from mixco.models.encoder import drops_at_random
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
@@ -32,18 +32,21 @@ from mixco.views.augment import Augmentation
 
 @dataclass(frozen=True)
 class Epoch:
-    """The result of one epoch: mean training loss; top1 and top5 in percent of the test split."""
+    """The result of one epoch: mean training loss; top1 and top5 in percent of the test split.
+
+    top5 is None where there are five classes or fewer.
+    """
 
     epoch: int
     loss: float
     top1: float
-    top5: float
+    top5: float | None
 
 
 def train_classifier(
     model: Classifier,
     train: Labelled,
-    test: Callable[[], tuple[float, float]],
+    test: Callable[[], tuple[float, float | None]],
     *,
     frozen: bool,
     augmentation: Augmentation,
@@ -115,8 +118,9 @@ def train_classifier(
                 mean_loss = total.item() / steps_per_epoch
                 if not math.isfinite(mean_loss):
                     raise _not_finite(name, len(records) + 1, head_lr)
-                top1, top5 = test()
-                records.append(Epoch(len(records) + 1, mean_loss, round(top1, 2), round(top5, 2)))
+                found = rounded(*test())
+                top1, top5 = found["top1"], found.get("top5")
+                records.append(Epoch(len(records) + 1, mean_loss, top1, top5))
                 _say_epoch(records[-1], epochs, watch)
                 total.zero_()
                 watch.reset()
@@ -189,8 +193,7 @@ def last_and_best(records: list[Epoch]) -> dict[str, Any]:
     """
     last, best = records[-1], max(records, key=lambda record: record.top1)
     return {
-        "top1": last.top1,
-        "top5": last.top5,
+        **rounded(last.top1, last.top5),
         "reported": "last epoch",
         "best_top1": best.top1,
         "best_epoch": best.epoch,

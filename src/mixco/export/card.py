@@ -172,14 +172,17 @@ def _results(results: Mapping[str, Any], source: str, training: str) -> str:
     )
     if not kinds:
         return "None so far: these weights have not been evaluated, and nothing is known of their worth."
-    head = ("evaluation", "data", "labelled", "top-1, %", "top-5, %")
+    ranked = any(
+        "top5" in results[kind] for kind in kinds
+    )  # of five classes or fewer there is none
+    head = ("evaluation", "data", "labelled", "top-1, %", *(("top-5, %",) if ranked else ()))
     rows = [
         (
             title_of(kind),
             f"{result['data']}, {result['test_images']:,} images",
             f"{result['train_images']:,}",
             f"{result['top1']:.1f} ± {_standard_error(result['top1'], result['test_images']):.1f}",
-            f"{result['top5']:.1f}",
+            *((f"{result['top5']:.1f}" if "top5" in result else "",) if ranked else ()),
         )
         for kind in kinds
         if (result := results[kind])

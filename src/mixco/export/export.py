@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mixco.data.datasets import list_images
 from mixco.data.pixel_format import infer_pixel_format
+from mixco.data.run_images import Where, cache_of, find_images, where_in
 from mixco.data.streaming import stream
 from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
 from mixco.export import formats
@@ -21,6 +22,7 @@ from mixco.runtime.files import new_folder
 from mixco.runtime.progress import say
 from mixco.runtime.run_folder import read_json
 from mixco.settings.commands import ExportConfig
+from mixco.settings.config import DataConfig
 from mixco.views.augment import Input
 
 FORMATS: dict[str, Callable[[LoadedEncoder, Path], Lines]] = {
@@ -57,7 +59,7 @@ def export(config: ExportConfig) -> Path:
                 lines = formats.as_onnx(encoder, folder, config.onnx_input)
             else:
                 lines = FORMATS[config.to](encoder, folder)
-            pixels, name = _real_images(encoder, settings)
+            pixels, name = _real_images(encoder, run, settings)
             checked = compare(encoder, lines, folder, pixels, name)
             header = ""
             if config.to == "hub":
@@ -136,27 +138,28 @@ def _written(run: Path | None, name: str) -> dict[str, Any]:
     return dict(read_json(run / name)) if run and (run / name).exists() else {}
 
 
-def _real_images(encoder: LoadedEncoder, config: dict[str, Any] | None) -> tuple[Tensor, str]:
+def _real_images(
+    encoder: LoadedEncoder, run: Path | None, config: dict[str, Any] | None
+) -> tuple[Tensor, str]:
     """Some of the run's images, else of the sample, as evaluation sees them, and their name.
 
     uint8 [B, C, S, S], not normalised.
     """
     channels, size = encoder.description.channels, encoder.description.size
-    if config is not None:
+    if run is not None and config is not None:
         try:
-            data = config["data"]
-            place = Path(data["data_path"]) if data["data_path"] else None
-            return _some_of(data["data"], place, Path(data["cache"]).expanduser(), size, channels)
+            usual = DataConfig().cache
+            cache = cache_of(run, Path(config["data"].get("cache", usual)), usual)
+            where = find_images(run, where_in(config["data"]), cache)
+            return _some_of(where, cache, size, channels)
         except UserError as error:
             say(f"the run's own images cannot be opened ({error}); comparing on the sample's")
-    pixels, name = _some_of("sample", None, None, size, 3)
+    pixels, name = _some_of(Where("sample", None), None, size, 3)
     return pixels[:, torch.arange(channels) % 3], name
 
 
-def _some_of(
-    data: str, place: Path | None, cache: Path | None, size: int, channels: int
-) -> tuple[Tensor, str]:
-    source = list_images(data, place, "pretrain", cache)
+def _some_of(where: Where, cache: Path | None, size: int, channels: int) -> tuple[Tensor, str]:
+    source = list_images(*where, "pretrain", cache)
     count = len(source.files)
     batches = stream(infer_pixel_format(source, channels, None), workers=0).evaluation_batches(
         torch.linspace(0, count - 1, min(IMAGES, count)).long(),

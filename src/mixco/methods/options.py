@@ -138,10 +138,15 @@ def advise_moco(options: MoCoOptions, images: int, batch: int) -> Iterator[Advic
     if splits > 1 and batch // splits < FULL_PART:
         yield Advice(
             f"batch norm sees {batch // splits} images at a time, whose statistics are noisy",
-            f"give --batch-size {2 * FULL_PART} or more"
+            _larger_batch(images)
             if splits == 2
             else f"give --bn-splits {max(2, batch // FULL_PART)}",
         )
+
+
+def _larger_batch(images: int) -> str:
+    wanted = 2 * FULL_PART
+    return f"give --batch-size {wanted} or more" if images >= wanted else "add images"
 
 
 def advise_simclr(_: MethodOptions, images: int, batch: int) -> Iterator[Advice]:

@@ -100,9 +100,10 @@ def build_backbone(
             )
         patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))[0]
         if size % patch:
+            fitting = [s for s in (size // patch * patch, (size // patch + 1) * patch) if s >= 32]
             raise UserError(
                 f"--size {size}: not a multiple of the {patch} pixels of a patch of {arch}, which would "
-                f"not see the rest; give --size {size // patch * patch} or {(size // patch + 1) * patch}"
+                f"not see the rest; give --size {' or '.join(map(str, fitting))}"
             )
         replaceable = takes_stems(backbone)
         if stem == "auto":

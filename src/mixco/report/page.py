@@ -17,6 +17,7 @@ from mixco.data.decode import RGB
 from mixco.data.images import Images
 from mixco.data.loading import open_images
 from mixco.data.normalisation import measure
+from mixco.data.run_images import cache_of, find_images, where_in
 from mixco.encoders.checkpoint import load_encoder
 from mixco.evaluation.kinds import title_of
 from mixco.methods import MIXERS, NO_MIXER
@@ -38,6 +39,7 @@ from mixco.runtime.files import replacing
 from mixco.runtime.progress import counting, say
 from mixco.runtime.run_folder import read_confusions, read_json
 from mixco.settings.commands import ReportConfig
+from mixco.settings.config import DataConfig
 from mixco.settings.resolve import command_of
 from mixco.training.run import preview_of
 from mixco.training.setup import split_holdout
@@ -213,9 +215,13 @@ def open_run_images(run: Run, config: ReportConfig) -> Images:
         raise UserError(
             f"{run.folder}/config.json does not say which images the run had; give --data"
         )
-    data_path = config.data_path or (Path(p) if (p := settings.get("data.data_path")) else None)
-    cache = Path(settings.get("data.cache", "~/.cache/mixco")).expanduser()
-    source = list_images(config.data or settings["data.data"], data_path, "pretrain", cache)
+    usual = DataConfig().cache
+    cache = cache_of(run.folder, Path(settings.get("data.cache", usual)), usual)
+    place = config.data_path or settings.get("data.data_path")
+    where = where_in({"data": config.data or settings["data.data"], "data_path": place})
+    if config.data is None and config.data_path is None:
+        where = find_images(run.folder, where, cache, "--data")
+    source = list_images(*where, "pretrain", cache)
     with counting(f"packing {source.name}") as on_progress:
         return open_images(
             source,

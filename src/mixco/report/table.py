@@ -198,7 +198,8 @@ def cell(results: list[dict[str, Any]], number: str) -> str:
 
     def settings(result: dict[str, Any]) -> list[Any]:
         given = result.get("head_lr_from") == "settings"
-        return [*map(result.get, EVALUATED_WITH), result.get("head_lr") if given else None]
+        split = str(result.get("data", "")).rpartition("/")[2]  # test and val are two things
+        return [*map(result.get, EVALUATED_WITH), split, result.get("head_lr") if given else None]
 
     apart: list[list[dict[str, Any]]] = []
     for result in results:

@@ -190,7 +190,7 @@ def warnings(run: Run, images: int | None) -> list[str]:
     if trained_on and queue and queue > trained_on // 2:
         found.append(
             f"The queue of {queue:,} keys is longer than half of the {trained_on:,} images: an image "
-            f"meets its own old keys as negatives. --queue {trained_on // 4} is safer."
+            f"meets its own old keys as negatives. --queue {max(1, trained_on // 4)} is safer."
         )
     left_out = run.config.get("run.exclude_holdout")
     if trained_on and images and images != trained_on and not left_out:

@@ -1,6 +1,8 @@
 """The run folder and its files.
 
 config.json          the resolved config
+images.json          where the images lie, and a digest of their list (data/run_images.py)
+images.txt.gz        their names
 versions.json        Python, the libraries, mixco and the hardware
 metrics.jsonl        one record an epoch
 tensorboard/         the same for TensorBoard

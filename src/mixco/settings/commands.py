@@ -90,10 +90,18 @@ class EvaluationConfig:
     stem: OtherStem | None = _stem()
     data: str | None = setting(
         None,
-        "A data set by its name, or a folder with train/<class>/ and test/<class>/.",
+        "A data set by its name, or a folder with train/<class>/ and test/<class>/ (or val/).",
         chosen="the run",
     )
     data_path: Path | None = _data_path()
+    train_folder: str | None = setting(
+        None, "The folder below --data whose images are learned from.", chosen="nothing: train"
+    )
+    test_folder: str | None = setting(
+        None,
+        "The folder below --data whose images are tested.",
+        chosen="the folders: test, or val where test is missing or has no class folders",
+    )
     download: bool = setting(
         False,
         "Download a named data set into --data-path first, unless it is there.",

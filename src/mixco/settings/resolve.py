@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from mixco.methods import METHODS
 from mixco.runtime.errors import UserError
 from mixco.runtime.setting import Affects, Setting, declared, option, refuse_out_of_range
+from mixco.settings import defaults
 from mixco.settings.commands import LinearConfig
 from mixco.settings.config import PretrainConfig, Settings
 
@@ -239,7 +240,10 @@ def check_protocol(config: LinearConfig) -> None:
 
 
 def run_folder_of(config: PretrainConfig) -> Path:
-    name, method, run = Path(config.data.data).name, config.method, config.run
+    data, method, run = Path(config.data.data), config.method, config.run
+    name = data.name
+    if name in ("", ".."):  # of ".", which has no name of its own
+        name = data.resolve().name
     return run.out or Path("runs") / f"{name}-{method.method}-{method.mix}-s{run.seed}"
 
 
@@ -316,19 +320,44 @@ def _needed(hint: Any) -> bool:
 
 def _refuse(config: PretrainConfig, facts: Facts, batch: int) -> None:
     """Raises UserError for settings that cannot be together, or not with these images."""
-    data, optimisation, images = config.data, config.optimisation, facts.images
-    if batch > images:
-        raise UserError(
-            f"--batch-size {batch}: there are only {images} images to train on; "
-            f"give --batch-size {max(2, images // 8)} or more images"
-        )
-    if batch < 2 * facts.processes * optimisation.micro_batches:
-        raise UserError(
-            f"--batch-size {batch}: each of {facts.processes} processes and of "
-            f"{optimisation.micro_batches} micro-batches needs at least two images"
-        )
+    data = config.data
+    _refuse_few(config, facts, batch)
     channels = data.channels or 3
     if any(values is not None and len(values) != channels for values in (data.mean, data.std)):
         raise UserError(f"--mean and --std need {channels} values each, one for each channel")
     if reason := METHODS[config.method.method].refuse(config.method, batch):
         raise UserError(reason)
+
+
+def _refuse_few(config: PretrainConfig, facts: Facts, batch: int) -> None:
+    """Raises UserError for a batch that the images, the processes or the micro-batches do not allow."""
+    images, processes, micro = facts.images, facts.processes, config.optimisation.micro_batches
+    least = 2 * processes * micro
+    if images < 2:
+        kept = ", or leave out --exclude-holdout" if config.run.exclude_holdout else ""
+        raise UserError(
+            f"{'there is only 1 image' if images == 1 else 'there are no images'} to train on, and "
+            f"training needs at least two; add images{kept}"
+        )
+    if least > images:
+        fewer = images // (2 * processes)
+        raise UserError(
+            f"there are only {images} images to train on, and each of {processes} processes and of "
+            f"{micro} micro-batches needs at least two of them; "
+            + (
+                f"give --micro-batches {fewer} or more images"
+                if fewer
+                else f"start at most {images // 2} processes"
+            )
+        )
+    usual = max(least, defaults.batch_size(images, None, None)[0])
+    if batch > images:
+        raise UserError(
+            f"--batch-size {batch}: there are only {images} images to train on; give --batch-size "
+            f"{usual} or more images"
+        )
+    if batch < least:
+        raise UserError(
+            f"--batch-size {batch}: each of {processes} processes and of {micro} micro-batches needs at "
+            f"least two images; give --batch-size {usual}"
+        )

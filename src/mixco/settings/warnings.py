@@ -122,7 +122,9 @@ def of_trial(
     if needed and memory and needed > 0.9 * memory:
         yield Advice(
             f"a step needs {needed / 2**30:.1f} GiB, and there are {memory / 2**30:.1f} GiB",
-            f"give --batch-size {max(2, batch // 2)}, or a smaller --size",
+            f"give --batch-size {batch // 2}, or a smaller --size"
+            if batch >= 4
+            else "give a smaller --size or --arch",
         )
     if seconds and seconds > LONG_RUN:
         yield Advice(

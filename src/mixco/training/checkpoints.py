@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
+from mixco.data.run_images import known_images, same_place
 from mixco.encoders.checkpoint import save_checkpoint
 from mixco.runtime.errors import UserError, of_the_machine, out_of_memory
 from mixco.runtime.run_folder import new_run_folder, read_config, read_results, write_json
@@ -33,6 +34,9 @@ STATE = {
     "records": list,
     "time": tuple,
 }
+# Settings that are places, and those of them by which the images are found.
+PLACES = {"data.data", "data.data_path", "data.cache", "run.out"}
+IMAGES = {"data.data", "data.data_path"}
 ROLLING = 2  # the newest checkpoints, kept beside those of --keep-every
 
 
@@ -42,7 +46,7 @@ def open_run(
     """Make the run folder, or open one that holds a run with the same settings, and lock it.
 
     config: the resolved settings, as config.json has them. Settings that have changed and may change are
-        said.
+        said. The images of a run that knows them are compared elsewhere (data/run_images.py).
 
     Returns the held lock, for a `with` that ends it; so does the end of the process. While it is held,
     other processes are refused.
@@ -63,7 +67,8 @@ def open_run(
             )
         optimisation = begun.setdefault("optimisation", {})
         optimisation["micro_batches"] = optimisation.pop("pieces", 1)
-    changed = list(differences(begun, config))
+    compared = IMAGES if known_images(folder) else set()
+    changed = [each for each in differences(begun, config) if each[0] not in compared]
     kinds = affects()
     fatal = [text for key, text in changed if kinds.get(key, "learning") == "learning"]
     if fatal:
@@ -173,12 +178,15 @@ def _lock(folder: Path) -> AbstractContextManager[object]:
 def differences(
     before: dict[str, Any], now: dict[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, str]]:
-    """The settings in which two configs differ: the dotted name, and the change in words."""
+    """The settings in which two configs differ: the dotted name, and the change in words.
+
+    Two spellings of one place are no difference.
+    """
     for key in sorted(before.keys() | now.keys()):
         old, new, name = before.get(key), now.get(key), f"{prefix}{key}"
         if isinstance(old, dict) and isinstance(new, dict):
             yield from differences(old, new, f"{name}.")
-        elif old != new:
+        elif old != new and not (name in PLACES and same_place(old, new)):
             option = name.rpartition(".")[2].replace("_", "-")
             yield name, f"--{option} was {old}, is {new}"
 
@@ -249,7 +257,7 @@ def _is_of_a_run(state: Any) -> bool:
     return (
         isinstance(state, dict)
         and all(isinstance(state.get(key), kind) for key, kind in STATE.items())
-        and state["data"].keys() == {"name", "images"}
+        and {"name", "images"} <= state["data"].keys() <= {"name", "images", "digest"}
         and len(state["time"]) == 3
     )
 

@@ -4,13 +4,16 @@ import dataclasses
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from mixco.data.decode import RGB
+from mixco.data.image_list import ImageList
 from mixco.data.images import Images
+from mixco.data.run_images import Where, digest, known_images, place_of, remember, same_place
 from mixco.encoders.checkpoint import save_encoder
 from mixco.plots import draw_curves, draw_views
 from mixco.runtime.device import describe
@@ -26,6 +29,7 @@ from mixco.runtime.run_folder import (
     write_metrics,
 )
 from mixco.runtime.seeding import generator_for
+from mixco.settings.defaults import SIZES
 from mixco.settings.resolve import to_dict
 from mixco.settings.warnings import of_settings
 from mixco.training.checkpoints import (
@@ -58,6 +62,8 @@ class Run:
         if self.first:
             stack.enter_context(open_run(self.folder, to_dict(setup.settings), say))
         self.finished: bool = broadcast_object(self.first and is_finished(self.folder))
+        if self.first and self.finished:
+            self._remember_images()
 
     def restore(self, method: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
         """Go on from the newest checkpoint, or begin with one of step 0."""
@@ -69,7 +75,7 @@ class Run:
         state = TrainState()
         if saved is not None:
             images = self.setup.images
-            if saved["data"] != self._identity():
+            if self._are_others(saved["data"]):
                 raise UserError(
                     f"--out {self.folder}: the run began on {saved['data']['images']:,} images of "
                     f"{saved['data']['name']}, now there are {len(images):,} of {images.source.name}; "
@@ -78,6 +84,7 @@ class Run:
             restore(method, optimizer, saved)
             state = restored(saved, self.setup.compute.device)
         if self.first:
+            self._remember_images()
             write_metrics(self.folder, state.records)
         say(summary(self.setup))
         if saved is None:
@@ -123,7 +130,7 @@ class Run:
             "method": method.state_dict(),
             "optimizer": optimizer.state_dict(),
             **state.saved(),
-            "data": self._identity(),
+            "data": self._identity,
             "encoder": dataclasses.asdict(self.setup.encoder),
             "config": to_dict(self.setup.settings),
         }
@@ -170,9 +177,27 @@ class Run:
         }
         add_result(folder, "pretrain", result)
 
+    def _remember_images(self) -> None:
+        """Keep the list of the images in the run folder, and where they lie now."""
+        data, known = self.setup.settings.data, known_images(self.folder)
+        where = Where(data.data, data.data_path)
+        if known and not same_place(known.place, place_of(where)):
+            say(f"the images are now at {place_of(where)}")
+        elif known or self.finished:
+            return
+        remember(self.folder, where, data.cache, self.setup.images.source)
+
+    @cached_property
     def _identity(self) -> dict[str, Any]:
         """The images, as far as a checkpoint remembers them."""
-        return {"name": self.setup.images.source.name, "images": len(self.setup.images)}
+        images = self.setup.images
+        listed = digest(images.source)
+        return {"name": images.source.name, "images": len(images), "digest": listed}
+
+    def _are_others(self, saved: dict[str, Any]) -> bool:
+        """Did the run begin on other images? An early checkpoint has no digest, only their name."""
+        of_list = "digest" if "digest" in saved else "name"
+        return any(saved[key] != self._identity[key] for key in (of_list, "images"))
 
     def _report_data(self) -> None:
         """List the images that were left out, and warn of what may spoil the run."""
@@ -187,11 +212,14 @@ class Run:
         elif setup.images.loading == "packed":
             path.unlink(missing_ok=True)  # of a start at which some could not be read
         size, side = setup.settings.data.size, setup.images.longest_side
-        if side is not None and side < size:
+        smaller = max(SIZES[0], side or 0)
+        if side is not None and smaller < size:
             say(
                 f"warning: no image is longer than {side} px, so --size {size} only enlarges them; "
-                f"--size {max(32, side)} shows as much in less time"
+                f"--size {smaller} shows as much in less time"
             )
+        if setup.settings.run.knn_every and (only := only_class(setup.images.source)):
+            say(f"no kNN check: at least two class folders are expected, found one: {shown(only)}")
         bfloat16 = setup.compute.dtype == torch.bfloat16
         warnings = of_settings(
             setup.settings, len(setup.members), bfloat16=bfloat16, spread=setup.spread
@@ -221,6 +249,15 @@ def summary(setup: Setup) -> str:
         f"{f'{processes} processes, each ' if processes > 1 else ''}{describe(compute.device)}, "
         f"{str(compute.dtype).removeprefix('torch.')}"
     )
+
+
+def only_class(source: ImageList) -> str | None:
+    """The class of all images, or the one folder of train/ that they lie in; None for other layouts."""
+    if source.classes:
+        return source.classes[0] if len(source.classes) == 1 else None
+    tops = {name.partition("/")[0] for name in source.files}
+    in_folders = source.root.name == "train" and all("/" in name for name in source.files)
+    return tops.pop() if in_folders and len(tops) == 1 else None
 
 
 def preview_of(images: Images, augmentation: Augmentation, mix: str, seed: int) -> Preview:

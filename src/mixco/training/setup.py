@@ -19,6 +19,7 @@ from mixco.data.images import Images, Views
 from mixco.data.loading import epoch_batches, open_images
 from mixco.data.normalisation import measure
 from mixco.data.pixel_format import LOOKED_AT, spread
+from mixco.data.run_images import Where, under_first_name
 from mixco.encoders.checkpoint import EncoderDescription
 from mixco.methods import METHODS, MIXERS, NO_MIXER
 from mixco.mixing import Mixer
@@ -170,8 +171,10 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
         if data.download:
             with downloading(data.data) as on_progress:
                 download(data.data, data.data_path, tell=say, on_progress=on_progress)
-        source = list_images(data.data, data.data_path, "pretrain", cache)
-        source = dataclasses.replace(source, max_unreadable=config.data.max_unreadable)
+        where = Where(data.data, data.data_path)
+        source = list_images(*where, "pretrain", cache)
+        source = dataclasses.replace(source, max_unreadable=data.max_unreadable)
+        source = under_first_name(run_folder_of(config), where, source)
         config, choices = choose_size(as_it_began(config), source, compute.device)
         with counting(f"packing {source.name}") as on_progress:
             images = open_images(
@@ -282,11 +285,11 @@ def set_up(
 def split_holdout(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the training images, int64: (bank, held out) for the kNN check, class by class.
 
-    Without labels nothing is held out. The draw depends on the seed alone, so runs with the same seed
-    hold out the same images.
+    Without at least two classes nothing is held out. The draw depends on the seed alone, so runs with
+    the same seed hold out the same images.
     """
     everything = torch.arange(len(images))
-    if images.labels is None:
+    if images.labels is None or len(images.classes) < 2:
         return everything, everything[:0]
     generator = generator_for(seed, "holdout")
     mask = torch.zeros(len(everything), dtype=torch.bool)

@@ -50,12 +50,19 @@ DATASETS = {
 
 
 def list_images(
-    data: str, data_path: Path | None, split: str, cache: Path | None = None
+    data: str,
+    data_path: Path | None,
+    split: str,
+    cache: Path | None = None,
+    *,
+    train_folder: str | None = None,
+    test_folder: str | None = None,
 ) -> "ImageList":
     """The images of a split: "pretrain", "train" or "test".
 
     data: a name of DATASETS, or a folder. data_path: where a named set lies.
     cache: folder for an index of a folder's files, which later runs read; None for none.
+    train_folder, test_folder: where a folder of your own has its splits; None for the usual names.
 
     "pretrain" is what may be used without labels: the train split of a named set, with the unlabelled
     images of STL-10; the train/ of a folder, or all of it. It keeps the labels that there are, for
@@ -69,6 +76,11 @@ def list_images(
             "sample is the one that comes with mixco"
         )
     if named := DATASETS.get(data):
+        if train_folder or test_folder:
+            raise UserError(
+                "--train-folder and --test-folder are for folders of your own; leave them out with "
+                f"--data {data}, whose splits are known"
+            )
         if named.needs_path and data_path is None:
             raise UserError(
                 f"--data {data} needs --data-path, the folder that it lies in or is to lie in; "
@@ -87,7 +99,7 @@ def list_images(
         raise UserError(f"--data {data}: neither a folder nor a known data set; {suggestion(data)}")
     if split == "pretrain":
         return unlabelled_folder(folder, cache)
-    return labelled_folder(folder, split, cache)
+    return labelled_folder(folder, split, cache, train_folder=train_folder, test_folder=test_folder)
 
 
 def suggestion(name: str) -> str:

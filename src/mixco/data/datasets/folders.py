@@ -1,5 +1,7 @@
 """Lists the images of a folder, with or without classes and splits."""
 
+import dataclasses
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -64,49 +66,75 @@ def whole_folder(folder: Path, cache: Path | None = None) -> ImageList:
     return ImageList(folder.resolve().name, folder, tuple(files), None, (), notes=notes)
 
 
+def split_folder(folder: Path, split: str, cache: Path | None = None) -> ImageList:
+    """All images of the split "train" or "test" (or val/), without labels, in class folders or not.
+
+    Raises UserError when there is no such folder, or no image in it.
+    """
+    root = folder / split
+    if split == "test" and not root.is_dir():
+        root = folder / "val"
+    if not root.is_dir():
+        raise UserError(
+            f"{folder / split}: missing{_folders_of(folder)}; give the folder of the images itself"
+        )
+    found = whole_folder(root, cache)
+    return dataclasses.replace(found, name=f"{shown(folder.resolve().name)}/{root.name}")
+
+
 def labelled_folder(
     folder: Path,
     split: str,
     cache: Path | None = None,
     *,
     name: str | None = None,
+    train_folder: str | None = None,
+    test_folder: str | None = None,
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
 ) -> ImageList:
     """The split "train" or "test" of class folders.
 
+    name: of a named set; its splits are called train and test. Those of other folders are called by
+        their folders, "photos/val".
+    train_folder, test_folder: their folders; by default train/, and test/ or, where that is missing or
+        has no class folders, val/.
+
     Raises UserError, also when the two have different classes.
     """
-    layout = f"{folder}/train/<class>/... and {folder}/test/<class>/... (or val/)"
-    splits = {"train": folder / "train", "test": folder / "test"}
-    if not splits["test"].is_dir():
-        splits["test"] = folder / "val"
+    roots = {
+        "train": folder / (train_folder or "train"),
+        "test": folder / (test_folder or _test_folder(folder, cache)),
+    }
+    layout = f"{roots['train']}/<class>/... and {roots['test']}/<class>/..."
+    other = "" if test_folder else " (or val/)"
+    options = "" if name else f"{_folders_of(folder)}; --train-folder and --test-folder name others"
     of_split: dict[str, list[str]] = {}
-    classes: dict[str, set[str]] = {}
     notes: dict[str, tuple[str, ...]] = {}
-    for one, root in splits.items():
+    for one, root in roots.items():
         if not root.is_dir():
-            raise UserError(f"{root}: missing; evaluation needs labels, laid out as {layout}")
+            raise UserError(
+                f"{root}: missing; evaluation needs labels, laid out as {layout}{other}{options}"
+            )
         files, notes[one] = images_below(root, cache)
         loose = [f for f in files if "/" not in f]
         if loose:
-            raise UserError(f"{root / loose[0]}: lies in no class folder; expected {layout}")
-        if not files:
-            raise UserError(f"{root}: no image in it; expected {layout}")
-        of_split[one], classes[one] = files, {f.split("/")[0] for f in files}
-    for one, other in (("train", "test"), ("test", "train")):
-        missing = sorted(classes[one] - classes[other])
-        if missing:
             raise UserError(
-                f"{splits[other] / missing[0]}: no image of this class, but {splits[one]} has some; "
-                "add images or remove the class from both"
+                f"{root / loose[0]}: lies in no class folder; expected {layout}{other}{options}"
             )
-    names = tuple(sorted(classes["train"]))
+        if not files:
+            raise UserError(f"{root}: no image in it; expected {layout}{other}{options}")
+        of_split[one] = files
+    names = _common_classes(roots, of_split)
+    if test_folder is None and roots["test"] != folder / "test" and (folder / "test").is_dir():
+        notes["test"] += (
+            f"{folder / 'test'} has no class folders; {roots['test']} is the test split",
+        )
     index = {each: label for label, each in enumerate(names)}
-    files = of_split[split]
+    files, root = of_split[split], roots[split]
     return ImageList(
-        f"{name or shown(folder.resolve().name)}/{split}",
-        splits[split],
+        f"{name}/{split}" if name else shown(f"{folder.resolve().name}/{root.name}"),
+        root,
         tuple(files),
         tuple(index[f.split("/")[0]] for f in files),
         names,
@@ -114,6 +142,48 @@ def labelled_folder(
         std,
         notes=notes[split],
     )
+
+
+def _test_folder(folder: Path, cache: Path | None) -> str:
+    """ "test", or "val" where test/ has no labels, as ImageNet and Kaggle give them, or is missing."""
+    labelled = any("/" in file for file in walk(folder / "test", cache))
+    return "val" if not labelled and (folder / "val").is_dir() else "test"
+
+
+def _folders_of(folder: Path) -> str:
+    """The folders that are there, in words."""
+    there = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not there:
+        return ", and there is no folder in it"
+    return f"; there are {', '.join(map(shown, there[:8]))}{', ...' if len(there) > 8 else ''}"
+
+
+def _common_classes(roots: dict[str, Path], of_split: dict[str, list[str]]) -> tuple[str, ...]:
+    """The classes of both splits, sorted. Raises UserError when one has more than the other."""
+    classes = {one: {f.split("/")[0] for f in files} for one, files in of_split.items()}
+    for one, other in (("train", "test"), ("test", "train")):
+        missing = sorted(classes[one] - classes[other])
+        if not missing:
+            continue
+        more = sorted(classes[other] - classes[one])
+        if alike := [name for name in more if plain(name) == plain(missing[0])]:
+            raise UserError(
+                f"{roots[one]} has the class {missing[0]!a} and {roots[other]} has "
+                f"{alike[0]!a}, which look alike but are two names; rename one of the two folders "
+                "to the name of the other"
+            )
+        raise UserError(
+            f"{roots[other] / missing[0]}: no image of this class, but {roots[one]} has some; "
+            "add images or remove the class from both"
+        )
+    return tuple(sorted(classes["train"]))
+
+
+def plain(name: str) -> str:
+    """What a person sees of a name: without case, spaces and invisible characters, in one encoding."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    hidden = ("Cc", "Cf")
+    return "".join(c for c in text if not c.isspace() and unicodedata.category(c) not in hidden)
 
 
 def walk(root: Path, cache: Path | None = None) -> list[str]:

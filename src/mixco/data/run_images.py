@@ -1,0 +1,267 @@
+"""Which images a run has, and where they lie: later commands find the same ones from any folder.
+
+images.json    the place, and what tells the list from others: see `Known`
+images.txt.gz  the names, one a line, to say what differs
+
+Two lists are the same when they have the same names, classes and labels, in one order. At another place
+some files must have the same sizes too: names such as 0001.jpg occur in many folders.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mixco.data.datasets import DATASETS, list_images
+from mixco.data.image_list import ImageList
+from mixco.data.pixel_format import spread
+from mixco.runtime.errors import UserError
+from mixco.runtime.files import replacing, shown
+from mixco.runtime.progress import say
+from mixco.runtime.run_folder import read_json, write_json
+
+FACTS, NAMES = "images.json", "images.txt.gz"
+MEASURED = 256  # files whose sizes are added up
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a run folder remembers of its images."""
+
+    place: str | None
+    """The full path of --data, or of a named set's --data-path; None where a set needs none."""
+    from_run: str | None
+    """The same, seen from the run folder: both may be moved together."""
+    cache: str
+    """The full path of --cache."""
+    name: str
+    """As in ImageList, when the run began."""
+    files: int
+    digest: str
+    """SHA-256 of names, classes and labels."""
+    bytes: int
+    """Sizes of up to 256 files, added up."""
+
+    def is_of(self, source: ImageList) -> bool:
+        """Is it this list, wherever it lies?"""
+        return self.digest == digest(source) and self.bytes == some_bytes(source)
+
+
+class Where(NamedTuple):
+    """Images, as `list_images` takes them."""
+
+    data: str
+    data_path: Path | None
+
+
+def digest(source: ImageList) -> str:
+    """SHA-256 of the names in their order, the classes and the labels."""
+    found = hashlib.sha256()
+    for names in (source.files, source.classes):
+        found.update(b"%d\0" % len(names))
+        for name in names:
+            found.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    if source.labels is not None:
+        found.update(np.array(source.labels, "<i8").tobytes())
+    return found.hexdigest()
+
+
+def some_bytes(source: ImageList) -> int:
+    """The sizes of up to 256 files from all over the list, added up; an unreadable one counts as 0."""
+    chosen = spread(len(source.files), MEASURED)
+    paths = source.containers or tuple(source.root / source.files[i] for i in chosen)
+    return sum(map(_size, paths))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def remember(run: Path, where: Where, cache: Path, source: ImageList) -> None:
+    """Write the two files into a run folder."""
+    place = place_of(where)
+    facts = Known(
+        place=str(place) if place else None,
+        from_run=_relative(place, run) if place else None,
+        cache=_full(cache),
+        name=source.name,
+        files=len(source.files),
+        digest=digest(source),
+        bytes=some_bytes(source),
+    )
+    names = "".join(f"{shown(name)}\n" for name in source.files).encode()
+    with replacing(run / NAMES) as temporary:
+        temporary.write_bytes(gzip.compress(names, mtime=0))
+    write_json(run / FACTS, asdict(facts))
+
+
+def known_images(run: Path) -> Known | None:
+    """What the run folder remembers; None for a run of an earlier version, or a damaged file."""
+    if not (run / FACTS).is_file():
+        return None
+    try:
+        found = Known(**read_json(run / FACTS))
+    except (UserError, TypeError):
+        return None
+    texts = (found.cache, found.name, found.digest)
+    places = (found.place, found.from_run)
+    whole = all(isinstance(text, str) for text in texts) and all(
+        isinstance(place, str | None) for place in places
+    )
+    return found if whole and type(found.files) is type(found.bytes) is int else None
+
+
+def where_in(data: dict[str, Any]) -> Where:
+    """The images of the section "data" of a config.json."""
+    path = data.get("data_path")
+    return Where(str(data["data"]), Path(path) if path else None)
+
+
+def place_of(where: Where) -> Path | None:
+    """The full path of the folder that is given with --data or --data-path."""
+    named = DATASETS.get(where.data)
+    if named is None:
+        return Path(_full(Path(where.data)))
+    needed = named.needs_path and where.data_path is not None
+    return Path(_full(where.data_path)) if needed and where.data_path else None
+
+
+def _full(path: Path) -> str:
+    return str(path.expanduser().resolve())
+
+
+def _relative(place: Path, run: Path) -> str | None:
+    try:
+        return os.path.relpath(place, _full(run))
+    except ValueError:  # another drive of Windows
+        return None
+
+
+def same_place(first: Path | str | None, second: Path | str | None) -> bool:
+    """Do two paths lead to one place, however they are spelled? None is no place at all."""
+    if first is None or second is None:
+        return first is second
+    first, second = Path(first).expanduser(), Path(second).expanduser()
+    try:
+        return first.samefile(second)
+    except (OSError, ValueError):
+        return _full(first) == _full(second)
+
+
+def under_first_name(run: Path, where: Where, source: ImageList) -> ImageList:
+    """The images of a run that goes on, by the name they had when it began, wherever they lie now.
+
+    Raises UserError when the run began on another list.
+    """
+    known = known_images(run)
+    if known is None:
+        return source
+    moved = not same_place(known.place, place_of(where))
+    if known.digest != digest(source) or (moved and known.bytes != some_bytes(source)):
+        raise UserError(
+            f"--out {run}: the run began on {known.files:,} images of {known.name}, now there are "
+            f"{len(source.files):,} of {source.name}: {_changes(run, source)}; give the same images "
+            "to resume it, or another --out"
+        )
+    return dataclasses.replace(source, name=known.name)
+
+
+def find_images(run: Path, where: Where, cache: Path, option: str = "") -> Where:
+    """Where a run's images lie now, from any working folder.
+
+    where: as the run's config.json has it; a relative path is tried first as it stands, then as it was
+        when the run began, then beside the run, since both may have been moved. A place other than the
+        one that the run began with is taken only if it has the same list.
+    option: of the command, by which a user says where the images are; "" where it has none.
+
+    Raises UserError when they are nowhere.
+    """
+    known = known_images(run)
+    given = place_of(where)
+    if known is None or known.place is None or given is None:
+        return where
+    if given.is_dir() and same_place(given, known.place):
+        return where
+    beside = None if known.from_run is None else Path(_full(run / known.from_run))
+    for path in filter(None, (given, Path(known.place), beside)):
+        found = _moved(where, path)
+        if path.is_dir() and is_list_of(known, found, cache):
+            if not same_place(path, known.place):
+                say(f"the images are now at {path}")
+            return found
+    if Path(known.place).is_dir():
+        found = _moved(where, Path(known.place))
+        changed = _changes(run, list_images(*found, "pretrain", cache))
+        say(f"warning: the images in {known.place} have changed since the run began: {changed}")
+        return found
+    raise UserError(
+        f"{run}: its images were in {known.place}, and are neither there nor beside the run"
+        + (f"; give {option}, the folder that they are in now" if option else "")
+    )
+
+
+def are_own(run: Path, own: Where, other: Where, cache: Path) -> bool:
+    """Are these a run's own images? Those of the same name, of the same place, or the same list.
+
+    own: as the run's config.json has it.
+    """
+    if own.data in DATASETS or other.data in DATASETS:
+        return own.data == other.data
+    known = known_images(run)
+    if known is None:
+        return same_place(own.data, other.data)
+    return same_place(known.place, place_of(other)) or is_list_of(known, other, cache)
+
+
+def is_list_of(known: Known, where: Where, cache: Path) -> bool:
+    """Do the images of a place have the list that a run has?"""
+    try:
+        return known.is_of(list_images(*where, "pretrain", cache))
+    except UserError:
+        return False
+
+
+def cache_of(run: Path, given: Path, otherwise: Path) -> Path:
+    """The folder of packed images that a run had, if it is there still; given: as config.json has it."""
+    known = known_images(run)
+    places = [given.expanduser(), *([Path(known.cache)] if known else [])]
+    return next((place for place in places if place.is_dir()), otherwise.expanduser())
+
+
+def _moved(where: Where, place: Path) -> Where:
+    named = where.data in DATASETS
+    return Where(where.data, place) if named else Where(str(place), where.data_path)
+
+
+def _changes(run: Path, source: ImageList) -> str:
+    """What a list has more or less than when the run began, in words."""
+    try:
+        before = gzip.decompress((run / NAMES).read_bytes()).decode().splitlines()
+    except (OSError, EOFError, ValueError, zlib.error):
+        return "another list of files"
+    return changes(before, [shown(name) for name in source.files])
+
+
+def changes(before: Iterable[str], now: Sequence[str]) -> str:
+    """ "3 images more, the first of them x.jpg; 1 image fewer, y.jpg" """
+    old, new = set(before), set(now)
+    parts = [
+        f"{_images(len(names))} {word}, {'the first of them ' if len(names) > 1 else ''}{min(names)}"
+        for names, word in ((new - old, "more"), (old - new, "fewer"))
+        if names
+    ]
+    return "; ".join(parts) or "the names are the same, but not the classes or the files"
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' if count > 1 else ''}"
