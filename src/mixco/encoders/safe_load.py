@@ -29,9 +29,16 @@ TYPES = (
 class Placeholder:
     """Stands for an object that is not built; takes any arguments and does nothing."""
 
+    stands_for = ""
+    """The name of the object's type."""
+
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def __setstate__(self, state: Any) -> None: ...
+
+
+def _placeholder(name: str) -> type[Placeholder]:
+    return type("Placeholder", (Placeholder,), {"stands_for": name})
 
 
 def _empty_dict(*_: Any) -> dict[Any, Any]:
@@ -53,7 +60,7 @@ def safe_load(path: Path) -> Any:
     if refused:
         raise _refusal(path, ", ".join(refused[:3]))
     stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-        (_empty_dict if name == "collections.defaultdict" else Placeholder, name)
+        (_empty_dict if name == "collections.defaultdict" else _placeholder(name), name)
         for name in {*found, *TYPES}
     ]
     with safe_globals(stand_ins):
@@ -70,5 +77,6 @@ def _refusal(path: Path, names: str) -> UserError:
     return UserError(
         f"{path}: it holds more than weights ({names}), and loading that could run code of its author. "
         "If you trust it, save its weights alone where it was made, for instance by "
-        f"torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pt')"
+        f"torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pt'), with "
+        ".state_dict() instead of ['state_dict'] where the network itself was saved"
     )
