@@ -334,7 +334,10 @@ def resnet_stem(other: OtherCheckpoint, where: str) -> tuple[Stem, str]:
             )
         return "standard", ""
     if other.project == "solo-learn":
-        return "conv3s1p2", "3x3 stem with stride 1, no max-pool, padding 2, as solo-learn has it for CIFAR"
+        return (
+            "conv3s1p2",
+            "3x3 stem with stride 1, no max-pool, padding 2, as solo-learn has it for CIFAR",
+        )
     if other.of_lightly_small:
         # lightly's small ResNets call their first activation as a function, so it gets lost in an
         # nn.Sequential of their parts, as in lightly's examples; the weights were trained without it.
