@@ -311,6 +311,7 @@ def _read(path: Path) -> tuple[Any, EncoderDescription | None]:
             raise
         reason = why_unreadable(path, error)
         raise UserError(f"{path}: cannot be read as a checkpoint; {reason}") from None
+    content, about = read
     if about is None and isinstance(content, dict) and {"method", "encoder"} <= content.keys():
         content, about = _backbone_of(content["method"]), content["encoder"]
     try:
