@@ -297,6 +297,8 @@ def _fill(
 def _read(path: Path) -> tuple[Any, EncoderDescription | None]:
     """The weights and description of a backbone of mixco's; of other files, the content and None."""
     try:
+        content: Any
+        about: Any
         content, about = (
             _read_safetensors(path) if is_safetensors(path) else (safe_load(path), None)
         )
@@ -311,7 +313,6 @@ def _read(path: Path) -> tuple[Any, EncoderDescription | None]:
             raise
         reason = why_unreadable(path, error)
         raise UserError(f"{path}: cannot be read as a checkpoint; {reason}") from None
-    content, about = read
     if about is None and isinstance(content, dict) and {"method", "encoder"} <= content.keys():
         content, about = _backbone_of(content["method"]), content["encoder"]
     try:

@@ -89,6 +89,25 @@ def export(config: ExportConfig) -> Path:
     return out
 
 
+def rehearse(encoder: LoadedEncoder, folder: Path) -> None:
+    """Try the format that needs no other library, into an empty folder, and compare on two images.
+
+    Raises UserError when the encoder cannot be exported.
+    """
+    about = encoder.description
+    draws = torch.Generator().manual_seed(0)
+    shape = (2, about.channels, about.size, about.size)
+    pixels = torch.randint(256, shape, generator=draws, dtype=torch.uint8)
+    try:
+        compare(encoder, formats.as_timm(encoder, folder), folder, pixels, "noise")
+    except UserError as error:
+        reason = str(error).partition("; nothing was")[0]
+        raise UserError(
+            f"--arch {about.arch}: the encoder could not be exported ({reason}); nothing was trained, "
+            "give another --arch"
+        ) from error
+
+
 def compare(encoder: LoadedEncoder, lines: Lines, folder: Path, pixels: Tensor, name: str) -> str:
     """Compare an export, loaded back by its own lines, with the encoder; a sentence about it.
 
@@ -112,7 +131,7 @@ def compare(encoder: LoadedEncoder, lines: Lines, folder: Path, pixels: Tensor, 
     if not largest <= lines.tolerance:  # NaN is not
         raise UserError(
             f"{arch}: loaded back with {library}, features differ by {largest:.2g} of the largest "
-            f"feature, more than rounding ({lines.tolerance:g}); nothing was written, use another --to"
+            f"feature, more than rounding ({lines.tolerance:g}); nothing was left, use another --to"
         )
     *few, most = map(str, batches)
     sizes = " and ".join(filter(None, (", ".join(few), most)))

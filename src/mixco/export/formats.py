@@ -338,7 +338,8 @@ def _timm_arguments(encoder: LoadedEncoder) -> dict[str, Any]:
     if about.channels != 3:
         arguments["in_chans"] = about.channels
     try:  # transformers have positions for one size; other families do not know the argument
-        timm.create_model(about.arch, **arguments, img_size=about.size)
+        with torch.device("meta"):
+            timm.create_model(about.arch, **arguments, img_size=about.size)
     except TypeError:
         return arguments
     return {**arguments, "img_size": about.size}
