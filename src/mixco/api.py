@@ -135,9 +135,15 @@ def _rehearse_export(encoder: LoadedEncoder, folder: Path) -> None:
 
 
 def _rehearse_page(_encoder: LoadedEncoder, _folder: Path) -> None:
-    from mixco.report.page import page_template
+    try:
+        from mixco.report.page import page_template
 
-    page_template()
+        page_template()
+    except Exception as error:  # a library that is missing or broken
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"the page of the run cannot be made ({reason}); nothing was trained, leave out --report"
+        ) from error
 
 
 def evaluate(kind: str, **settings: Any) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def safe_load(path: Path) -> Any:
     for objects of other types, and torch's errors for a damaged file.
     """
     try:
-        found = get_unsafe_globals_in_checkpoint(path)
+        with path.open("rb") as file:
+            found = get_unsafe_globals_in_checkpoint(file)
     except ValueError:  # the format before torch 1.6, whose types show only on loading
         found = []
     refused = sorted(n for n in found if n not in TYPES and not n.startswith(PACKAGES))
@@ -63,9 +64,10 @@ def safe_load(path: Path) -> Any:
         (_empty_dict if name == "collections.defaultdict" else _placeholder(name), name)
         for name in {*found, *TYPES}
     ]
-    with safe_globals(stand_ins):
+    # By its path torch would choose a format by the name.
+    with safe_globals(stand_ins), path.open("rb") as file:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             name = str(error).partition("GLOBAL ")[2].split()[:1]
             if name:

@@ -15,6 +15,7 @@ from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
 from mixco.export import formats
 from mixco.export.card import card, hub_header
 from mixco.export.formats import Lines, load_back
+from mixco.models.families import first_line
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import new_folder
@@ -100,8 +101,8 @@ def rehearse(encoder: LoadedEncoder, folder: Path) -> None:
     pixels = torch.randint(256, shape, generator=draws, dtype=torch.uint8)
     try:
         compare(encoder, formats.as_timm(encoder, folder), folder, pixels, "noise")
-    except UserError as error:
-        reason = str(error).partition("; nothing was")[0]
+    except Exception as error:  # of the library's own kinds, too
+        reason = first_line(error).partition("; nothing was")[0]
         raise UserError(
             f"--arch {about.arch}: the encoder could not be exported ({reason}); nothing was trained, "
             "give another --arch"
