@@ -381,6 +381,12 @@ def test_through_the_command(tmp_path: Path, file: Path, capfd: pytest.CaptureFi
         assert line in output.err.splitlines()
     assert "6 images of photos/test, 18 labelled" in output.out
 
+    given = ["--prefix", "encoder_k", "--mean", "0.5", "0.5", "0.5", "--std", "0.2", "0.2", "0.2"]
+    mixco.cli.main(["knn", *common, "--size", "32", *given])
+    output = capfd.readouterr()
+    for line in ("taken: 120 weights of the backbone (encoder_k.*)", "assumed: images of 32 px"):
+        assert line in output.err.splitlines()
+
     with pytest.raises(SystemExit) as stopped:
         mixco.cli.main(["linear", *common, "--arch", "resnet5"])
     assert stopped.value.code == 2

@@ -132,7 +132,7 @@ def compare(encoder: LoadedEncoder, lines: Lines, folder: Path, pixels: Tensor, 
     if not largest <= lines.tolerance:  # NaN is not
         raise UserError(
             f"{arch}: loaded back with {library}, features differ by {largest:.2g} of the largest "
-            f"feature, more than rounding ({lines.tolerance:g}); nothing was left, use another --to"
+            f"feature, more than rounding ({lines.tolerance:g}); nothing was written, use another --to"
         )
     *few, most = map(str, batches)
     sizes = " and ".join(filter(None, (", ".join(few), most)))
