@@ -12,13 +12,14 @@ demo: .venv/installed
 test: .venv/installed
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# Some forty minutes, docs/reliability.md: runs and workers that are killed again and again, and thousands of
-# damaged and hostile inputs.
+# Some fifty minutes, docs/reliability.md: runs and workers that are killed again and again, thousands of
+# damaged and hostile inputs, and a model of each of timm's families.
 soak: .venv/installed
 	$(BIN)/python tests/soak/kills.py --kills 100
 	$(BIN)/python tests/soak/restarts.py --kills 20
 	$(BIN)/python tests/soak/equality.py
 	$(BIN)/python tests/soak/fuzz.py --examples 2000
+	$(BIN)/python tests/soak/backbones.py
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -218,4 +218,66 @@ def solo_learn(model: nn.Module, other: nn.Module) -> Any:
     return lightning(weights, argparse.Namespace(dataset="cifar10", dir=Path("data")))
 
 
+def named_groups(*names: str) -> dict[str, Any]:
+    """An optimiser's state whose groups of parameters have names, as solo-learn gives them."""
+    return {"state": {}, "param_groups": [{"name": name, "lr": 0.1} for name in names]}
+
+
+def solo_learn_simclr(model: nn.Module, other: nn.Module) -> Any:  # noqa: ARG001
+    """Its modules' names are common; those of its optimiser's groups are not."""
+    weights = {**put("backbone.", named(model)), **linear("classifier", "projector.0")}
+    groups = named_groups("backbone", "classifier", "projector")
+    return {**lightning(weights), "optimizer_states": [groups]}
+
+
+def stable_pretraining(model: nn.Module, other: nn.Module) -> Any:  # noqa: ARG001
+    weights = {**put("backbone.", named(model)), **linear("projector.0", "projector.3")}
+    return lightning({**weights, **linear("callbacks_modules.linear_probe")})
+
+
+def simsiam(model: nn.Module, other: nn.Module) -> Any:  # noqa: ARG001
+    heads = linear("encoder.fc.0", "encoder.fc.3", "predictor.0")
+    return of_2020(put("module.", {**put("encoder.", named(model)), **heads}))
+
+
+def moco_v3(model: nn.Module, other: nn.Module) -> Any:
+    encoders = {**put("base_encoder.", named(model)), **put("momentum_encoder.", named(other))}
+    heads = linear("base_encoder.fc.0", "momentum_encoder.fc.0", "predictor.0")
+    return of_2020(put("module.", {**encoders, **heads}))
+
+
+def dino(model: nn.Module, other: nn.Module) -> Any:
+    """Several networks, each an entry of its own."""
+    return {
+        "student": put("module.", {**put("backbone.", named(other)), **linear("head.mlp.0")}),
+        "teacher": {**put("backbone.", named(model)), **linear("head.mlp.0")},
+        "dino_loss": {"center": torch.zeros(1, 4)},
+        "optimizer": optimizer_state(),
+        "epoch": 3,
+    }
+
+
+def byol(model: nn.Module, other: nn.Module) -> Any:
+    encoders = {
+        **put("online_encoder.net.", model.state_dict()),
+        **put("target_encoder.net.", other.state_dict()),
+    }
+    return {"state_dict": {**encoders, **linear("online_encoder.projector.net.0")}}
+
+
+def pytorch_cifar(model: nn.Module, other: nn.Module) -> Any:  # noqa: ARG001
+    """kuangliu's: another entry, shortcuts, and a tensor beside it."""
+    weights = {k.replace("downsample", "shortcut"): v for k, v in named(model).items()}
+    return {
+        "net": put("module.", {**weights, **linear("linear")}),
+        "acc": torch.ones(()),
+        "epoch": 1,
+    }
+
+
+def in_a_sequence(model: nn.Module, other: nn.Module) -> Any:  # noqa: ARG001
+    """nn.Sequential(encoder, head) in somebody's own trainer."""
+    return {"trainer": {"network": {**put("0.", named(model)), **linear("1.0", "1.2")}}, "step": 3}
+
+
 Layout = Callable[[nn.Module, nn.Module], Any]

@@ -1,5 +1,6 @@
 """Every family of encoders through the whole: pretraining, checkpoint, loading, evaluation."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,14 @@ import pytest
 import timm
 import torch
 from configs import config_of, pretrain_config, resolved
+from families import tried
 from sample_images import unpack_sample
 from timm.layers.evo_norm import EvoNorm2dB0
 from torch import Tensor, nn
 
 from mixco.encoders.checkpoint import EncoderDescription, load_encoder, save_encoder
 from mixco.evaluation.protocols import evaluate_knn
-from mixco.models.encoder import build_backbone, drops_at_random
+from mixco.models.encoder import build_backbone, drops_at_random, feature_dim
 from mixco.models.split_batchnorm import SPLIT, split_batch_norms
 from mixco.runtime.errors import UserError
 from mixco.settings.commands import KNNConfig
@@ -54,6 +56,7 @@ def config(
         ("convnext_atto", 32, "standard"),
         ("mobilenetv3_small_050", 64, "standard"),
         ("test_vit_relpos", 32, "standard"),
+        ("coat_tiny", 32, "standard"),
     ],
 )
 def test_an_encoder_goes_the_whole_way(
@@ -74,6 +77,67 @@ def test_an_encoder_goes_the_whole_way(
     result = evaluate_knn(config_of(KNNConfig, run=run, cache=photos / "cache"))
     assert 0 <= result["top1"] <= 100
     assert result["weights_matched"] == len(untrained)
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "xcit_nano_12_p8_224",  # its patch embedding has one number for a side
+        "efficientvit_m0",  # its patch embedding is a sequence of layers
+        "pvt_v2_b0",  # its patches overlap, so none is cut
+        "coat_tiny",  # its layers share weights
+        "csatv2",  # its first convolution is not of colours
+        "efficientvim_m1",  # it has a weight that is never trained
+    ],
+)
+def test_families_of_all_kinds_pass(arch: str) -> None:
+    good, text = tried(arch, 64)
+    assert good, text
+    assert text.endswith("features"), text
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "sentence"),
+    [
+        ("eva02_tiny_patch14_224", 64, r"14 pixels of a patch.*; give --size 56 or 70"),
+        ("crossvit_tiny_240", 64, r"12 pixels of a patch.*; give --size 36 or 72"),
+        ("efficientformer_l1", 64, r"; give --size 224, the size that it was made for"),
+        ("test_vit", 50, r"16 pixels of a patch.*; give --size 48 or 64"),
+    ],
+)
+def test_a_size_that_is_refused_names_one_that_works(arch: str, size: int, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        feature_dim(build_backbone(arch, size), size)
+    good, text = tried(arch, size)
+    assert good, text
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("resnet18.a1_in1k", "alone, without owner and tag; did you mean resnet18?"),
+        ("timm/resnet18.a1_in1k", "did you mean resnet18?"),
+        ("hf-hub:timm/resnet18.a1_in1k", "did you mean resnet18?"),
+        ("https://huggingface.co/timm/vit_tiny_patch16_224.augreg_in21k/", "vit_tiny_patch16_224?"),
+        ("microsoft/resnet-50", "alone, without owner and tag; did you mean resnet50?"),
+        ("torchvision/resnet50", "did you mean resnet50?"),
+        ("ResNet18", "no model of this name; did you mean resnet18?"),
+        ("resnet-18", "did you mean resnet18?"),
+        ("vit_b_16", "did you mean vit_base_patch16_224?"),
+        ("mobilenet_v3_small", "did you mean mobilenetv3_small_"),
+        ("resnet19", "did you mean resnet1"),
+        ("qqqqqq", "timm.list_models()"),
+        ("", "--arch is empty"),
+        (" ", "--arch is empty"),
+    ],
+)
+def test_names_that_timm_does_not_have(given: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        build_backbone(given, 64)
+
+
+def test_torchvisions_names_that_timm_has_too() -> None:
+    assert feature_dim(build_backbone("resnext50_32x4d", 32), 32) == 2048
 
 
 def test_simclr_takes_other_families_too(photos: Path, tmp_path: Path) -> None:

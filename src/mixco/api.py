@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from mixco.embeddings import commands
 from mixco.embeddings.embedding import Embedder, load_encoder
+from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.evaluation import EVALUATIONS, protocols
 from mixco.evaluation import evaluate as run_evaluation
 from mixco.evaluation.features import Features
@@ -108,14 +109,41 @@ def pretrain(config: PretrainConfig | None = None, **settings: Any) -> Run:
 
 
 def pretrain_and_report(config: PretrainConfig) -> Path:
-    """Pretrain, and then make the page of the run where the settings ask for it."""
-    folder = training.pretrain(config)
+    """Pretrain, and then make the page of the run where the settings ask for it.
+
+    A page that cannot be made is a warning: the run is there.
+    """
+    rehearsals = (_rehearse_export, *((_rehearse_page,) if config.run.report else ()))
+    folder = training.pretrain(config, rehearsals=rehearsals)
     if config.run.report and launch_env().rank == 0:
         from mixco.report.page import write_page  # it takes time to load, and is seldom wanted
 
-        page = write_page(ReportConfig((folder,), device=config.run.device))
-        say(f"the page of the run: {page}")
+        try:
+            page = write_page(ReportConfig((folder,), device=config.run.device))
+        except Exception as error:  # of many libraries; the run is worth more than its page
+            reason = str(error) or type(error).__name__
+            say(f"warning: no page of the run ({reason}); `mixco report {folder}` tries it again")
+        else:
+            say(f"the page of the run: {page}")
     return folder
+
+
+def _rehearse_export(encoder: LoadedEncoder, folder: Path) -> None:
+    from mixco.export.export import rehearse  # it takes time to load, too
+
+    rehearse(encoder, folder)
+
+
+def _rehearse_page(_encoder: LoadedEncoder, _folder: Path) -> None:
+    try:
+        from mixco.report.page import page_template
+
+        page_template()
+    except Exception as error:  # a library that is missing or broken
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"the page of the run cannot be made ({reason}); nothing was trained, leave out --report"
+        ) from error
 
 
 def evaluate(kind: str, **settings: Any) -> dict[str, Any]:

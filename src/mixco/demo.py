@@ -54,7 +54,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     draw_comparison(out / "comparison.png", results)
     mixed = list(runs.values())[-1]
     for picture in ("views.png", "neighbours.png"):
-        (out / picture).write_bytes((mixed / picture).read_bytes())
+        if (mixed / picture).exists():
+            (out / picture).write_bytes((mixed / picture).read_bytes())
     print_table(results)
     say(f"{time.perf_counter() - started:.0f} s; pictures, runs and results.json are in {out}/")
     return results

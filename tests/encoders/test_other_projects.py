@@ -1,5 +1,6 @@
 """Encoders of other projects give the same features as in their project, or are refused."""
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,14 @@ MOCO, LIGHTLY = "MoCo (facebookresearch's, or MixCo's of 2020)", "lightly"
         (layouts.timm_training, "torchvision or timm"),
         (layouts.compiled, "torchvision or timm"),
         (layouts.solo_learn, "solo-learn"),
+        (layouts.solo_learn_simclr, "solo-learn"),
+        (layouts.stable_pretraining, "a model with backbone"),
+        (layouts.simsiam, "a model with encoder"),
+        (layouts.moco_v3, "MoCo v3"),
+        (layouts.dino, "DINO"),
+        (layouts.byol, "BYOL"),
+        (layouts.pytorch_cifar, "a model with net"),
+        (layouts.in_a_sequence, "a model with trainer.network.0"),
     ],
 )
 def test_the_right_encoder_is_taken(
@@ -88,13 +97,12 @@ def test_a_resnet_is_known_by_its_shapes(file: Path, images: Tensor, arch: str) 
 @pytest.mark.parametrize(
     ("layout", "padding", "said"),
     [
-        (layouts.state_dict, 1, "stride 1, no max-pool, padding 1, as is usual for CIFAR"),
-        (layouts.simclr_2020, 1, "padding 1"),
         (layouts.solo_learn, 2, "padding 2, as solo-learn has it for CIFAR"),
+        (layouts.solo_learn_simclr, 2, "padding 2, as solo-learn has it for CIFAR"),
         (layouts.lightly_small, 1, "no activation, since none is among the parts"),
     ],
 )
-def test_small_stems(
+def test_small_stems_of_projects_that_are_certain(
     file: Path, images: Tensor, layout: layouts.Layout, padding: int, said: str
 ) -> None:
     model = resnet(1, padding=padding)
@@ -106,6 +114,131 @@ def test_small_stems(
     assert loaded.description.size == 32
     assert said in loaded.report[-1]
     assert "ImageNet's mean and standard deviation" in loaded.report[-1]
+
+
+@pytest.mark.parametrize(
+    ("layout", "padding", "stem"),
+    [
+        (layouts.stable_pretraining, 1, "conv3s1"),
+        (layouts.state_dict, 1, "conv3s1"),
+        (layouts.simclr_2020, 1, "conv3s1"),
+        (layouts.pytorch_cifar, 1, "conv3s1"),
+        (layouts.lightly_benchmark, 1, "conv3s1"),
+        (layouts.stable_pretraining, 2, "conv3s1p2"),
+    ],
+)
+def test_other_small_stems_must_be_given(
+    file: Path, images: Tensor, layout: layouts.Layout, padding: int, stem: Any
+) -> None:
+    """A 3x3 convolution tells neither its stride nor its padding; a guess would be off by percents."""
+    model = resnet(1, padding=padding)
+    torch.save(layout(model, resnet(2, padding=padding)), file)
+    with pytest.raises(UserError, match=r"3x3.*--stem conv3s1 .*conv3s1p2 .*conv3s2"):
+        load_encoder(file)
+    loaded = load_encoder(file, stem=stem)
+    torch.testing.assert_close(loaded.backbone(images), features(model, images))
+
+
+def two_encoders(model: nn.Module, other: nn.Module) -> Any:
+    """Of a project that nobody knows."""
+    return {
+        "weights": {**layouts.put("left.", model.state_dict()), **layouts.linear("left_head")},
+        "average": layouts.put("right.", other.state_dict()),
+    }
+
+
+@pytest.mark.parametrize(
+    ("layout", "of_first", "of_second"),
+    [
+        (two_encoders, "weights.left", "average"),
+        (layouts.moco_v2, "encoder_q", "state_dict.module.encoder_k."),
+        (layouts.moco_v3, "base_encoder", "momentum_encoder"),
+        (layouts.dino, "teacher.backbone", "student"),
+        (layouts.byol, "online_encoder.net", "target_encoder"),
+        (layouts.timm_training, "", "state_dict_ema"),
+        (layouts.lightly_moco, "backbone", "backbone_momentum"),
+    ],
+)
+def test_one_of_several_encoders_can_be_asked_for(
+    file: Path, images: Tensor, layout: layouts.Layout, of_first: str, of_second: str
+) -> None:
+    first, second = resnet(1), resnet(2)
+    torch.save(layout(first, second), file)
+    for model, prefix in ((first, of_first), (second, of_second)):
+        loaded = load_encoder(file, prefix=prefix)
+        torch.testing.assert_close(loaded.backbone(images), features(model, images))
+
+
+def test_several_encoders_of_an_unknown_project_are_listed(file: Path) -> None:
+    torch.save(two_encoders(resnet(1), resnet(2)), file)
+    with pytest.raises(
+        UserError, match=r"2 encoders; give --prefix.*: weights\.left, average\.right"
+    ):
+        load_encoder(file)
+    with pytest.raises(
+        UserError, match=r"--prefix middle; give one of: weights\.left, average\.right"
+    ):
+        load_encoder(file, prefix="middle")
+
+
+def test_a_damaged_encoder_is_not_replaced_by_the_other(file: Path) -> None:
+    content = layouts.moco_v2(resnet(1), resnet(2))
+    del content["state_dict"]["module.encoder_q.layer1.0.conv1.weight"]
+    torch.save(content, file)
+    with pytest.raises(UserError):
+        load_encoder(file)
+    with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight is missing"):
+        load_encoder(file, arch="resnet18")
+
+
+def test_another_family_in_an_entry_of_its_own(file: Path, images: Tensor) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        student, teacher = (timm.create_model("test_vit", num_classes=0).eval() for _ in range(2))
+    entries = {"student": layouts.put("module.backbone.", student.state_dict())}
+    entries["teacher"] = layouts.put("backbone.", teacher.state_dict())
+    torch.save({**entries, "epoch": 3}, file)
+    seen = nn.functional.interpolate(images, student.default_cfg["input_size"][-1])
+    with torch.no_grad():
+        for model, given in ((teacher, None), (student, "student")):
+            loaded = load_encoder(file, arch="test_vit", prefix=given)
+            torch.testing.assert_close(loaded.backbone(seen), model(seen))
+    with pytest.raises(UserError, match=r"timm's vit_\*.*give --arch"):
+        load_encoder(file)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_number_formats_load_as_float32(
+    file: Path, images: Tensor, kind: torch.dtype
+) -> None:
+    model = resnet(1).to(kind)
+    torch.save(model.state_dict(), file)
+    loaded = load_encoder(file)
+    assert {p.dtype for p in loaded.backbone.parameters()} == {torch.float32}
+    torch.testing.assert_close(loaded.backbone(images), features(model.float(), images))
+
+
+def test_the_normalisation_can_be_given(file: Path) -> None:
+    model = resnet(1)
+    torch.save(model.state_dict(), file)
+    mean, std = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+    loaded = load_encoder(file, mean=mean, std=std)
+    assert (loaded.description.mean, loaded.description.std) == (mean, std)
+    assert "ImageNet" not in loaded.report[-1]
+    for wrong in ({"mean": mean}, {"mean": mean, "std": std[:2]}, {"mean": mean, "std": (0, 1, 1)}):
+        with pytest.raises(UserError, match="--std"):
+            load_encoder(file, **wrong)  # type: ignore[arg-type]
+
+
+def test_images_of_other_channels_need_their_normalisation(file: Path) -> None:
+    model = resnet(1)
+    model.conv1 = nn.Conv2d(4, 64, 7, 2, 3, bias=False)
+    torch.save(model.state_dict(), file)
+    with pytest.raises(UserError, match="4 channels, here are 3; give --mean and --std"):
+        load_encoder(file)
+    loaded = load_encoder(file, mean=(0.5,) * 4, std=(0.2,) * 4)
+    x = torch.rand(2, 4, 64, 64)
+    torch.testing.assert_close(loaded.backbone(x), features(model, x))
 
 
 def test_the_stem_can_be_given(file: Path, images: Tensor) -> None:
@@ -177,7 +310,11 @@ def test_what_does_not_fit_is_refused(
         ({"state_dict": {}, "epoch": 3}, "no weights in it; expected a state dict.*found epoch"),
         ({"student": {"x": torch.zeros(1)}}, "expected a state dict.*found student"),
         ([torch.zeros(1)], "no weights in it"),
-        (nn.Linear(2, 2), r"no weights in it.*save model\.state_dict\(\)"),
+        (nn.Linear(2, 2), r"no weights in it.*Linear.*save model\.state_dict\(\)"),
+        (
+            {"model": nn.Linear(2, 2), "args": argparse.Namespace()},
+            r"Linear.*torch\.load\('other\.pth\.tar', weights_only=False\)\['model'\]\.state_dict\(\)",
+        ),
     ],
 )
 def test_an_unknown_layout_is_told(file: Path, content: object, message: str) -> None:
@@ -244,6 +381,12 @@ def test_through_the_command(tmp_path: Path, file: Path, capfd: pytest.CaptureFi
         assert line in output.err.splitlines()
     assert "6 images of photos/test, 18 labelled" in output.out
 
+    given = ["--prefix", "encoder_k", "--mean", "0.5", "0.5", "0.5", "--std", "0.2", "0.2", "0.2"]
+    mixco.cli.main(["knn", *common, "--size", "32", *given])
+    output = capfd.readouterr()
+    for line in ("taken: 120 weights of the backbone (encoder_k.*)", "assumed: images of 32 px"):
+        assert line in output.err.splitlines()
+
     with pytest.raises(SystemExit) as stopped:
         mixco.cli.main(["linear", *common, "--arch", "resnet5"])
     assert stopped.value.code == 2
@@ -257,6 +400,11 @@ def test_our_own_files_name_their_architecture(tmp_path: Path) -> None:
     path = tmp_path / "encoder.safetensors"
     description = EncoderDescription("resnet18", "auto", 32, (0.5,) * 3, (0.5,) * 3, "random")
     save_encoder(path, build_backbone("resnet18", 32), description)
-    for given in ({"arch": "resnet18"}, {"stem": "conv3s1"}):
+    for given in (
+        {"arch": "resnet18"},
+        {"stem": "conv3s1"},
+        {"prefix": "encoder_q"},
+        {"mean": (0.5,) * 3, "std": (0.5,) * 3},
+    ):
         with pytest.raises(UserError, match="resnet18 with stem auto; leave out"):
             load_encoder(path, **given)  # type: ignore[arg-type]

@@ -147,7 +147,15 @@ def duplicates(config: DuplicatesConfig) -> list[Duplicates]:
 
 
 def _load(run: Path, settings: CollectionConfig) -> Embedder:
-    encoder = load_encoder(run, arch=settings.arch, stem=settings.stem, size=settings.size)
+    encoder = load_encoder(
+        run,
+        arch=settings.arch,
+        stem=settings.stem,
+        size=settings.size,
+        prefix=settings.prefix,
+        mean=settings.mean,
+        std=settings.std,
+    )
     for line in encoder.report:
         say(line)
     return encoder

@@ -93,17 +93,25 @@ def load_encoder(
     arch: str | None = None,
     stem: Stem | None = None,
     size: int | None = None,
+    prefix: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
 ) -> Embedder:
     """Load an encoder, with every weight of it; its `embed` turns images into vectors.
 
-    path: a run folder, an encoder.safetensors, a checkpoint of a run, or another project's checkpoint,
-        which may need arch and stem.
+    path: a run folder, an encoder.safetensors, a checkpoint of a run, or another project's checkpoint.
     size: side of the encoder's input in pixels; default: as in the file.
+    arch, stem, prefix, mean, std: of another project's encoder, where its file does not tell: timm's
+        name; the first layers of a ResNet; what the keys of the weights begin with, where the file holds
+        several encoders; and how its images are normalised, ImageNet's by default.
 
     Raises UserError when the file is missing or damaged, or when any weight is missing, left over or of
     another shape (see checkpoint.load_encoder).
     """
-    return Embedder(**vars(checkpoint.load_encoder(Path(path), arch=arch, stem=stem, size=size)))
+    loaded = checkpoint.load_encoder(
+        Path(path), arch=arch, stem=stem, size=size, prefix=prefix, mean=mean, std=std
+    )
+    return Embedder(**vars(loaded))
 
 
 def image_lists(images: Pictures) -> Iterator[ImageList]:

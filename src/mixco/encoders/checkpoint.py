@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mixco.encoders import other_projects
+from mixco.encoders.file_kinds import DOWNLOAD, is_safetensors, why_unreadable
+from mixco.encoders.resnets import is_resnet, resnet_name
 from mixco.encoders.safe_load import safe_load
 from mixco.models.encoder import (
     Stem,
@@ -26,10 +28,17 @@ from mixco.models.encoder import (
     classifier_layers,
     feature_dim,
     first_convolution,
+)
+from mixco.models.families import (
+    blank_features,
+    create,
+    first_line,
+    refuse_unknown,
     usual_size,
 )
-from mixco.runtime.errors import UserError
+from mixco.runtime.errors import UserError, of_the_machine
 from mixco.runtime.files import replacing
+from mixco.runtime.setting import option
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Input
 
 LARGEST = 4096  # pixels of an encoder's input; a file with a larger side is damaged
@@ -70,13 +79,19 @@ class LoadedEncoder:
     """For another project's file, lines of text: what was left out, and what was assumed."""
 
 
+def weights_of(backbone: nn.Module) -> dict[str, Tensor]:
+    """Copies of all weights and buffers on the CPU; one for each key, also where layers share them."""
+    return {
+        key: value.detach().to("cpu", copy=True).contiguous()
+        for key, value in backbone.state_dict().items()
+    }
+
+
 def save_encoder(path: Path, backbone: nn.Module, description: EncoderDescription) -> None:
     """Write encoder.safetensors atomically, with timm's keys."""
-    tensors = {
-        key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()
-    }
+    about = {"mixco": json.dumps(dataclasses.asdict(description))}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {"mixco": json.dumps(dataclasses.asdict(description))})
+        save_file(weights_of(backbone), temporary, about)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -86,14 +101,24 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_encoder(
-    path: Path | str, *, arch: str | None = None, stem: Stem | None = None, size: int | None = None
+    path: Path | str,
+    *,
+    arch: str | None = None,
+    stem: Stem | None = None,
+    size: int | None = None,
+    prefix: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
 ) -> LoadedEncoder:
     """Build the backbone that a file describes, and load all of its weights.
 
     path: an encoder.safetensors, a checkpoint of a run (checkpoints/*.pt), a run folder, or another
         project's checkpoint (see encoders/other_projects.py). No code in it is run.
-    arch, stem: for another project's encoder, where its weights do not tell.
     size: the side of the images in pixels, if not the one in the file.
+
+    The others are for another project's encoder, where its file does not tell:
+    arch, stem: of the backbone. prefix: what its keys begin with. mean, std: of its images' channels, in
+        [0, 1]; ImageNet's by default.
 
     Raises UserError when the file is missing, damaged or of an unknown layout, and when any weight of
     the backbone is missing, left over or of another shape. So it never returns random weights.
@@ -105,13 +130,17 @@ def load_encoder(
         raise UserError(f"{path}: there is no such file; give a run, an encoder or a checkpoint")
     if size is not None and not 1 <= size <= LARGEST:
         raise UserError(f"--size must be between 1 and {LARGEST} pixels, got {size}")
+    if arch is not None:
+        refuse_unknown(arch)
     content, description = _read(path)
     if description is None:
-        return _load_other_project(path, content, arch, stem, size)
-    if arch is not None or stem is not None:
+        normalisation = _normalisation(mean, std)
+        return _load_other_project(path, content, arch, stem, size, prefix or "", normalisation)
+    given = {"arch": arch, "stem": stem, "prefix": prefix, "mean": mean, "std": std}
+    if needless := [option(name) for name, value in given.items() if value is not None]:
         raise UserError(
             f"{path}: the file itself names {description.arch} with stem {description.stem}; leave out "
-            "--arch and --stem"
+            f"{' and '.join(needless)}"
         )
     backbone = build_backbone(
         description.arch,
@@ -121,9 +150,35 @@ def load_encoder(
     )
     _fill(backbone, content, description, path)
     if size is not None and size != description.size:
-        feature_dim(backbone, size)  # refuses a size that the backbone cannot take
+        _refuse_other_size(backbone, size, description)
         description = dataclasses.replace(description, size=size)
     return LoadedEncoder(backbone.eval(), description, path, len(content))
+
+
+def _refuse_other_size(backbone: nn.Module, size: int, description: EncoderDescription) -> None:
+    """Raises UserError when the backbone, built for its own size, cannot take the other."""
+    try:
+        with torch.no_grad():
+            blank_features(backbone.eval(), size)
+    except Exception as error:
+        reason = first_line(error)
+        raise UserError(
+            f"--size {size}: {description.arch} with weights for {description.size} pixels cannot take "
+            f"such images{f' ({reason})' if reason else ''}; leave out --size, or give another size"
+        ) from None
+
+
+def _normalisation(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """What was given; None for nothing. Raises UserError where the two do not fit."""
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None or len(mean) != len(std) or not mean:
+        raise UserError("--mean and --std go together, with one number each for every channel")
+    if min(std) <= 0 or not all(math.isfinite(value) for value in (*mean, *std)):
+        raise UserError("--std must be above 0, and --mean finite")
+    return mean, std
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -136,29 +191,33 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def _load_other_project(
-    path: Path, content: Any, arch: str | None, stem: Stem | None, size: int | None
+    path: Path,
+    content: Any,
+    arch: str | None,
+    stem: Stem | None,
+    size: int | None,
+    prefix: str,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
 ) -> LoadedEncoder:
-    weights, beside = other_projects.find_weights(content, str(path))
-    found = other_projects.recognise(weights, str(path))
-    name = arch or other_projects.resnet_name(found.backbone)
+    where = str(path)
+    weights, beside = other_projects.find_weights(content, where, prefix)
+    expected = _keys_of(arch) if arch else ()
+    groups = other_projects.optimiser_groups(content)
+    found = other_projects.recognise(weights, where, expected, prefix, groups)
+    name = arch or resnet_name(found.backbone)
     if name is None:
         raise UserError(
             f"{path}: {other_projects.unknown_arch(found)}; give --arch, timm's name of it"
         )
     assumed = ""
     if stem is None:
-        is_resnet = other_projects.is_resnet(found.backbone)
-        stem, assumed = (
-            other_projects.resnet_stem(found, str(path)) if is_resnet else ("standard", "")
-        )
+        stem = "standard"
+        if is_resnet(found.backbone):
+            stem, assumed = other_projects.resnet_stem(found, where)
     size = size or (usual_size(name) if stem == "standard" else 32)
-    backbone = build_backbone(name, size, stem)
-    first = found.backbone.get(f"{first_convolution(backbone)}.weight")
-    if first is not None and first.ndim == 4 and first.shape[1] != 3:
-        raise UserError(
-            f"{path}: its first convolution has {first.shape[1]} channels; other projects' encoders "
-            "must be of RGB images, since their files do not say how other images are normalised"
-        )
+    mean, std = normalisation or (IMAGENET_MEAN, IMAGENET_STD)
+    backbone = build_backbone(name, size, stem, channels=len(mean))
+    _refuse_other_channels(backbone, found.backbone, where)
     found = other_projects.without_classifier(
         found, classifier_layers(backbone), backbone.state_dict()
     )
@@ -166,17 +225,38 @@ def _load_other_project(
         arch=name,
         stem=stem,
         size=size,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=tuple(mean),
+        std=tuple(std),
         training=f"trained elsewhere, keys of {found.project}",
     )
     _fill(backbone, found.backbone, description, path)
-    norm = f"images of {size} px, normalised with ImageNet's mean and standard deviation"
+    feature_dim(backbone, size)  # refuses a size that the backbone cannot take
+    norm = "" if normalisation else ", normalised with ImageNet's mean and standard deviation"
     report = (
         *other_projects.report(found, beside),
-        "assumed: " + "; ".join(filter(None, (norm, assumed))),
+        "assumed: " + "; ".join(filter(None, (f"images of {size} px{norm}", assumed))),
     )
     return LoadedEncoder(backbone.eval(), description, path, len(found.backbone), report)
+
+
+def _keys_of(arch: str) -> list[str]:
+    """The keys of timm's model without its classifier."""
+    with torch.device("meta"):
+        return list(create(arch, usual_size(arch), 3).state_dict())
+
+
+def _refuse_other_channels(backbone: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Raises UserError when the weights' first convolution is of images of other channels."""
+    key = f"{first_convolution(backbone)}.weight"
+    if key not in weights or key not in backbone.state_dict():
+        return
+    theirs, ours = weights[key], backbone.state_dict()[key]
+    if theirs.ndim == 4 and theirs.shape[0] == ours.shape[0] and theirs.shape[1] != ours.shape[1]:
+        raise UserError(
+            f"{where}: its first convolution has {theirs.shape[1]} channels, here are {ours.shape[1]}; "
+            "give --mean and --std with a number for each of its channels: the files of other projects "
+            "do not say how images other than RGB are normalised"
+        )
 
 
 def _fill(
@@ -217,29 +297,48 @@ def _fill(
 def _read(path: Path) -> tuple[Any, EncoderDescription | None]:
     """The weights and description of a backbone of mixco's; of other files, the content and None."""
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            description = _describe(json.loads(metadata["mixco"])) if "mixco" in metadata else None
-            return content, description
-        content = safe_load(path)
-        if not (isinstance(content, dict) and {"method", "encoder"} <= content.keys()):
-            return content, None
-        prefix = "encoder.backbone."
-        weights = {
-            key.removeprefix(prefix): value
-            for key, value in content["method"].items()
-            if key.startswith(prefix) and isinstance(value, Tensor)
-        }
-        return weights, _describe(content["encoder"])
+        content: Any
+        about: Any
+        content, about = (
+            _read_safetensors(path) if is_safetensors(path) else (safe_load(path), None)
+        )
     except UserError:
         raise
     except SafetensorError as error:
-        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from None
+        raise UserError(
+            f"{path}: damaged or not a safetensors file ({error}); {DOWNLOAD}"
+        ) from None
     except Exception as error:  # torch.load raises many kinds on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+        if of_the_machine(error):
+            raise
+        reason = why_unreadable(path, error)
+        raise UserError(f"{path}: cannot be read as a checkpoint; {reason}") from None
+    if about is None and isinstance(content, dict) and {"method", "encoder"} <= content.keys():
+        content, about = _backbone_of(content["method"]), content["encoder"]
+    try:
+        return content, None if about is None else _describe(about)
+    except Exception as error:
+        reason = first_line(error) or type(error).__name__
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint, its description is damaged ({reason})"
+        ) from None
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The weights, and mixco's description of them; None for none."""
+    with safe_open(path, "pt") as file:
+        about = (file.metadata() or {}).get("mixco")
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return weights, None if about is None else json.loads(about)
+
+
+def _backbone_of(method: Mapping[str, Any]) -> dict[str, Tensor]:
+    prefix = "encoder.backbone."
+    return {
+        key.removeprefix(prefix): value
+        for key, value in method.items()
+        if key.startswith(prefix) and isinstance(value, Tensor)
+    }
 
 
 def _describe(values: dict[str, Any]) -> EncoderDescription:
@@ -257,5 +356,5 @@ def _describe(values: dict[str, Any]) -> EncoderDescription:
         and all(math.isfinite(value) for value in about.mean + about.std)
         and min(about.std) > 0
     ):
-        raise ValueError("its description is damaged")
+        raise ValueError("a value is out of its range")
     return about

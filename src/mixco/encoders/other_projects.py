@@ -1,24 +1,31 @@
 """Checkpoints of other projects: find the project by the keys, and the backbone in timm's keys.
 
 The layouts are those of facebookresearch/moco, of the MixCo code of 2020, and of lightly 1.6,
-lightly-train 0.18 and solo-learn 1.0.6, taken from their code and from files that they wrote. timm's
-ResNets have torchvision's keys.
+lightly-train 0.18 and solo-learn 1.0.6, taken from their code and from files that they wrote, and those
+of MoCo v3, DINO and byol-pytorch. timm's ResNets have torchvision's keys. A backbone below any other
+prefix is found too, if it is the only one.
 """
 
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from mixco.encoders.resnets import is_resnet, name_parts
+from mixco.encoders.safe_load import Placeholder
 from mixco.models.encoder import Stem
 from mixco.runtime.errors import UserError
 
-# Project, prefix of the backbone's keys, and a pattern that some key of the file must begin with. The
-# first row that fits counts.
+# Project, prefix of the backbone's keys, and a pattern that some key of the file must begin with. They
+# decide which of several encoders in a file is meant, by the first row that fits, and give it a name.
 LAYOUTS = (
     ("MoCo (facebookresearch's, or MixCo's of 2020)", "encoder_q.", ""),
+    ("MoCo v3", "base_encoder.", r"momentum_encoder\."),
+    ("DINO", "teacher.backbone.", r"student\."),  # its own evaluation takes the teacher
+    ("BYOL", "online_encoder.net.", r"target_encoder\."),
     ("SimCLR of MixCo's code of 2020", "features.", r"l1\.|features\.\d+\.0\.conv1\."),
     *(
         ("lightly-train", f"{role}wrapped_model.{part}.", "")
@@ -28,34 +35,21 @@ LAYOUTS = (
     ),
     ("lightly", "backbone.vit.", ""),
     ("lightly", "backbone.", r"(projection|prediction)_(head|mlp)|(key|student)_backbone\."),
-    ("solo-learn", "backbone.", r"projector\.|classifier\.|head\.|queue"),
-    ("a model with a backbone", "backbone.", ""),
-    ("lightly", "teacher_backbone.", ""),
-    ("a model with an encoder", "encoder.", ""),
-    ("torchvision or timm", "", ""),
+    ("solo-learn", "backbone.", r"momentum_backbone\."),
+    ("lightly", "teacher_backbone.", r"student_"),
 )
+
+# What only solo-learn writes: these modules together, or these names of the optimiser's groups.
+SOLO_LEARN_MODULES = ("backbone.", "classifier.", "momentum_backbone.", "momentum_projector.")
+SOLO_LEARN_GROUPS = {"backbone", "classifier"}
 
 # Names that data parallelism and the compiler put before a model's keys.
 WRAPPERS = ("module", "_orig_mod")
 
-# The entry of a file that holds the weights, when they are not all of it.
+# The entry of a file that holds the weights, when they are not all of it; others are looked into too.
 ENTRIES = ("state_dict", "model", "model_state_dict")
-
-# nn.Sequential(*resnet.children()) numbers its parts. Those with weights have this order, with or
-# without activations and pooling between them.
-PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
-
-# (blocks of the stages, inner channels of the first block's 3x3 convolution, bottleneck)
-RESNETS = {
-    ((2, 2, 2, 2), (64, 64), False): "resnet18",
-    ((3, 4, 6, 3), (64, 64), False): "resnet34",
-    ((3, 4, 6, 3), (64, 64), True): "resnet50",
-    ((3, 4, 23, 3), (64, 64), True): "resnet101",
-    ((3, 8, 36, 3), (64, 64), True): "resnet152",
-    ((3, 4, 6, 3), (128, 128), True): "wide_resnet50_2",
-    ((3, 4, 23, 3), (128, 128), True): "wide_resnet101_2",
-    ((3, 4, 6, 3), (128, 4), True): "resnext50_32x4d",
-}
+DEEPEST = 3  # dicts in dicts
+NETWORKS = ("torch.nn.", "torchvision.models.", "timm.", "lightly.", "lightly_train.")
 
 # A key that only one family has, and the names of its models in timm.
 FAMILIES = (
@@ -66,8 +60,9 @@ FAMILIES = (
     ("conv1.0.weight", "resnet*d"),
 )
 
+SECOND = "a second encoder"
 GROUPS = (
-    ("a second encoder", r"encoder_k|momentum|teacher|student|(^|_)key_|anchor|target_"),
+    (SECOND, r"encoder_k|momentum|teacher|student|(^|_)key_|anchor|target_"),
     ("the queue", r"queue|memory_bank"),
     ("heads", r"head|proj|predict|classifier|prototypes|\b(fc|linear|l1|l2)\b"),
     ("other parts", ""),
@@ -79,7 +74,7 @@ class OtherCheckpoint:
     """A checkpoint of another project, taken apart. Keys are without wrappers."""
 
     project: str
-    """The first column of LAYOUTS."""
+    """The first column of LAYOUTS, or what else the keys tell."""
     prefix: str
     """What the backbone's keys begin with in the file."""
     backbone: dict[str, Tensor]
@@ -88,99 +83,194 @@ class OtherCheckpoint:
     """The other weights: group -> their keys in the file."""
     before_layer1: int | None
     """How many parts lie before layer1, for a ResNet with numbered parts; else None."""
+    shortcuts: bool
+    """Are its downsampling layers called so, as by lightly's small ResNets?"""
+
+    @property
+    def of_lightly_small(self) -> bool:
+        return self.project == "lightly" and self.shortcuts and self.before_layer1 == 2
 
 
-def find_weights(content: Any, where: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The dict of tensors in a file's content, and the names of what else the file holds.
+def find_weights(content: Any, where: str, prefix: str = "") -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors in a file's content, and the names of what else the file holds.
+
+    They are those of the entry that usually holds the weights, by their keys in it; or else those of all
+    entries, with the entry's name before their keys: "student.conv1.weight". prefix: may name an entry.
 
     Raises UserError, which begins with `where`, when there are no tensors.
     """
-    entries: list[str] = []
-    if isinstance(content, dict) and not any(isinstance(v, Tensor) for v in content.values()):
-        name = next((n for n in ENTRIES if isinstance(content.get(n), dict)), None)
-        entries = sorted(str(key) for key in content if key != name)
-        content = content[name] if name else None
-    weights = content if isinstance(content, dict) else {}
-    tensors = {str(key): value for key, value in weights.items() if isinstance(value, Tensor)}
-    if not tensors:
-        inside = f"found {', '.join(entries)}" if entries else "found none"
+    entries = content if isinstance(content, dict) else {}
+    known = next((name for name in ENTRIES if _is_state_dict(entries.get(name))), None)
+    asked = prefix.partition(".")[0]
+    if known and (asked in (known, "") or not _is_state_dict(entries.get(asked))):
+        beside = [str(key) for key in entries if key != known]
+        inside = entries[known]
+    else:
+        beside, inside = [], entries
+    weights = _tensors(inside)
+    if not any(isinstance(value, Tensor) for value in inside.values()):
+        state_dicts = tuple(f"{key}." for key, value in inside.items() if _is_state_dict(value))
+        weights = {key: value for key, value in weights.items() if key.startswith(state_dicts)}
+    without = (str(key) for key in inside if not any(_below(key, name) for name in weights))
+    beside = sorted([*beside, *without])
+    if weights:
+        return weights, beside
+    whole = next((v for v in (content, *entries.values()) if isinstance(v, Placeholder)), None)
+    if whole is not None and whole.stands_for.startswith(NETWORKS):
+        entry = next((f"[{key!r}]" for key, value in entries.items() if value is whole), "")
         raise UserError(
-            f"{where}: no weights in it; expected a state dict, alone or as {', '.join(ENTRIES)}, "
-            f"{inside}; save model.state_dict() to get one"
+            f"{where}: no weights in it, but a whole network ({whole.stands_for}), and loading that "
+            "could run code of its author. Where it was made, save model.state_dict() alone, for "
+            f"instance by torch.save(torch.load({Path(where).name!r}, weights_only=False){entry}"
+            ".state_dict(), 'weights.pt')"
         )
-    return tensors, entries + sorted(str(key) for key in weights if str(key) not in tensors)
+    raise UserError(
+        f"{where}: no weights in it; expected a state dict, alone or as {', '.join(ENTRIES)}, "
+        f"found {', '.join(beside) or 'none'}; save model.state_dict() to get one"
+    )
 
 
-def recognise(weights: Mapping[str, Tensor], where: str) -> OtherCheckpoint:
+def _tensors(content: Mapping[Any, Any], depth: int = DEEPEST) -> dict[str, Tensor]:
+    """All tensors in dicts and dicts in them, by their keys joined with dots.
+
+    Dicts with numbers for keys, such as the state of an optimiser, are not looked into.
+    """
+    found = {}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            found[str(key)] = value
+        elif depth and isinstance(value, dict) and all(isinstance(name, str) for name in value):
+            found |= {f"{key}.{name}": each for name, each in _tensors(value, depth - 1).items()}
+    return found
+
+
+def _is_state_dict(value: Any) -> bool:
+    """Does it hold the weights of more than a single layer without a bias?"""
+    return isinstance(value, dict) and len(_tensors(value)) > 1
+
+
+def _below(key: Any, name: str) -> bool:
+    return name == str(key) or name.startswith(f"{key}.")
+
+
+def optimiser_groups(content: Any) -> set[str]:
+    """The names that a Lightning file gives the groups of its optimisers' parameters."""
+    states = content.get("optimizer_states") if isinstance(content, dict) else None
+    return {
+        str(group["name"])
+        for state in (states if isinstance(states, list) else ())
+        for group in (state.get("param_groups") or () if isinstance(state, dict) else ())
+        if isinstance(group, dict) and "name" in group
+    }
+
+
+def recognise(
+    weights: Mapping[str, Tensor],
+    where: str,
+    expected: Collection[str] = (),
+    prefix: str = "",
+    groups: Collection[str] = (),
+) -> OtherCheckpoint:
     """Find out which project the weights are from, and which of them are the backbone.
 
+    expected: the backbone's keys, for another one than a ResNet. prefix: what its keys begin with in the
+    file, or a part of that; needed where there are several. groups: see `optimiser_groups`.
+
     Every key ends up in `backbone` or in `left_out`. Whether the backbone is complete is not checked
-    here. Raises UserError, which begins with `where`, for two keys with one meaning.
+    here. Raises UserError, which begins with `where`, for two keys with one meaning, for a prefix that
+    is not there, and for several encoders of which none is known to be the one that is meant.
     """
     bare: dict[str, Tensor] = {}
     for key, value in weights.items():
-        name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+        name = _without_wrappers(key)
         if name in bare:
             raise UserError(f"{where}: {name} is in it twice, as {key} and without its wrapper")
         bare[name] = value
     while all(key.startswith("model.") for key in bare):
         bare = {key.removeprefix("model."): value for key, value in bare.items()}
+    found = _encoders(bare, expected)
+    project, prefix = _choose(bare, found, prefix, where)
+    if prefix == "backbone." and _of_solo_learn(bare, groups):
+        project = "solo-learn"
 
-    project, prefix = next(
-        (project, prefix)
-        for project, prefix, mark in LAYOUTS
-        if any(key.startswith(prefix) for key in bare) and any(re.match(mark, key) for key in bare)
-    )
-    backbone, before_layer1 = _name_parts(
-        {key.removeprefix(prefix): v for key, v in bare.items() if key.startswith(prefix)}
-    )
-    outside = [key for key in bare if not key.startswith(prefix)]
+    backbone, before_layer1 = name_parts(_under(prefix, bare))
     # A ResNet's classifier, or the projection head that MoCo has in its place.
     heads = [k for k in backbone if k.startswith(("fc.", "linear."))] if is_resnet(backbone) else []
     left_out: dict[str, list[str]] = {}
+    others = tuple(other for other in found if other and not prefix.startswith(other))
+    outside = [key for key in bare if not key.startswith(prefix)]
     for key in [*(prefix + k for k in heads), *outside]:
         own = key.removeprefix(prefix)
-        if prefix.startswith("teacher_"):  # otherwise its head would count as a second encoder's
-            own = own.removeprefix("teacher_")
-        group = next(name for name, pattern in GROUPS if re.search(pattern, own))
-        left_out.setdefault(group, []).append(key)
+        if prefix.startswith("teacher"):  # otherwise its head would count as a second encoder's
+            own = re.sub(r"^teacher[._]", "", own)
+        of_other = others and key.startswith(others) and not key.startswith(prefix)
+        matching = (name for name, pattern in GROUPS if re.search(pattern, own))
+        left_out.setdefault(SECOND if of_other else next(matching), []).append(key)
     inside = {key: value for key, value in backbone.items() if key not in heads}
-    return OtherCheckpoint(project, prefix, inside, left_out, before_layer1)
+    shortcuts = any(".shortcut." in key for key in bare if key.startswith(prefix))
+    return OtherCheckpoint(project, prefix, inside, left_out, before_layer1, shortcuts)
 
 
-def _name_parts(backbone: dict[str, Tensor]) -> tuple[dict[str, Tensor], int | None]:
-    """Name the numbered parts of a ResNet; also, how many lie before layer1 (None: not numbered).
-
-    lightly's small ResNets have "shortcut" where torchvision has "downsample".
-    """
-    numbers = sorted({int(first) for k in backbone if (first := k.partition(".")[0]).isdigit()})
-    numbered = "0.weight" in backbone and len(numbers) in (6, 7)
-    names = {str(n): part for n, part in zip(numbers, PARTS, strict=False)} if numbered else {}
-    named = {}
-    for key, value in backbone.items():
-        first, dot, rest = key.partition(".")
-        first = names.get(first, first)
-        if first.startswith("layer"):
-            rest = rest.replace("shortcut.", "downsample.")
-        named[first + dot + rest] = value
-    return named, numbers[2] if numbered else None
+def _without_wrappers(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
 
 
-def is_resnet(backbone: Mapping[str, Tensor]) -> bool:
-    return {"conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight"} <= backbone.keys()
+def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): v for key, v in weights.items() if key.startswith(prefix)}
 
 
-def resnet_name(backbone: Mapping[str, Tensor]) -> str | None:
-    """The name of a ResNet in timm and torchvision, by the shapes of its weights; None if unknown."""
-    if not is_resnet(backbone):
-        return None
-    blocks = tuple(
-        sum(re.fullmatch(rf"layer{stage}\.\d+\.conv1\.weight", key) is not None for key in backbone)
-        for stage in (1, 2, 3, 4)
-    )
-    bottleneck = "layer1.0.conv3.weight" in backbone
-    inner = backbone.get("layer1.0.conv2.weight", backbone["layer1.0.conv1.weight"]).shape[:2]
-    return RESNETS.get((blocks, tuple(inner), bottleneck))  # type: ignore[arg-type]
+def _encoders(weights: Mapping[str, Tensor], expected: Collection[str]) -> list[str]:
+    """The prefixes below which lies a ResNet, or most of the expected keys."""
+    first = ("conv1.weight", "0.weight", *list(expected)[:1])
+    ends = [(key, end) for key in weights for end in first if key.endswith(end)]
+    prefixes = dict.fromkeys(key.removesuffix(end) for key, end in ends)
+    found = []
+    for prefix in (p for p in prefixes if p == "" or p.endswith(".")):
+        named, _ = name_parts(_under(prefix, weights))
+        known = 2 * len(named.keys() & set(expected)) > len(expected)
+        if known if expected else is_resnet(named):
+            found.append(prefix)
+    return found
+
+
+def _choose(
+    weights: Mapping[str, Tensor], found: list[str], prefix: str, where: str
+) -> tuple[str, str]:
+    """The project, and the prefix of the encoder that is meant."""
+    given = [part for part in prefix.split(".") if part and part not in WRAPPERS]
+    while given and not any(key.startswith(f"{'.'.join(given)}.") for key in weights):
+        if given[0] not in ENTRIES:
+            offered = found or list(dict.fromkeys(key.partition(".")[0] for key in weights))
+            raise UserError(
+                f"{where}: no weight begins with --prefix {prefix}; give one of: {_listed(offered)}"
+            )
+        given = given[1:]  # the name of the entry that holds the weights
+    wanted = "".join(f"{part}." for part in given)
+    among = [wanted] if wanted in found else [p for p in found if p.startswith(wanted)]
+    for project, known, mark in LAYOUTS:
+        # One that is damaged is chosen too, so that its other encoder is not taken for it.
+        damaged = any(key.startswith(known) for key in weights) and not any(
+            other.startswith(known) for other in among
+        )
+        here = known.startswith(wanted) and (known in among or damaged)
+        if here and any(re.match(mark, key) for key in weights):
+            return project, known
+    if len(among) > 1:
+        raise UserError(
+            f"{where}: it holds {len(among)} encoders; give --prefix, what the keys of the one begin "
+            f"with: {_listed(among)}"
+        )
+    chosen = among[0] if among else wanted
+    return (f"a model with {chosen[:-1]}" if chosen else "torchvision or timm"), chosen
+
+
+def _listed(prefixes: list[str]) -> str:
+    return ", ".join(prefix.rstrip(".") or '""' for prefix in prefixes)
+
+
+def _of_solo_learn(weights: Mapping[str, Tensor], groups: Collection[str]) -> bool:
+    modules = all(any(key.startswith(name) for key in weights) for name in SOLO_LEARN_MODULES)
+    return modules or SOLO_LEARN_GROUPS.issubset(groups)
 
 
 def unknown_arch(other: OtherCheckpoint) -> str:
@@ -188,7 +278,7 @@ def unknown_arch(other: OtherCheckpoint) -> str:
     keys = other.backbone.keys()
     if is_resnet(other.backbone):
         return f"a ResNet of a shape not known here ({len(keys)} weights)"
-    names = next((names for key, names in FAMILIES if key in keys), None)
+    names = next((n for end, n in FAMILIES if any(f".{k}".endswith(f".{end}") for k in keys)), None)
     if names:
         return f"the keys look like those of timm's {names}"
     return f"the keys ({', '.join(sorted(keys)[:3])}, ...) are of no layout known here"
@@ -230,9 +320,10 @@ def report(other: OtherCheckpoint, beside: list[str]) -> list[str]:
 
 
 def resnet_stem(other: OtherCheckpoint, where: str) -> tuple[Stem, str]:
-    """The stem of a ResNet, and what was assumed, since weights do not tell stride and padding.
+    """The stem of a ResNet, and how it is known.
 
-    Raises UserError, which begins with `where`, for a stem that cannot be built.
+    Raises UserError, which begins with `where`, for a stem that cannot be built, and for a 3x3
+    convolution whose project is not certain: weights tell neither its stride nor its padding.
     """
     kernel = other.backbone["conv1.weight"].shape[-1]
     if kernel != 3:
@@ -242,11 +333,21 @@ def resnet_stem(other: OtherCheckpoint, where: str) -> tuple[Stem, str]:
                 "(convolution, norm, activation, max-pool); only 3x3 stems may have fewer"
             )
         return "standard", ""
-    assumed = "3x3 stem with stride 1, no max-pool"
-    if other.before_layer1 == 2:
+    if other.project == "solo-learn":
+        return (
+            "conv3s1p2",
+            "3x3 stem with stride 1, no max-pool, padding 2, as solo-learn has it for CIFAR",
+        )
+    if other.of_lightly_small:
         # lightly's small ResNets call their first activation as a function, so it gets lost in an
         # nn.Sequential of their parts, as in lightly's examples; the weights were trained without it.
-        return "conv3s1linear", f"{assumed}, and no activation, since none is among the parts"
-    if other.project == "solo-learn":
-        return "conv3s1p2", f"{assumed}, padding 2, as solo-learn has it for CIFAR"
-    return "conv3s1", f"{assumed}, padding 1, as is usual for CIFAR (--stem gives another)"
+        return "conv3s1linear", (
+            "3x3 stem with stride 1, no max-pool, padding 1, as lightly's small ResNets have it, and no "
+            "activation, since none is among the parts"
+        )
+    raise UserError(
+        f"{where}: its first convolution is of 3x3 pixels, and weights tell neither its stride nor its "
+        "padding; give --stem conv3s1 (stride 1, padding 1, as is usual for CIFAR), conv3s1p2 (padding "
+        "2: solo-learn's for CIFAR), conv3s2 (stride 2), or conv3s1linear (as conv3s1, without an "
+        "activation: lightly's small ResNets)"
+    )

@@ -29,9 +29,16 @@ TYPES = (
 class Placeholder:
     """Stands for an object that is not built; takes any arguments and does nothing."""
 
+    stands_for = ""
+    """The name of the object's type."""
+
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def __setstate__(self, state: Any) -> None: ...
+
+
+def _placeholder(name: str) -> type[Placeholder]:
+    return type("Placeholder", (Placeholder,), {"stands_for": name})
 
 
 def _empty_dict(*_: Any) -> dict[Any, Any]:
@@ -46,19 +53,21 @@ def safe_load(path: Path) -> Any:
     for objects of other types, and torch's errors for a damaged file.
     """
     try:
-        found = get_unsafe_globals_in_checkpoint(path)
+        with path.open("rb") as file:
+            found = get_unsafe_globals_in_checkpoint(file)
     except ValueError:  # the format before torch 1.6, whose types show only on loading
         found = []
     refused = sorted(n for n in found if n not in TYPES and not n.startswith(PACKAGES))
     if refused:
         raise _refusal(path, ", ".join(refused[:3]))
     stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-        (_empty_dict if name == "collections.defaultdict" else Placeholder, name)
+        (_empty_dict if name == "collections.defaultdict" else _placeholder(name), name)
         for name in {*found, *TYPES}
     ]
-    with safe_globals(stand_ins):
+    # By its path torch would choose a format by the name.
+    with safe_globals(stand_ins), path.open("rb") as file:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             name = str(error).partition("GLOBAL ")[2].split()[:1]
             if name:
@@ -70,5 +79,6 @@ def _refusal(path: Path, names: str) -> UserError:
     return UserError(
         f"{path}: it holds more than weights ({names}), and loading that could run code of its author. "
         "If you trust it, save its weights alone where it was made, for instance by "
-        f"torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pt')"
+        f"torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pt'), with "
+        ".state_dict() instead of ['state_dict'] where the network itself was saved"
     )

@@ -16,6 +16,7 @@ from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
 from mixco.export import formats
 from mixco.export.card import card, hub_header
 from mixco.export.formats import Lines, load_back
+from mixco.models.families import first_line
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import new_folder
@@ -44,7 +45,15 @@ def export(config: ExportConfig) -> Path:
     """
     if config.onnx_input != "unit" and config.to != "onnx":
         raise UserError(f"--onnx-input {config.onnx_input}: only --to onnx has it; leave it out")
-    encoder = load_encoder(config.run, arch=config.arch, stem=config.stem, size=config.size)
+    encoder = load_encoder(
+        config.run,
+        arch=config.arch,
+        stem=config.stem,
+        size=config.size,
+        prefix=config.prefix,
+        mean=config.mean,
+        std=config.std,
+    )
     for line in encoder.report:
         say(line)
     run = _run_of(encoder.path)
@@ -81,6 +90,25 @@ def export(config: ExportConfig) -> Path:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     say(checked)
     return out
+
+
+def rehearse(encoder: LoadedEncoder, folder: Path) -> None:
+    """Try the format that needs no other library, into an empty folder, and compare on two images.
+
+    Raises UserError when the encoder cannot be exported.
+    """
+    about = encoder.description
+    draws = torch.Generator().manual_seed(0)
+    shape = (2, about.channels, about.size, about.size)
+    pixels = torch.randint(256, shape, generator=draws, dtype=torch.uint8)
+    try:
+        compare(encoder, formats.as_timm(encoder, folder), folder, pixels, "noise")
+    except Exception as error:  # of the library's own kinds, too
+        reason = first_line(error).partition("; nothing was")[0]
+        raise UserError(
+            f"--arch {about.arch}: the encoder could not be exported ({reason}); nothing was trained, "
+            "give another --arch"
+        ) from error
 
 
 def compare(encoder: LoadedEncoder, lines: Lines, folder: Path, pixels: Tensor, name: str) -> str:

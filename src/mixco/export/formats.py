@@ -18,7 +18,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.encoders.checkpoint import LoadedEncoder, weights_of
 from mixco.runtime.errors import UserError
 from mixco.views.augment import finish_evaluation_view
 
@@ -123,7 +123,7 @@ def as_torchvision(encoder: LoadedEncoder, folder: Path) -> Lines:
             f"--to torchvision takes its own ResNets alone, and {arch} is none of them; --to timm, "
             "safetensors and hub take every architecture, and onnx most"
         )
-    torch.save(_weights(encoder), folder / "model.pth")
+    torch.save(weights_of(encoder.backbone), folder / "model.pth")
     build = [
         f"model = torchvision.models.{arch}()",
         *_stem_lines(encoder, "relu", standard_channels=3),
@@ -313,13 +313,9 @@ def metadata(encoder: LoadedEncoder) -> dict[str, str]:
     }
 
 
-def _weights(encoder: LoadedEncoder) -> dict[str, Tensor]:
-    return {k: v.detach().contiguous() for k, v in encoder.backbone.state_dict().items()}
-
-
 def _save_weights(encoder: LoadedEncoder, folder: Path) -> None:
     about = {"format": "pt", **metadata(encoder)}
-    save_file(_weights(encoder), folder / "model.safetensors", about)
+    save_file(weights_of(encoder.backbone), folder / "model.safetensors", about)
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -342,7 +338,8 @@ def _timm_arguments(encoder: LoadedEncoder) -> dict[str, Any]:
     if about.channels != 3:
         arguments["in_chans"] = about.channels
     try:  # transformers have positions for one size; other families do not know the argument
-        timm.create_model(about.arch, **arguments, img_size=about.size)
+        with torch.device("meta"):
+            timm.create_model(about.arch, **arguments, img_size=about.size)
     except TypeError:
         return arguments
     return {**arguments, "img_size": about.size}

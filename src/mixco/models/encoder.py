@@ -1,13 +1,20 @@
 """The encoder: a timm backbone, with a stem that fits the size of the images, and a projection head."""
 
-import difflib
 from typing import Any, Literal, cast
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from mixco.runtime.errors import UserError
+from mixco.models.families import (
+    blank_features,
+    create,
+    first_line,
+    patch_side,
+    refuse_unknown,
+    size_error,
+)
+from mixco.runtime.errors import UserError, out_of_memory
 
 Stem = Literal["auto", "standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"]
 Head = Literal["linear", "mlp"]
@@ -48,23 +55,6 @@ def _replace_stem(backbone: nn.Module, stem: Stem) -> None:
         backbone.act1 = nn.Identity()
 
 
-def _refuse_unknown(arch: str) -> None:
-    if arch not in timm.list_models():
-        near = difflib.get_close_matches(arch, timm.list_models(), n=1)
-        hint = f"did you mean {near[0]}?" if near else "timm.list_models() in Python lists all"
-        raise UserError(f"--arch {arch}: timm has no model of this name; {hint}")
-
-
-def usual_size(arch: str) -> int:
-    """The side in pixels of the images that the model was made for; 224 where timm does not say.
-
-    Raises UserError for an unknown arch.
-    """
-    _refuse_unknown(arch)
-    config = timm.models.get_pretrained_cfg(arch, allow_unregistered=True)
-    return int(config.input_size[-1]) if config else 224
-
-
 def build_backbone(
     arch: str, size: int, stem: Stem = "auto", seed: int = 0, channels: int = 3
 ) -> nn.Module:
@@ -76,35 +66,21 @@ def build_backbone(
 
     Raises UserError for an unknown arch, or a size or stem that the arch cannot have.
     """
-    _refuse_unknown(arch)
+    refuse_unknown(arch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # Families take different arguments: transformers an image size; ResNets the initialisation that
-        # the published MoCo and SimCLR recipes used.
-        backbone = None
-        seen: dict[str, Any] = {} if channels == 3 else {"in_chans": channels}
-        for extra in ({"img_size": size}, {"zero_init_last": False}, {}):
-            try:
-                backbone = timm.create_model(arch, pretrained=False, num_classes=0, **seen, **extra)
-                break
-            except TypeError:
-                continue
-            except (AssertionError, ValueError, ZeroDivisionError) as error:
-                raise UserError(
-                    f"--arch {arch}: timm cannot build it for --size {size} ({error}); give another size"
-                ) from None
-        if backbone is None:
-            raise UserError(
-                f"--arch {arch}: timm cannot build it without a classifier and with {channels} input "
-                "channels; give another --arch"
-            )
-        patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))[0]
+        try:
+            backbone = create(arch, size, channels)
+        except UserError:
+            raise
+        except Exception as error:  # of many kinds, depending on the architecture
+            if out_of_memory(error):
+                raise
+            raise size_error(arch, size, channels, first_line(error)) from None
+        patch = patch_side(backbone)
         if size % patch:
-            fitting = [s for s in (size // patch * patch, (size // patch + 1) * patch) if s >= 32]
-            raise UserError(
-                f"--size {size}: not a multiple of the {patch} pixels of a patch of {arch}, which would "
-                f"not see the rest; give --size {' or '.join(map(str, fitting))}"
-            )
+            unseen = f"not a multiple of the {patch} pixels of a patch: it would not see the rest"
+            raise size_error(arch, size, channels, unseen, step=patch)
         replaceable = takes_stems(backbone)
         if stem == "auto":
             stem = choose_stem(size) if replaceable else "standard"
@@ -130,9 +106,8 @@ def first_convolution(backbone: nn.Module) -> str:
 
 
 def input_channels(backbone: nn.Module) -> int:
-    """The channels of the images that the backbone takes; 3 where no convolution tells."""
-    name = first_convolution(backbone)
-    return cast(nn.Conv2d, backbone.get_submodule(name)).in_channels if name else 3
+    """The channels of the images that the backbone takes."""
+    return int(cast(dict[str, Any], backbone.pretrained_cfg)["input_size"][0])
 
 
 @torch.no_grad()
@@ -140,21 +115,20 @@ def feature_dim(backbone: nn.Module, size: int) -> int:
     """The number of features that the backbone computes from an image of `size` pixels.
 
     Found by a forward pass: in some families (MobileNetV3) timm's num_features differs from it.
-    Raises UserError when the backbone cannot take images of this size.
+    Raises UserError when the backbone cannot take images of this size, with the sizes that it could be
+    built for.
     """
     training = backbone.training
     try:
-        features = cast(
-            Tensor, backbone.eval()(torch.zeros(1, input_channels(backbone), size, size))
-        )
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"--size {size}: the model cannot take such images ({reason}); give another size"
-        ) from None
+        return blank_features(backbone.eval(), size).shape[1]
+    except Exception as error:  # of many kinds, depending on the architecture
+        if out_of_memory(error):
+            raise
+        arch = cast(dict[str, Any], backbone.pretrained_cfg)["architecture"]
+        reason = first_line(error)
     finally:
         backbone.train(training)
-    return features.shape[1]
+    raise size_error(arch, size, input_channels(backbone), reason)
 
 
 def output_elements(backbone: nn.Module, size: int) -> int:

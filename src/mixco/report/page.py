@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from mixco.data.datasets import list_images
@@ -41,7 +41,7 @@ from mixco.runtime.run_folder import read_confusions, read_json
 from mixco.settings.commands import ReportConfig
 from mixco.settings.config import DataConfig
 from mixco.settings.resolve import command_of
-from mixco.training.run import preview_of
+from mixco.training.pictures import preview_of
 from mixco.training.setup import split_holdout
 from mixco.views import augment as views
 from mixco.views.preview import Preview
@@ -258,19 +258,23 @@ def render(content: dict[str, Any]) -> str:
     """Fill in page.html, with its style and script, and a policy that lets it load nothing."""
     files = resources.files("mixco.report")
     style, script = (files.joinpath(n).read_text("utf-8") for n in ("style.css", "map.js"))
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
-    environment.filters["breakable"] = breakable
-    template = environment.from_string(files.joinpath("page.html").read_text("utf-8"))
-    return template.render(
+    return page_template().render(
         **content, style=Markup(style), script=Markup(script), policy=Markup(policy)
     )
+
+
+def page_template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["breakable"] = breakable
+    page = resources.files("mixco.report").joinpath("page.html")
+    return environment.from_string(page.read_text("utf-8"))
 
 
 def breakable(name: str) -> Markup:

@@ -42,6 +42,32 @@ def _stem() -> Any:
     )
 
 
+def _prefix() -> Any:
+    return setting(
+        None,
+        "What the weights of another project's encoder begin with in its file, where it holds several: "
+        "momentum_encoder.",
+        chosen="the project, or the only encoder in the file",
+    )
+
+
+def _mean() -> Any:
+    return setting(
+        None,
+        "Mean of each channel of another project's images, in [0, 1].",
+        chosen="nothing: ImageNet's",
+    )
+
+
+def _std() -> Any:
+    return setting(
+        None,
+        "Standard deviation of each channel of another project's images.",
+        above=0,
+        chosen="nothing: ImageNet's",
+    )
+
+
 def _encoder_size() -> Any:
     return setting(
         None,
@@ -88,6 +114,9 @@ class EvaluationConfig:
     )
     arch: str | None = _arch()
     stem: OtherStem | None = _stem()
+    prefix: str | None = _prefix()
+    mean: tuple[float, ...] | None = _mean()
+    std: tuple[float, ...] | None = _std()
     data: str | None = setting(
         None,
         "A data set by its name, or a folder with train/<class>/ and test/<class>/ (or val/).",
@@ -217,6 +246,9 @@ class CollectionConfig:
     data_path: Path | None = _data_path()
     arch: str | None = _arch()
     stem: OtherStem | None = _stem()
+    prefix: str | None = _prefix()
+    mean: tuple[float, ...] | None = _mean()
+    std: tuple[float, ...] | None = _std()
     size: int | None = _encoder_size()
     cache: Path = setting(Path("~/.cache/mixco"), "Where the index of a folder's files is kept.")
     workers: int | None = _workers()
@@ -385,6 +417,9 @@ class ExportConfig:
     )
     arch: str | None = _arch()
     stem: OtherStem | None = _stem()
+    prefix: str | None = _prefix()
+    mean: tuple[float, ...] | None = _mean()
+    std: tuple[float, ...] | None = _std()
     size: int | None = _encoder_size()
 
 

@@ -11,10 +11,11 @@ from mixco.runtime.errors import explain_machine_failures
 from mixco.runtime.progress import say, training, waited
 from mixco.runtime.seeding import generator_for
 from mixco.settings.config import PretrainConfig
-from mixco.training.checkpoints import signals_noticed
+from mixco.training.checkpoints import is_finished, signals_noticed
 from mixco.training.loggers import require
 from mixco.training.monitor import monitor, watched_views
 from mixco.training.optimisers import build_optimizer
+from mixco.training.rehearsal import Rehearsal, rehearse
 from mixco.training.run import leave, not_finite, opened
 from mixco.training.schedules import learning_rate
 from mixco.training.setup import Setup, build, prepare
@@ -24,7 +25,12 @@ from mixco.training.step import forward_backward, update
 REMEDY = "raise --micro-batches, or lower --batch-size, --queue or --size and give another --out"
 
 
-def pretrain(config: PretrainConfig, *, stop_after: int | None = None) -> Path:
+def pretrain(
+    config: PretrainConfig,
+    *,
+    stop_after: int | None = None,
+    rehearsals: tuple[Rehearsal, ...] = (),
+) -> Path:
     """Train an encoder without labels and leave everything in a run folder (see run_folder.py).
 
     A run that was stopped there, at any moment, is resumed and ends as one that never was stopped, with
@@ -34,7 +40,10 @@ def pretrain(config: PretrainConfig, *, stop_after: int | None = None) -> Path:
     Where torchrun started several processes, each trains on its part of every batch and the first one
     writes; the run is the one that a single process would make, but for rounding and batch norms.
 
+    Before the first step everything that comes last is tried: saving, reading back, drawing.
+
     stop_after: save and return after this step of the run; the same call without it resumes.
+    rehearsals: what else is tried then.
 
     Returns the run folder. Raises UserError for what the user can mend, also for a loss that is not
     finite: then the last good checkpoint stays. On SIGINT and SIGTERM the step is finished and saved,
@@ -42,15 +51,22 @@ def pretrain(config: PretrainConfig, *, stop_after: int | None = None) -> Path:
     """
     require(config.run.log_to)
     with ExitStack() as stack, explain_machine_failures(REMEDY):
-        return train(prepare(config, stack), stack, stop_after)
+        return train(prepare(config, stack), stack, stop_after, rehearsals)
 
 
-def train(setup: Setup, stack: ExitStack, stop_after: int | None = None) -> Path:
+def train(
+    setup: Setup,
+    stack: ExitStack,
+    stop_after: int | None = None,
+    rehearsals: tuple[Rehearsal, ...] = (),
+) -> Path:
     """The run of a setup, see `pretrain`. stack: given back when it is left, however."""
     compute, run_settings = setup.compute, setup.settings.run
     optimisation, seed = setup.settings.optimisation, run_settings.seed
     method = build(setup)  # before the folder is made: what cannot be built leaves none
     optimizer = build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
+    if rank() == 0 and not is_finished(run_settings.out):
+        rehearse(setup, method, rehearsals)
     run = stack.enter_context(opened(setup))
     if run.finished:
         say(f"{run.folder}: this run is finished already")

@@ -12,10 +12,9 @@ from torch import nn
 
 from mixco.data.decode import RGB
 from mixco.data.image_list import ImageList
-from mixco.data.images import Images
 from mixco.data.run_images import Where, digest, known_images, place_of, remember, same_place
 from mixco.encoders.checkpoint import save_encoder
-from mixco.plots import draw_curves, draw_views
+from mixco.models.families import first_line
 from mixco.runtime.device import describe
 from mixco.runtime.distributed import broadcast_object, rank, world
 from mixco.runtime.errors import UserError
@@ -28,7 +27,6 @@ from mixco.runtime.run_folder import (
     write_json,
     write_metrics,
 )
-from mixco.runtime.seeding import generator_for
 from mixco.settings.defaults import SIZES
 from mixco.settings.resolve import to_dict
 from mixco.settings.warnings import of_settings
@@ -42,10 +40,9 @@ from mixco.training.checkpoints import (
 )
 from mixco.training.loggers import followed_by
 from mixco.training.monitor import warn_of_collapse
-from mixco.training.setup import Setup, mixer_of
+from mixco.training.pictures import draw_pictures
+from mixco.training.setup import Setup
 from mixco.training.state import Record, TrainState, restored
-from mixco.views.augment import Augmentation
-from mixco.views.preview import Preview, preview
 
 
 class Run:
@@ -157,11 +154,13 @@ class Run:
         setup, folder = self.setup, self.folder
         backbone = method.get_submodule("encoder.backbone")
         save_encoder(folder / "encoder.safetensors", backbone, setup.encoder)
-        mix, seed = setup.settings.method.mix, setup.settings.run.seed
-        seen = preview_of(setup.images, setup.augmentation, mix, seed)
-        picture = (seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.pairs)
-        draw_views(folder / "views.png", *picture)
-        draw_curves(folder / "curves.png", {setup.name: state.records})
+        try:
+            draw_pictures(folder, setup, state.records)
+        except Exception as error:  # a picture is not worth a run
+            reason = first_line(error) or type(error).__name__
+            say(
+                f"warning: the pictures of the run could not be drawn ({reason}); the rest is whole"
+            )
         result = {
             "method": setup.name,
             "data": setup.images.source.name,
@@ -258,14 +257,6 @@ def only_class(source: ImageList) -> str | None:
     tops = {name.partition("/")[0] for name in source.files}
     in_folders = source.root.name == "train" and all("/" in name for name in source.files)
     return tops.pop() if in_folders and len(tops) == 1 else None
-
-
-def preview_of(images: Images, augmentation: Augmentation, mix: str, seed: int) -> Preview:
-    """Eight images as training sees them: their views, and mixed images of these."""
-    index = torch.linspace(0, len(images) - 1, min(8, len(images))).long()
-    originals, extents = images.canvases(index, 2 * augmentation.input.size)
-    draws = generator_for(seed, "what it saw")
-    return preview(originals, extents, augmentation, mixer_of(mix), draws)
 
 
 def say_epoch(record: Record, epochs: int, images_left: int) -> None:
