@@ -234,11 +234,12 @@ def _start_method() -> str:
 
 
 def _set_up_worker(_number: int) -> None:
-    """Ignore interrupts, which the run handles, and end when the run is killed.
+    """Ignore what a terminal sends to all of its processes, which the run handles, and end with the run.
 
     DataLoader's own check is of the parent process, which is the server here.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in {"SIGINT", "SIGHUP"} & set(signal.Signals.__members__):
+        signal.signal(signal.Signals[name], signal.SIG_IGN)
     run = multiprocessing.parent_process()
     assert run is not None
 

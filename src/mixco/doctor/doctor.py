@@ -98,12 +98,13 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     except UserError as error:
         unusable = unusable or str(error)
     found |= {"warnings": warnings.as_dicts(advice), "unusable": unusable}
-    show(found)
-    if config.json is not None:
-        try:
+    try:
+        if config.json is not None:
             write_json(config.json, found)
-        except OSError as error:
-            raise UserError(f"--json {config.json}: cannot be written ({error.strerror})") from None
+    except OSError as error:
+        raise UserError(f"--json {config.json}: cannot be written ({error.strerror})") from None
+    finally:
+        show(found)
     return found
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +23,7 @@ from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing
+from mixco.runtime.locks import LockHeld, locked
 from mixco.runtime.run_folder import read_json, write_json
 
 SHARD = 4 * FEATURE_BATCH
@@ -62,7 +62,7 @@ def embed_to_file(
     part = path.with_name(f"{path.name}.part")
     try:
         part.mkdir(parents=True, exist_ok=True)
-        with FileLock(part / ".lock", timeout=0):
+        with locked(part / ".lock", seconds=0):
             _claim(part, notes)
             count = len(source.files)
             files = [part / f"shard-{i:06d}.safetensors" for i in range(-(-count // shard))]
@@ -98,7 +98,7 @@ def embed_to_file(
             written = _assemble(path, source, files, notes)
         shutil.rmtree(part)
         return written
-    except Timeout:
+    except LockHeld:
         raise UserError(f"{path}: another process is writing it; wait for it, or end it") from None
     except OSError as error:
         raise UserError(

@@ -30,7 +30,8 @@ from mixco.runtime.device import (
 )
 from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import one_at_a_time, shown
+from mixco.runtime.files import shown
+from mixco.runtime.locks import one_at_a_time
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.run_folder import add_result, read_config, write_confusions
 from mixco.settings.commands import EvaluationConfig

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
 
 def free_space(path: Path) -> int:
     """Free bytes on the disk of `path`, which need not exist yet."""
@@ -88,12 +86,6 @@ def naming(path: Path) -> Iterator[None]:
 
 def shown(name: str) -> str:
     """A file's name for people; escaped where it has line breaks or other unprintable characters."""
-    return name if name.isprintable() else ascii(name)[1:-1]
-
-
-@contextmanager
-def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Only one process at a time is inside; the others wait. The lock ends with its process."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        yield
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

@@ -26,10 +26,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import naming, replacing
+from mixco.runtime.locks import LockHeld, locked
 from mixco.runtime.version import VERSION
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
@@ -113,11 +112,11 @@ def changing_json(path: Path) -> Iterator[dict[str, Any]]:
     lock = path.with_name(f".{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=LONGEST_WAIT):
+        with locked(lock, LONGEST_WAIT):
             content = read_results(path) if path.exists() else {}
             yield content
             write_json(path, content)
-    except Timeout:
+    except LockHeld:
         raise UserError(
             f"{path}: another process has held {lock.name} for over {LONGEST_WAIT} s; end it, or "
             "give another file"

@@ -49,7 +49,7 @@ from mixco.runtime.distributed import (
     split_batch,
     world,
 )
-from mixco.runtime.files import one_at_a_time
+from mixco.runtime.locks import one_at_a_time
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.seeding import generator_for
 from mixco.settings import defaults
