@@ -193,7 +193,7 @@ def decode_batches(
         for file, reason in batch.unreadable:
             if file not in unreadable:
                 unreadable[file] = reason
-                on_unreadable(shown(source.files[file]), reason)
+                on_unreadable(source.files[file], reason)
                 refuse_too_many(source, sorted(unreadable.items()), tolerated)
         if members is not None and not batch.readable.all():
             file, reason = batch.unreadable[-1]

@@ -63,7 +63,7 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     wanted = as_it_began(config.pretrain)
     compute = pick_compute(wanted)
     workers = processors() if wanted.data.workers is None else wanted.data.workers
-    cache = wanted.data.cache.expanduser()
+    cache = wanted.data.cache
     source = list_images(wanted.data.data, wanted.data.data_path, "pretrain", cache)
     source = infer_pixel_format(source, wanted.data.channels, wanted.data.bits)
 
@@ -125,7 +125,7 @@ def _set_up(
 ) -> Setup:
     """The run that would begin, with the images that can be read (good), as if they were streamed."""
     config, choices = choose_size(wanted, source, compute.device)
-    size, cache = size_of(config), config.data.cache.expanduser()
+    size, cache = size_of(config), config.data.cache
     loading = config.data.loading
     if loading == "auto":
         fits = fits_packed(source, size, cache, memory_bytes())
@@ -195,7 +195,7 @@ def _needs(
 ) -> dict[str, Any]:
     """Bytes of memory and of disk, and what there is."""
     settings, compute = setup.settings, setup.compute
-    size, cache = settings.data.size, settings.data.cache.expanduser()
+    size, cache = settings.data.size, settings.data.cache
     packed = settings.data.loading == "packed"
     side = min(2 * size, max(max(header.height, header.width) for header in read))
     canvases = len(source.files) * source.pixel.bytes * side**2 if packed else 0

@@ -95,7 +95,7 @@ def read_vectors(path: Path) -> Vectors:
     notes, names, vectors = _read(path)
     index = torch.arange(len(names))
     if notes["packed"]:  # images inside archives: CIFAR, STL-10, the sample
-        data_path = notes["data_path"] and Path(notes["data_path"])
+        data_path = notes["data_path"] and Path(notes["data_path"]).expanduser()
         source = list_images(notes["data"], data_path, notes["split"])
         places = {file: place for place, file in enumerate(source.files)}
         if not places.keys() >= set(names):

@@ -22,7 +22,7 @@ from mixco.embeddings.vectors import check_kind, read_notes, write_vectors
 from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import replacing
+from mixco.runtime.files import in_line, replacing
 from mixco.runtime.locks import LockHeld, locked
 from mixco.runtime.run_folder import read_json, write_json
 
@@ -137,7 +137,7 @@ def _assemble(path: Path, source: ImageList, files: list[Path], notes: dict[str,
             unreadable += json.loads(shard.metadata()["unreadable"])
             dim = max(dim, shard.get_slice("vectors").get_shape()[1])
     if unreadable:
-        lines = "".join(f"{file}\t{reason}\n" for file, reason in unreadable)
+        lines = "".join(f"{in_line(file)}\t{reason}\n" for file, reason in unreadable)
         path.with_name(f"{path.name}.unreadable.txt").write_text(lines, "utf-8", "surrogateescape")
     if not names:
         raise UserError(f"{source.root}: none of its {len(source.files)} images can be read")

@@ -168,16 +168,15 @@ def load_task(config: EvaluationConfig) -> Task:
     for line in encoder.report:
         say(line)
 
-    cache = config.cache.expanduser()
     workers = processors() if config.workers is None else config.workers
 
     def of_split(split: str, labels: str | None = None) -> Labelled:
-        source = with_labels(list_images(data, data_path, split, cache), labels)
+        source = with_labels(list_images(data, data_path, split, config.cache), labels)
         return _labelled(
-            source, encoder.description, cache=cache, loading=config.loading, workers=workers
+            source, encoder.description, cache=config.cache, loading=config.loading, workers=workers
         )
 
-    several = one_at_a_time(cache / ".several.lock")
+    several = one_at_a_time(config.cache / ".several.lock")
     with several if here.processes > 1 else nullcontext():
         if config.download:
             with downloading(data) as on_progress:
@@ -222,7 +221,7 @@ def _labelled(
             on_progress=on_progress,
         )
     for file, reason in images.unreadable_files:
-        warn_unreadable(shown(file), reason)
+        warn_unreadable(file, reason)
     if images.labels is None:
         raise UserError(f"{source.name} has no labels; give --data with images in class folders")
     return Labelled(images, images.labels)
@@ -253,7 +252,7 @@ def _of_run(run: Path) -> tuple[str, Path | None, float | None]:
 
 
 def warn_unreadable(file: str, reason: str) -> None:
-    say(f"warning: {file} cannot be read ({reason}); left out")
+    say(f"warning: {shown(file)} cannot be read ({reason}); left out")
 
 
 def accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -263,4 +262,4 @@ def accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float]:
 
 def _same_data(first: str, second: str) -> bool:
     """Do both name one data set: by the same name, or by paths of the same folder?"""
-    return first == second or Path(first).expanduser().resolve() == Path(second).resolve()
+    return first == second or Path(first).resolve() == Path(second).resolve()

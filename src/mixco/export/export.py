@@ -146,7 +146,7 @@ def _real_images(encoder: LoadedEncoder, config: dict[str, Any] | None) -> tuple
         try:
             data = config["data"]
             place = Path(data["data_path"]) if data["data_path"] else None
-            return _some_of(data["data"], place, Path(data["cache"]).expanduser(), size, channels)
+            return _some_of(data["data"], place, Path(data["cache"]), size, channels)
         except UserError as error:
             say(f"the run's own images cannot be opened ({error}); comparing on the sample's")
     pixels, name = _some_of("sample", None, None, size, 3)

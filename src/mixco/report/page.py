@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,10 +35,11 @@ from mixco.report.run import Run, read_run
 from mixco.report.table import group, load
 from mixco.runtime.device import Compute, memory_bytes, pick_device, pick_dtype, processors
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import replacing
+from mixco.runtime.files import at_home, replacing
 from mixco.runtime.progress import counting, say
 from mixco.runtime.run_folder import read_confusions, read_json
 from mixco.settings.commands import ReportConfig
+from mixco.settings.config import PretrainConfig
 from mixco.settings.resolve import command_of
 from mixco.training.run import preview_of
 from mixco.training.setup import split_holdout
@@ -75,7 +77,7 @@ def write_page(config: ReportConfig) -> Path:
         pictures.mkdir(parents=True, exist_ok=True)
         page = render(_content(config, runs, pictures))
         with replacing(out) as temporary:
-            temporary.write_bytes(page.encode("utf-8", "replace"))
+            temporary.write_bytes(page.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     return out
@@ -214,7 +216,7 @@ def open_run_images(run: Run, config: ReportConfig) -> Images:
             f"{run.folder}/config.json does not say which images the run had; give --data"
         )
     data_path = config.data_path or (Path(p) if (p := settings.get("data.data_path")) else None)
-    cache = Path(settings.get("data.cache", "~/.cache/mixco")).expanduser()
+    cache = _cache_of(run)
     source = list_images(config.data or settings["data.data"], data_path, "pretrain", cache)
     with counting(f"packing {source.name}") as on_progress:
         return open_images(
@@ -228,6 +230,14 @@ def open_run_images(run: Run, config: ReportConfig) -> Images:
             bits=settings.get("data.bits"),
             on_progress=on_progress,
         )
+
+
+def _cache_of(run: Run) -> Path:
+    """The cache that the run used; the usual one where that is another user's, or gone."""
+    usual = PretrainConfig().data.cache
+    cache = Path(at_home(run.config.get("data.cache", str(usual)), "--cache"))
+    there = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    return cache if os.access(there, os.W_OK) else Path(at_home(str(usual), "--cache"))
 
 
 def sees(run: Run, images: Images) -> Preview | None:

@@ -19,6 +19,7 @@ One file may collect the results of many runs: {name: {"config": {...}, "pretrai
 
 import csv
 import json
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import naming, replacing
+from mixco.runtime.files import naming, open_table, replacing
 from mixco.runtime.locks import LockHeld, locked
 from mixco.runtime.version import VERSION
 
@@ -37,6 +38,8 @@ LONGEST_WAIT = 60  # seconds for the lock of a results file; writing one takes m
 
 # Names that version 0.1 gave to numbers in metrics.jsonl and results.json, and their names today.
 RENAMED = {"waiting_share": "data_wait"}
+# Settings that earlier versions wrote with a `~` in them.
+PATHS = ("data", "data_path", "cache", "out")
 
 
 def new_run_folder(path: Path) -> Path:
@@ -60,7 +63,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, RENAMED applied. Raises UserError when it is missing or not JSON."""
+    """What a JSON file holds, as today's version would have written it.
+
+    Raises UserError when it is missing or not JSON.
+    """
     try:
         return _loads(path.read_text("utf-8"))
     except OSError as error:
@@ -72,9 +78,18 @@ def read_json(path: Path) -> Any:
 
 
 def _loads(text: str) -> Any:
-    return json.loads(
-        text, object_hook=lambda values: {RENAMED.get(k, k): v for k, v in values.items()}
-    )
+    return json.loads(text, object_hook=_as_today)
+
+
+def _as_today(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        RENAMED.get(k, k): _without_tilde(v) if k in PATHS and isinstance(v, str) else v
+        for k, v in values.items()
+    }
+
+
+def _without_tilde(path: str) -> str:
+    return os.path.expanduser(path)  # noqa: PTH111, Path's raises where there is no home
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -134,10 +149,7 @@ def add_result(run: Path, kind: str, values: dict[str, Any]) -> None:
 def write_confusions(run: Path, kind: str, counts: dict[tuple[str, str], int]) -> None:
     """Write confusions-<kind>.csv. counts: (class, predicted class) -> number of test images."""
     rows = [CONFUSIONS, *((*pair, number) for pair, number in counts.items())]
-    with (
-        replacing(run / f"confusions-{kind}.csv") as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
+    with replacing(run / f"confusions-{kind}.csv") as temporary, open_table(temporary, "w") as file:
         csv.writer(file).writerows(rows)
 
 
@@ -147,7 +159,7 @@ def read_confusions(path: Path) -> dict[tuple[str, str], int]:
     Raises UserError when the file is missing or damaged.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with open_table(path) as file:
             head, *rows = csv.reader(file)
         if tuple(head) != CONFUSIONS:
             raise ValueError(f"it begins with {head}")

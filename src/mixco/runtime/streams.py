@@ -165,7 +165,7 @@ def _open_closed() -> None:
 
 
 def _silence(stream: TextIO, *, even_files: bool = False) -> None:
-    """Send a stream, and what is left in its buffer, nowhere. A file is kept, which may take text again."""
+    """Send a stream nowhere, with what is left in its buffer. A file may take text again and stays."""
     with suppress(OSError, ValueError, AttributeError):
         number = stream.fileno()
         if even_files or not stat.S_ISREG(os.fstat(number).st_mode):

@@ -35,6 +35,7 @@ class DataConfig:
         "sample",
         f"A folder of images, or the name of a data set: {', '.join(DATASETS)}.",
         first=True,
+        may_be_path=True,
     )
     data_path: Path | None = setting(
         None,
@@ -298,6 +299,7 @@ class PretrainConfig:
         affects="nothing",
         chosen="nothing: no recipe",
         first=True,
+        may_be_path=True,
     )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

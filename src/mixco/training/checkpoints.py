@@ -279,7 +279,9 @@ def signals_noticed() -> Iterator[Callable[[], int]]:
     """Inside, a first SIGINT, SIGTERM or SIGHUP is only noted; a second one acts at once, as usual.
 
     SIGHUP comes when the terminal is closed; Windows has none. A signal that is ignored, as SIGHUP is
-    under nohup, stays ignored. Yields a function that returns the signal that has come, 0 for none. Signals reach only the main
+    under nohup, stays ignored.
+
+    Yields a function that returns the signal that has come, 0 for none. Signals reach only the main
     thread; elsewhere the function always returns 0.
     """
     came = 0

@@ -161,7 +161,7 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
     here = launch_env()
     compute = pick_compute(config, here.local_rank)
     data = config.data
-    cache, workers = data.cache.expanduser(), data.workers
+    cache, workers = data.cache, data.workers
     if workers is None:
         workers = max(1, processors() // here.local_processes)
     with one_at_a_time(cache / ".several.lock") if here.processes > 1 else nullcontext():

@@ -53,7 +53,7 @@ def download(
         return
     if data_path is None:
         raise UserError(f"downloading {name} needs --data-path, the folder that it is to lie in")
-    root = data_path.expanduser()
+    root = data_path
     missing = _what_is_missing(name, root)
     if missing is None:
         tell(f"{name} is in {root} already, and complete")
