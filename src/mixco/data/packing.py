@@ -20,6 +20,7 @@ from mixco.data.image_list import ImageList, picture_size, read_reduced
 from mixco.data.images import refuse_lost_classes, refuse_too_many
 from mixco.data.packed import PackedImages
 from mixco.runtime.errors import UserError
+from mixco.runtime.files import refuse_other_than_utf8
 
 FORMAT = 2  # part of the key: raise it when the same files are packed differently
 AHEAD = 512  # images decoded ahead of writing
@@ -48,6 +49,7 @@ def pack(
     the disk is too small.
     """
     path = packed_path(source, size, cache)
+    refuse_other_than_utf8(cache, "--cache")
     if not is_whole(path):
         try:
             cache.mkdir(parents=True, exist_ok=True)

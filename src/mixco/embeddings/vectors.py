@@ -24,7 +24,7 @@ from torch import Tensor
 from mixco.data.datasets import list_images
 from mixco.data.image_list import ImageList
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import replacing
+from mixco.runtime.files import refuse_other_than_utf8, replacing
 
 KINDS = (".parquet", ".npz", ".safetensors")
 
@@ -55,6 +55,8 @@ def check_kind(path: Path, names: Iterable[str] = ()) -> None:
     """Raises UserError unless a file of this kind can hold vectors and images with these names."""
     if path.suffix not in KINDS:
         raise UserError(f"--out must end in {', '.join(KINDS)}, got {path}")
+    if path.suffix != ".npz":
+        refuse_other_than_utf8(path, "--out")
     if path.suffix == ".parquet":
         _pyarrow()
         for name in names:

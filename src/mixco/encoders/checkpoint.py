@@ -29,7 +29,7 @@ from mixco.models.encoder import (
     usual_size,
 )
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import replacing
+from mixco.runtime.files import refuse_other_than_utf8, replacing
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Input
 
 LARGEST = 4096  # pixels of an encoder's input; a file with a larger side is damaged
@@ -216,6 +216,7 @@ def _fill(
 
 def _read(path: Path) -> tuple[Any, EncoderDescription | None]:
     """The weights and description of a backbone of mixco's; of other files, the content and None."""
+    refuse_other_than_utf8(path, "the encoder")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:

@@ -36,6 +36,17 @@ def at_home(path: str, option: str) -> str:
     raise UserError(f"{option} {path}: {why}; give {option} with a full path{here}")
 
 
+def refuse_other_than_utf8(path: Path, option: str) -> None:
+    """Raises UserError for a path that safetensors and TensorBoard cannot open: one that is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{option} {path}: its name is not UTF-8, and the libraries that read and write such files "
+            "take no other; rename it, or give another"
+        ) from None
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; synced and renamed to it at the end, removed on errors.

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import naming, open_table, replacing
+from mixco.runtime.files import naming, open_table, refuse_other_than_utf8, replacing
 from mixco.runtime.locks import LockHeld, locked
 from mixco.runtime.version import VERSION
 
@@ -43,7 +43,8 @@ PATHS = ("data", "data_path", "cache", "out")
 
 
 def new_run_folder(path: Path) -> Path:
-    """Make the run folder. Raises UserError where it is not empty: no run is ever overwritten."""
+    """Make the run folder. Raises UserError where it is not empty (no run is ever overwritten) or cannot be."""
+    refuse_other_than_utf8(path, "--out")
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
