@@ -346,8 +346,8 @@ def test_a_second_process_is_refused(photos: Path, tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [
             *(sys.executable, "-c"),
-            "import filelock, sys, time\n"
-            "with filelock.FileLock(sys.argv[1]):\n    print(1, flush=True); time.sleep(3600)",
+            "import pathlib, sys, time\nfrom mixco.runtime.locks import locked\n"
+            "with locked(pathlib.Path(sys.argv[1])):\n    print(1, flush=True); time.sleep(3600)",
             str(out / ".run.lock"),
         ],
         stdout=subprocess.PIPE,

@@ -37,7 +37,7 @@ def at_home(path: str, option: str) -> str:
 
 
 def refuse_other_than_utf8(path: Path, option: str) -> None:
-    """Raises UserError for a path that safetensors and TensorBoard cannot open: one that is not UTF-8."""
+    """Raises UserError for a path that is not UTF-8: safetensors and TensorBoard cannot open it."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

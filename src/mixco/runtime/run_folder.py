@@ -43,7 +43,10 @@ PATHS = ("data", "data_path", "cache", "out")
 
 
 def new_run_folder(path: Path) -> Path:
-    """Make the run folder. Raises UserError where it is not empty (no run is ever overwritten) or cannot be."""
+    """Make the run folder; no run is ever overwritten.
+
+    Raises UserError where it is not empty, or cannot be made.
+    """
     refuse_other_than_utf8(path, "--out")
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from typing import IO, Any, TextIO
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import shown
 
-ASCII = str.maketrans({"±": "+-", "…": "..."})  # our own characters, where they cannot be shown
+ASCII = {"±": "+-", "…": "..."}  # our own characters, where they cannot be shown
 
 
 class Unread(Exception):
@@ -84,8 +84,8 @@ class Answers(Messages):
         if isinstance(error, OSError) and error.errno != errno.EIO:
             _silence(stream, even_files=True)
             raise UserError(
-                f"what the command prints cannot be written ({error.strerror}); make room, or send it "
-                "elsewhere"
+                f"what the command prints cannot be written ({error.strerror}); its files are whole. "
+                "Make room, or send it elsewhere"
             ) from None
 
 
@@ -136,13 +136,17 @@ def _as_stream(stream: Any) -> TextIO:
 
 
 def _encodable(text: str, encoding: str) -> str:
+    if _fits(text, encoding):
+        return text
+    return "".join(c if _fits(c, encoding) else ASCII.get(c, ascii(c)[1:-1]) for c in text)
+
+
+def _fits(text: str, encoding: str) -> bool:
     try:
         text.encode(encoding)
-        return text
     except UnicodeEncodeError:
-        return text.translate(ASCII).encode(encoding, "backslashreplace").decode(encoding)
-    except LookupError:
-        return text
+        return False
+    return True
 
 
 def _open_closed() -> None:
