@@ -276,7 +276,7 @@ def test_a_lock_of_another_user_can_be_taken(
 
 
 def test_other_errors_of_a_lock_stay_errors(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
