@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,32 @@ def test_a_run_outlives_its_terminal(
     assert done.returncode == 0
     assert len(read_metrics(tmp_path / "run")) == 12
     assert "pretrain" in read_results(tmp_path / "run" / "results.json")
+
+
+def in_the_background(name: str) -> None:
+    """A job of a shell, `mixco ... &`, in a terminal that stops what writes to it from there."""
+    in_a_terminal(name, own=True)
+    modes = termios.tcgetattr(1)
+    modes[3] |= termios.TOSTOP
+    termios.tcsetattr(1, termios.TCSANOW, modes)
+    job = os.fork()
+    if job:  # the shell
+        _, status = os.waitpid(job, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            os.kill(job, signal.SIGKILL)
+            os._exit(99)
+        os._exit(os.waitstatus_to_exitcode(status))
+    os.setpgid(0, 0)
+
+
+def test_a_terminal_does_not_stop_what_writes_from_the_background() -> None:
+    master, slave = pty.openpty()
+    before = partial(in_the_background, os.ttyname(slave))
+    done = Python("-m", "mixco", "--version", before=before).wait()
+    assert done.returncode == 0
+    assert b"mixco" in os.read(master, 1000)
+    os.close(slave)
+    os.close(master)
 
 
 # From a shell.
