@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 import mixco.runtime.run_folder
 import mixco.runtime.version
 from mixco.runtime.errors import UserError
+from mixco.runtime.locks import locked
 from mixco.runtime.run_folder import (
     add_result,
     append_metrics,
@@ -169,7 +169,7 @@ def test_a_lock_that_is_held_for_too_long_is_named(
 ) -> None:
     monkeypatch.setattr(mixco.runtime.run_folder, "LONGEST_WAIT", 0.2)
     with (
-        FileLock(tmp_path / ".results.json.lock"),
+        locked(tmp_path / ".results.json.lock"),
         pytest.raises(UserError, match=r"another process.*\.results\.json\.lock"),
     ):
         add_result(tmp_path, "knn", {"top1": 1.0})

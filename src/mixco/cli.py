@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from mixco.evaluation import EVALUATIONS, evaluate, measured
 from mixco.runtime.errors import UserError
+from mixco.runtime.files import shown
+from mixco.runtime.streams import Unread, answer, shown_lines, usable_streams
 from mixco.runtime.version import VERSION
 from mixco.settings.commands import DoctorConfig, DownloadConfig
 from mixco.settings.config import PretrainConfig
@@ -61,7 +63,7 @@ def show_done(_: Any, path: Any) -> None:
 
 
 def show_value(_: Any, value: Any) -> None:
-    print(value)
+    answer(str(value))
 
 
 def show_nothing(*_: Any) -> None:
@@ -70,25 +72,28 @@ def show_nothing(*_: Any) -> None:
 
 def show_neighbours(_: Any, found: list[Any]) -> None:
     for each in found:
-        print(each.image)
+        answer(shown(each.image))
         for path, similarity in zip(each.paths, each.similarities, strict=True):
-            print(f"  {similarity:.4f}  {path}")
+            answer(f"  {similarity:.4f}  {shown(path)}")
 
 
 def show_duplicates(config: Any, groups: list[Any]) -> None:
     most = config.show or sys.maxsize
     for number, group in enumerate(groups[:most], 1):
-        print(f"group {number}: {len(group.paths)} images")
+        answer(f"group {number}: {len(group.paths)} images")
         rows = list(zip(group.paths, group.similarities, group.same_pixels_as, strict=True))
         for path, similarity, same in rows[:most]:
-            print(f"  {similarity:.4f}  {path}" + (f"  (the pixels of {same})" if same else ""))
+            answer(
+                f"  {similarity:.4f}  {shown(path)}"
+                + (f"  (the pixels of {shown(same)})" if same else "")
+            )
         if len(rows) > most:
-            print(f"  and {len(rows) - most:,} more")
+            answer(f"  and {len(rows) - most:,} more")
     if len(groups) > most:
-        print(f"and {len(groups) - most:,} groups more; --show 0, or --out FILE, has them all")
+        answer(f"and {len(groups) - most:,} groups more; --show 0, or --out FILE, has them all")
     more = sum(len(group.paths) - 1 for group in groups)
     exact = sum(same is not None for group in groups for same in group.same_pixels_as)
-    print(
+    answer(
         f"groups: {len(groups):,}, at a similarity of {config.threshold:g} or more; images besides the "
         f"first ones: {more:,}, exact copies among them: {exact:,}"
     )
@@ -98,13 +103,13 @@ def show_accuracy(kind: str, config: Any, result: dict[str, Any]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # of the processes that torchrun starts, the first one speaks
     top5 = f", top-5 {result['top5']:.2f} %" if "top5" in result else ""
-    print(
+    answer(
         f"{EVALUATIONS[measured(kind, config)].title}: top-1 {result['top1']:.2f} %{top5}  "
         f"({result['test_images']:,} images of {result['data']}, "
         f"{result['train_images']:,} labelled; {result['training']})"
     )
     if "best_epoch" in result:
-        print(
+        answer(
             f"  the last of {result['epochs']} epochs; the best on the test split, which is no result: "
             f"{result['best_top1']:.2f} % after epoch {result['best_epoch']}"
         )
@@ -234,26 +239,28 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command. A mistake of the user ends in one sentence on stderr and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     name, *rest = arguments or ["--help"]
-    try:
-        if name in ("--help", "-h"):
-            print(usage())
-        elif name == "--version":
-            print(f"mixco {VERSION}")
-        elif name in commands():
-            run(name, rest)
-        else:
-            raise UserError(f"{name} is not a command of mixco; {nearest(name, commands())}")
-    except UserError as error:
-        process = os.environ.get("RANK", "0")  # of those that torchrun started
-        who = "mixco" if process == "0" else f"mixco, process {process}"
-        print(f"{who}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # of `mixco ... | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt as stopped:
-        print(f"mixco: {str(stopped) or 'stopped; what was written stays'}", file=sys.stderr)
-        sys.exit(130)
+    with usable_streams():
+        try:
+            if name in ("--help", "-h"):
+                print(usage())
+            elif name == "--version":
+                print(f"mixco {VERSION}")
+            elif name in commands():
+                run(name, rest)
+            else:
+                raise UserError(f"{name} is not a command of mixco; {nearest(name, commands())}")
+        except UserError as error:
+            process = os.environ.get("RANK", "0")  # of those that torchrun started
+            _leave(f"mixco: {error}" if process == "0" else f"mixco, process {process}: {error}", 2)
+        except Unread:
+            sys.exit(1)
+        except KeyboardInterrupt as stopped:
+            _leave(f"mixco: {str(stopped) or 'stopped; what was written stays'}", 130)
+
+
+def _leave(sentence: str, code: int) -> None:
+    print(shown_lines(sentence), file=sys.stderr)
+    sys.exit(code)
 
 
 def _recipe_in(arguments: list[str]) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import mixco.cli
 from mixco.runtime.errors import UserError
+from mixco.runtime.streams import shown_lines, usable_streams
 from mixco.settings.resolve import nearest
 
 SAME = {
@@ -67,14 +68,15 @@ def main(command: str, translate: Callable[[list[str], Callable[[str], None]], l
     """Run a command of mixco with the arguments of this process, translated."""
 
     def tell(sentence: str) -> None:
-        print(f"mixco: {sentence}", file=sys.stderr)
+        print(shown_lines(f"mixco: {sentence}"), file=sys.stderr)
 
-    try:
-        options = translate(sys.argv[1:], tell)
-    except UserError as error:
-        tell(str(error))
-        sys.exit(2)
-    mixco.cli.main([command, *options])
+    with usable_streams():
+        try:
+            options = translate(sys.argv[1:], tell)
+        except UserError as error:
+            tell(str(error))
+            sys.exit(2)
+        mixco.cli.main([command, *options])
 
 
 def pretrain_options(arguments: list[str], tell: Callable[[str], None]) -> list[str]:

@@ -222,7 +222,7 @@ def _plot_lines(
             alpha=0.45 if line.faint else 1,
             marker="o" if len(when) <= 12 and not line.faint else None,
             markersize=3,
-            label="_" if line.faint or line.label in labelled else line.label,
+            label="_" if line.faint or line.label in labelled else shown(line.label),
         )
         if not line.faint:
             labelled.add(line.label)
@@ -289,7 +289,7 @@ def dots(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> Figure:
         axes.plot(values, [place] * len(values), "o", ms=6, color=colour, alpha=0.7, mew=0)
         if len(values) > 1:
             axes.plot([np.mean(values)] * 2, [place - 0.32, place + 0.32], color=colour, lw=2)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows], color=INK)
+    axes.set_yticks(range(len(rows)), [shown(name) for name, _ in rows], color=INK)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.margins(x=0.15)
     axes.locator_params(axis="x", nbins=5)
@@ -300,7 +300,7 @@ def dots(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> Figure:
 @styled()
 def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """counts: [true class, predicted class]; the more of a row a cell has, the darker it is."""
-    size = len(classes)
+    size, classes = len(classes), list(map(shown, classes))
     side = 0.8 + 0.3 * size + 0.08 * min(40, max(map(len, classes)))  # with room for the names
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
@@ -342,7 +342,7 @@ def scatter(
     for name, rows, colour in groups:
         x, y = places[list(rows)].T
         fill = LINE if colour is None else SERIES[colour]
-        axes.scatter(x, y, s=14, lw=0, label=name, color=fill)
+        axes.scatter(x, y, s=14, lw=0, label=shown(name), color=fill)
     half = thumbnail / 2
     for row, image in thumbnails:
         x, y = places[row]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from forked import python
 from run_folders import random_run
 from sample_images import unpack_sample
@@ -17,6 +16,7 @@ from mixco.data.datasets.folders import whole_folder
 from mixco.embeddings.vectors import read_vectors
 from mixco.embeddings.writing import embed_to_file
 from mixco.runtime.device import Compute
+from mixco.runtime.locks import locked
 
 COUNT = 30
 
@@ -138,7 +138,7 @@ def test_only_the_same_work_goes_on(tmp_path: Path, run: Path, photos: Path) -> 
     with pytest.raises(mixco.UserError, match=r"half\.npz\.part.*remove the folder"):
         mixco.embed(run, photos, out=half, cache=tmp_path)
     with (
-        FileLock(tmp_path / "half.npz.part" / ".lock"),
+        locked(tmp_path / "half.npz.part" / ".lock"),
         pytest.raises(mixco.UserError, match=r"half\.npz.*another process"),
     ):
         write(half, run, photos)

@@ -99,6 +99,7 @@ def test_stopped_after_some_steps(
     [
         ({"method": "moco", "mix": "mixco"}, 1, signal.SIGTERM),
         ({"method": "moco", "mix": "mixco"}, 1, signal.SIGINT),
+        ({"method": "moco", "mix": "mixco"}, 1, signal.SIGHUP),  # the terminal is closed
         # The last step of an epoch: its end is reached first.
         ({"method": "moco", "mix": "none"}, 2, signal.SIGTERM),
         ({"method": "simclr", "mix": "mixco"}, 3, signal.SIGTERM),  # the first of one
@@ -120,10 +121,10 @@ def test_stopped_by_a_signal(
     stopped = config(photos, tmp_path / "stopped", **settings)
     send_signal_in(monkeypatch, step, number)
     if step < EPOCHS * STEPS_PER_EPOCH - 1:
-        with pytest.raises(SystemExit if number == signal.SIGTERM else KeyboardInterrupt) as left:
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as left:
             pretrain(stopped)
-        if number == signal.SIGTERM:
-            assert left.value.code == 128 + 15  # type: ignore[union-attr]
+        if number != signal.SIGINT:
+            assert left.value.code == 128 + number  # type: ignore[union-attr]
         assert not (tmp_path / "stopped" / "encoder.safetensors").exists()
         state = torch.load(checkpoints(tmp_path / "stopped")[-1], weights_only=True)
         assert state["step"] == step + 1
@@ -178,14 +179,18 @@ def test_killed_at_any_moment(
     assert not list(out.rglob(".*-*.pt")), "half written files are cleared away"
 
 
-def test_what_is_ignored_stays_ignored() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with signals_noticed() as came:
-        signal.raise_signal(signal.SIGINT)
-        assert came() == 0
-        signal.raise_signal(signal.SIGTERM)
-        assert came() == signal.SIGTERM
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_is_ignored_stays_ignored(number: int) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with signals_noticed() as came:
+            signal.raise_signal(number)
+            assert came() == 0
+            signal.raise_signal(signal.SIGTERM)
+            assert came() == signal.SIGTERM
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def interrupted(photos: Path, out: Path, **settings: Any) -> PretrainConfig:
@@ -347,8 +352,8 @@ def test_a_second_process_is_refused(photos: Path, tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [
             *(sys.executable, "-c"),
-            "import filelock, sys, time\n"
-            "with filelock.FileLock(sys.argv[1]):\n    print(1, flush=True); time.sleep(3600)",
+            "import pathlib, sys, time\nfrom mixco.runtime.locks import locked\n"
+            "with locked(pathlib.Path(sys.argv[1])):\n    print(1, flush=True); time.sleep(3600)",
             str(out / ".run.lock"),
         ],
         stdout=subprocess.PIPE,

@@ -20,7 +20,7 @@ from mixco.data.image_list import ImageList, any_readable, picture_size, read_re
 from mixco.data.images import refuse_too_many
 from mixco.data.packed import PackedImages
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import shown
+from mixco.runtime.files import in_line, refuse_other_than_utf8
 
 FORMAT = 3  # part of the key: raise it when the same files are packed differently
 AHEAD = 512  # images decoded ahead of writing
@@ -46,13 +46,14 @@ def pack(
 
     workers: threads for images that are not small; None for one per core.
     on_progress(done, total) is called while packing.
-    leave_out: shown name -> reason, of files that are left out even where they can be read by now, since
-        the run began without them.
+    leave_out: name (see files.in_line) -> reason, of files that are left out even where they can be read
+        by now, since the run began without them.
 
     Raises UserError when more images cannot be read than the source allows, and when the disk is too
     small.
     """
     path = packed_path(source, size, cache)
+    refuse_other_than_utf8(cache, "--cache")
     if not is_whole(path) or any_readable(source, _unreadable_in(path), 2 * size):
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -68,9 +69,9 @@ def pack(
         images, extents = file.get_tensor("images"), file.get_tensor("extents")
     kept, unreadable = notes["kept"], [(i, reason) for i, reason in notes["unreadable"]]
     if leave_out and (
-        rows := [row for row, i in enumerate(kept) if shown(source.files[i]) in leave_out]
+        rows := [row for row, i in enumerate(kept) if in_line(source.files[i]) in leave_out]
     ):
-        unreadable += [(kept[row], leave_out[shown(source.files[kept[row]])]) for row in rows]
+        unreadable += [(kept[row], leave_out[in_line(source.files[kept[row]])]) for row in rows]
         stay = [row for row in range(len(kept)) if row not in set(rows)]
         images, extents, kept = images[stay], extents[stay], [kept[row] for row in stay]
     refuse_too_many(source, sorted(unreadable))

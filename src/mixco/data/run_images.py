@@ -23,7 +23,7 @@ from mixco.data.datasets import DATASETS, list_images
 from mixco.data.image_list import ImageList
 from mixco.data.pixel_format import spread
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import replacing, shown
+from mixco.runtime.files import at_home, replacing, shown
 from mixco.runtime.progress import say
 from mixco.runtime.run_folder import read_json, write_json
 
@@ -137,7 +137,12 @@ def place_of(where: Where) -> Path | None:
 
 
 def _full(path: Path) -> str:
-    return str(path.expanduser().resolve())
+    return str(_at_home(path).resolve())
+
+
+def _at_home(path: Path, option: str = "--data") -> Path:
+    """Runs of version 0.1 and 0.2 have a `~` in their config.json."""
+    return Path(at_home(str(path), option))
 
 
 def _relative(place: Path, run: Path) -> str | None:
@@ -151,7 +156,7 @@ def same_place(first: Path | str | None, second: Path | str | None) -> bool:
     """Do two paths lead to one place, however they are spelled? None is no place at all."""
     if first is None or second is None:
         return first is second
-    first, second = Path(first).expanduser(), Path(second).expanduser()
+    first, second = _at_home(Path(first)), _at_home(Path(second))
     try:
         return first.samefile(second)
     except (OSError, ValueError):
@@ -232,10 +237,14 @@ def is_list_of(known: Known, where: Where, cache: Path) -> bool:
 
 
 def cache_of(run: Path, given: Path, otherwise: Path) -> Path:
-    """The folder of packed images that a run had, if it is there still; given: as config.json has it."""
+    """The folder of packed images that a run had; `otherwise`, if it is gone or another user's.
+
+    given: as config.json has it.
+    """
     known = known_images(run)
-    places = [given.expanduser(), *([Path(known.cache)] if known else [])]
-    return next((place for place in places if place.is_dir()), otherwise.expanduser())
+    places = [_at_home(given, "--cache"), *([Path(known.cache)] if known else [])]
+    usable = (place for place in places if place.is_dir() and os.access(place, os.W_OK))
+    return next(usable, None) or _at_home(otherwise, "--cache")
 
 
 def _moved(where: Where, place: Path) -> Where:

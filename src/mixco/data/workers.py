@@ -192,7 +192,7 @@ def decode_batches(
         for file, reason in batch.unreadable:
             if file not in unreadable:
                 unreadable[file] = reason
-                on_unreadable(shown(source.files[file]), reason)
+                on_unreadable(source.files[file], reason)
                 refuse_too_many(source, sorted(unreadable.items()))
         if members is not None and not batch.readable.all():
             file, reason = batch.unreadable[-1]
@@ -233,11 +233,12 @@ def _start_method() -> str:
 
 
 def _set_up_worker(_number: int) -> None:
-    """Ignore interrupts, which the run handles, and end when the run is killed.
+    """Ignore what a terminal sends to all of its processes, which the run handles, and end with the run.
 
     DataLoader's own check is of the parent process, which is the server here.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in {"SIGINT", "SIGHUP"} & set(signal.Signals.__members__):
+        signal.signal(signal.Signals[name], signal.SIG_IGN)
     run = multiprocessing.parent_process()
     assert run is not None
 

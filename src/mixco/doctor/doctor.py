@@ -64,7 +64,7 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     wanted = as_it_began(config.pretrain)
     compute = pick_compute(wanted)
     workers = processors() if wanted.data.workers is None else wanted.data.workers
-    cache = wanted.data.cache.expanduser()
+    cache = wanted.data.cache
     source = list_images(wanted.data.data, wanted.data.data_path, "pretrain", cache)
     source = dataclasses.replace(source, max_unreadable=wanted.data.max_unreadable)
     source = infer_pixel_format(source, wanted.data.channels, wanted.data.bits)
@@ -104,12 +104,13 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     except UserError as error:
         unusable = unusable or str(error)
     found |= {"warnings": warnings.as_dicts(advice), "unusable": unusable}
-    show(found)
-    if config.json is not None:
-        try:
+    try:
+        if config.json is not None:
             write_json(config.json, found)
-        except OSError as error:
-            raise UserError(f"--json {config.json}: cannot be written ({error.strerror})") from None
+    except OSError as error:
+        raise UserError(f"--json {config.json}: cannot be written ({error.strerror})") from None
+    finally:
+        show(found)
     return found
 
 
@@ -131,7 +132,7 @@ def _set_up(
 ) -> Setup:
     """The run that would begin, with the images that can be read (good), as if they were streamed."""
     config, choices = choose_size(wanted, source, compute.device)
-    size, cache = size_of(config), config.data.cache.expanduser()
+    size, cache = size_of(config), config.data.cache
     loading = config.data.loading
     if loading == "auto":
         fits = fits_packed(source, size, cache, memory_bytes())
@@ -201,7 +202,7 @@ def _needs(
 ) -> dict[str, Any]:
     """Bytes of memory and of disk, and what there is."""
     settings, compute = setup.settings, setup.compute
-    size, cache = settings.data.size, settings.data.cache.expanduser()
+    size, cache = settings.data.size, settings.data.cache
     packed = settings.data.loading == "packed"
     side = min(2 * size, max(max(header.height, header.width) for header in read))
     canvases = len(source.files) * source.pixel.bytes * side**2 if packed else 0

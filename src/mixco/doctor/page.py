@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mixco.methods import run_name
+from mixco.runtime.files import shown
 from mixco.settings.defaults import memory_text
 
 NAMES_SHOWN = 3
@@ -16,7 +17,7 @@ NAMES_SHOWN = 3
 def show(found: dict[str, Any], console: Console | None = None) -> None:
     """Print the page; found: see doctor/doctor.py."""
     console = console or Console(highlight=False)
-    console.print(Text(f"Doctor: {found['data']}", style="bold"))
+    console.print(Text(f"Doctor: {shown(found['data'])}", style="bold"))
     _section(console, "Images", _images(found))
     if "config" in found:
         _section(console, "The run that would begin", _run(found))
@@ -47,7 +48,10 @@ def _section(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> N
 def _hanging(console: Console, name: str, text: str, style: str = "") -> None:
     """A name, and beside it a text in as many lines as it takes; no word, such as a path, is broken."""
     wrapped = textwrap.wrap(
-        text, max(20, console.width - len(name)), break_long_words=False, break_on_hyphens=False
+        shown(text),
+        max(20, console.width - len(name)),
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     for number, line in enumerate(wrapped):
         beside = Text(name if number == 0 else " " * len(name), style="dim")

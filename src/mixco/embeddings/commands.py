@@ -27,7 +27,7 @@ from mixco.encoders.checkpoint import fingerprint
 from mixco.plots import draw_neighbours
 from mixco.runtime.device import Compute, keep_freed_memory, pick_device, pick_dtype, processors
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import replacing
+from mixco.runtime.files import open_table, replacing
 from mixco.runtime.progress import counting, say
 from mixco.runtime.run_folder import read_json, write_json
 from mixco.settings.commands import (
@@ -318,7 +318,7 @@ def _write_groups(path: Path, groups: list[Duplicates]) -> None:
     if path.suffix == ".json":
         write_json(path, [asdict(group) for group in groups])
         return
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, open_table(temporary, "w") as file:
         writer = csv.writer(file)
         writer.writerow(("group", "path", "similarity", "same_pixels_as"))
         for number, group in enumerate(groups, 1):

@@ -22,6 +22,7 @@ from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.models.encoder import Stem
 from mixco.runtime.device import Compute, pick_device, pick_dtype
 from mixco.runtime.errors import UserError
+from mixco.runtime.files import at_home
 
 Picture = Image.Image | NDArray[Any] | Tensor
 Pictures = str | PathLike[str] | Picture | Iterable[str | PathLike[str] | Picture]
@@ -109,7 +110,7 @@ def load_encoder(
     another shape (see checkpoint.load_encoder).
     """
     loaded = checkpoint.load_encoder(
-        Path(path), arch=arch, stem=stem, size=size, prefix=prefix, mean=mean, std=std
+        _file(path), arch=arch, stem=stem, size=size, prefix=prefix, mean=mean, std=std
     )
     return Embedder(**vars(loaded))
 
@@ -120,7 +121,7 @@ def image_lists(images: Pictures) -> Iterator[ImageList]:
     Raises UserError for objects of another kind.
     """
     if isinstance(images, (str, PathLike)):
-        path = Path(images).expanduser()
+        path = _file(images)
         yield whole_folder(path) if path.is_dir() else _of_files([path])
     elif isinstance(images, Image.Image) or (
         isinstance(images, (np.ndarray, Tensor)) and images.ndim == 3
@@ -135,9 +136,13 @@ def image_lists(images: Pictures) -> Iterator[ImageList]:
             yield _of_pixels([_pixels(picture) for picture in some])
 
 
+def _file(path: str | PathLike[str]) -> Path:
+    return Path(at_home(str(Path(path)), "images"))
+
+
 def _of_files(paths: Iterable[Any]) -> ImageList:
     try:
-        files = tuple(str(Path(path).expanduser()) for path in paths)
+        files = tuple(str(_file(path)) for path in paths)
     except TypeError as error:
         raise UserError(
             f"images: expected only paths after the first path ({error}); embed other images separately"

@@ -24,7 +24,7 @@ from torch import Tensor
 from mixco.data.datasets import list_images
 from mixco.data.image_list import ImageList
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import replacing
+from mixco.runtime.files import refuse_other_than_utf8, replacing
 
 KINDS = (".parquet", ".npz", ".safetensors")
 
@@ -55,6 +55,8 @@ def check_kind(path: Path, names: Iterable[str] = ()) -> None:
     """Raises UserError unless a file of this kind can hold vectors and images with these names."""
     if path.suffix not in KINDS:
         raise UserError(f"--out must end in {', '.join(KINDS)}, got {path}")
+    if path.suffix != ".npz":
+        refuse_other_than_utf8(path, "--out")
     if path.suffix == ".parquet":
         _pyarrow()
         for name in names:
@@ -100,7 +102,7 @@ def read_vectors(path: Path) -> Vectors:
     notes, names, vectors = _read(path)
     index = torch.arange(len(names))
     if notes["packed"]:  # images inside archives: CIFAR, STL-10, the sample
-        data_path = notes["data_path"] and Path(notes["data_path"])
+        data_path = notes["data_path"] and Path(notes["data_path"]).expanduser()
         source = list_images(notes["data"], data_path, notes["split"])
         places = {file: place for place, file in enumerate(source.files)}
         if not places.keys() >= set(names):

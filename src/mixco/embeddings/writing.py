@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,7 +23,8 @@ from mixco.embeddings.vectors import check_kind, read_names, read_notes, write_v
 from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import replacing, shown
+from mixco.runtime.files import in_line, replacing, shown
+from mixco.runtime.locks import LockHeld, locked
 from mixco.runtime.run_folder import read_json, write_json
 
 SHARD = 4 * FEATURE_BATCH
@@ -70,7 +70,7 @@ def embed_to_file(
     part = path.with_name(f"{path.name}.part")
     try:
         part.mkdir(parents=True, exist_ok=True)
-        with FileLock(part / ".lock", timeout=0):
+        with locked(part / ".lock", seconds=0):
             _claim(part, notes)
             files = [part / f"shard-{i:06d}.safetensors" for i in range(-(-count // shard))]
             todo = [
@@ -112,7 +112,7 @@ def embed_to_file(
             written = _assemble(path, source, files, notes)
         shutil.rmtree(part)
         return written
-    except Timeout:
+    except LockHeld:
         raise UserError(f"{path}: another process is writing it; wait for it, or end it") from None
     except OSError as error:
         raise UserError(
@@ -151,7 +151,7 @@ def _assemble(path: Path, source: ImageList, files: list[Path], notes: dict[str,
             unreadable += json.loads(shard.metadata()["unreadable"])
             dim = max(dim, shard.get_slice("vectors").get_shape()[1])
     if unreadable:
-        lines = "".join(f"{file}\t{reason}\n" for file, reason in unreadable)
+        lines = "".join(f"{in_line(file)}\t{reason}\n" for file, reason in unreadable)
         _unreadable_list(path).write_text(lines, "utf-8", "surrogateescape")
     else:
         _unreadable_list(path).unlink(missing_ok=True)

@@ -37,7 +37,7 @@ from mixco.models.families import (
     usual_size,
 )
 from mixco.runtime.errors import UserError, of_the_machine
-from mixco.runtime.files import replacing
+from mixco.runtime.files import refuse_other_than_utf8, replacing
 from mixco.runtime.setting import option
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Input
 
@@ -296,6 +296,7 @@ def _fill(
 
 def _read(path: Path) -> tuple[Any, EncoderDescription | None]:
     """The weights and description of a backbone of mixco's; of other files, the content and None."""
+    refuse_other_than_utf8(path, "the encoder")
     try:
         content: Any
         about: Any

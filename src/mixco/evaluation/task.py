@@ -33,7 +33,8 @@ from mixco.runtime.device import (
 )
 from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import one_at_a_time, shown
+from mixco.runtime.files import shown
+from mixco.runtime.locks import one_at_a_time
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.run_folder import add_result, read_config, write_confusions
 from mixco.settings.commands import EvaluationConfig
@@ -161,7 +162,7 @@ def load_task(config: EvaluationConfig) -> Task:
         mean=config.mean,
         std=config.std,
     )
-    cache = config.cache.expanduser()
+    cache = config.cache
     own, recipe_lr = False, None
     if config.run is not None:
         trained_on, recipe_lr = _of_run(config.run)
@@ -247,7 +248,7 @@ def _labelled(
             on_progress=on_progress,
         )
     for file, reason in images.unreadable_files:
-        warn_unreadable(shown(file), reason)
+        warn_unreadable(file, reason)
     if images.labels is None:
         raise UserError(f"{source.name} has no labels; give --data with images in class folders")
     refuse_lost_classes(source, images.labels)
@@ -279,7 +280,7 @@ def _of_run(run: Path) -> tuple[Where, float | None]:
 
 
 def warn_unreadable(file: str, reason: str) -> None:
-    say(f"warning: {file} cannot be read ({reason}); left out")
+    say(f"warning: {shown(file)} cannot be read ({reason}); left out")
 
 
 def accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float | None]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from mixco.report.table import table
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import collect
+from mixco.runtime.streams import answer
 from mixco.settings.commands import ReportConfig
 from mixco.settings.resolve import check_ranges
 
@@ -23,7 +24,7 @@ def report(config: ReportConfig) -> Path | None:
         for run in config.runs:
             collect(run, config.collect, config.name or run.resolve().name)
     if config.table:
-        print(table(config.runs))
+        answer(table(config.runs))
     if not page:
         return None
     from mixco.report.page import write_page  # it takes time to load

@@ -139,7 +139,7 @@ def chosen_query(embedding: Embedding, path: Path, k: int) -> Query:
     input, compute = embedding.encoder.description.input, embedding.compute
     try:
         pixel = embedding.images.source.pixel
-        picture = decode(path.expanduser().read_bytes(), embedding.side, pixel)
+        picture = decode(path.read_bytes(), embedding.side, pixel)
     except OSError as error:
         raise UserError(
             f"--images {path}: cannot be read ({error.strerror}); give image files, or names below "
@@ -162,8 +162,8 @@ def chosen_query(embedding: Embedding, path: Path, k: int) -> Query:
 def _row_of(embedding: Embedding, path: Path) -> int | None:
     root = embedding.images.source.root
     wanted = {path.as_posix()}
-    if path.expanduser().exists() and path.expanduser().resolve().is_relative_to(root.resolve()):
-        wanted.add(path.expanduser().resolve().relative_to(root.resolve()).as_posix())
+    if path.exists() and path.resolve().is_relative_to(root.resolve()):
+        wanted.add(path.resolve().relative_to(root.resolve()).as_posix())
     rows = (
         r for r, i in enumerate(embedding.index.tolist()) if embedding.images.files[i] in wanted
     )

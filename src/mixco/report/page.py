@@ -77,7 +77,7 @@ def write_page(config: ReportConfig) -> Path:
         pictures.mkdir(parents=True, exist_ok=True)
         page = render(_content(config, runs, pictures))
         with replacing(out) as temporary:
-            temporary.write_bytes(page.encode("utf-8", "replace"))
+            temporary.write_bytes(page.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     return out

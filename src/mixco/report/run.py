@@ -77,7 +77,9 @@ def read_run(folder: Path) -> Run:
             f"{folder}: config.json, results.json or versions.json is damaged; restore it or run again"
         )
     unreadable = folder / "unreadable.txt"
-    lines = unreadable.read_text("utf-8", "replace").splitlines() if unreadable.exists() else []
+    lines = (
+        unreadable.read_text("utf-8", "surrogateescape").splitlines() if unreadable.exists() else []
+    )
     metrics = folder / "metrics.jsonl"
     touched, records = "", []
     if metrics.exists():

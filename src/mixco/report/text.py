@@ -8,6 +8,7 @@ from mixco.evaluation import EVALUATIONS
 from mixco.evaluation.kinds import base_kind, in_order, title_of
 from mixco.methods import title
 from mixco.report.run import Run
+from mixco.runtime.files import shown
 
 SLOW_DATA = 0.2  # part of the time that a run waits for its images
 
@@ -179,10 +180,10 @@ def warnings(run: Run, images: int | None) -> list[str]:
             "last checkpoint and epoch; the same command continues it."
         )
     if run.unreadable:
-        files = [line.split("\t")[0] for line in run.unreadable]
-        shown = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
+        files = [shown(line.split("\t")[0]) for line in run.unreadable]
+        some = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
         found.append(
-            f"{len(files):,} images could not be read and were left out: {shown} "
+            f"{len(files):,} images could not be read and were left out: {some} "
             "(unreadable.txt lists all, with reasons)."
         )
     pretraining = run.results.get("pretrain", {})

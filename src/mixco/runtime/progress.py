@@ -1,7 +1,6 @@
 """Progress for people: a bar in a terminal or a notebook, a line an epoch in a log file."""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -24,12 +23,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mixco.runtime.files import shown
+from mixco.runtime.streams import shown_lines, stderr_of_the_moment
 
 T = TypeVar("T")
 
 # Under torchrun only the first process prints.
-console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+console = Console(
+    file=stderr_of_the_moment(), highlight=False, quiet=os.environ.get("RANK", "0") != "0"
+)
 
 
 class Stopwatch:
@@ -96,7 +97,7 @@ def _bar(*columns: ProgressColumn) -> Progress:
 def redraws() -> bool:
     """Can a shown line be redrawn? In a terminal, and in a notebook with ipywidgets."""
     in_notebook = console.is_jupyter and find_spec("ipywidgets") is not None
-    return not console.quiet and (sys.stderr.isatty() or in_notebook)
+    return not console.quiet and (console.file.isatty() or in_notebook)
 
 
 @contextmanager
@@ -181,10 +182,12 @@ def in_words(
 @contextmanager
 def doing(description: str) -> Iterator[None]:
     """Inside, a terminal shows the description and a spinner."""
-    with console.status(description) if sys.stderr.isatty() else nullcontext():
+    spinner = "dots" if console.encoding.startswith("utf") else "line"
+    showing = console.status(description, spinner=spinner)
+    with showing if console.file.isatty() else nullcontext():
         yield
 
 
 def say(text: str) -> None:
     """Print a line, above the bar where there is one. Under torchrun only the first process prints."""
-    console.print("\n".join(map(shown, text.split("\n"))), soft_wrap=True, markup=False)
+    console.print(shown_lines(text), soft_wrap=True, markup=False)

@@ -21,6 +21,7 @@ One file may collect the results of many runs: {name: {"config": {...}, "pretrai
 
 import csv
 import json
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +29,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import naming, replacing
+from mixco.runtime.files import naming, open_table, refuse_other_than_utf8, replacing
+from mixco.runtime.locks import LockHeld, locked
 from mixco.runtime.version import VERSION
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
@@ -40,10 +40,16 @@ LONGEST_WAIT = 60  # seconds for the lock of a results file; writing one takes m
 
 # Names that version 0.1 gave to numbers in metrics.jsonl and results.json, and their names today.
 RENAMED = {"waiting_share": "data_wait"}
+# Settings that earlier versions wrote with a `~` in them.
+PATHS = ("data", "data_path", "cache", "out")
 
 
 def new_run_folder(path: Path) -> Path:
-    """Make the run folder. Raises UserError where it is not empty: no run is ever overwritten."""
+    """Make the run folder; no run is ever overwritten.
+
+    Raises UserError where it is not empty, or cannot be made.
+    """
+    refuse_other_than_utf8(path, "--out")
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
@@ -63,7 +69,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, RENAMED applied. Raises UserError when it is missing or not JSON."""
+    """What a JSON file holds, as today's version would have written it.
+
+    Raises UserError when it is missing or not JSON.
+    """
     try:
         return _loads(path.read_text("utf-8"))
     except OSError as error:
@@ -75,9 +84,18 @@ def read_json(path: Path) -> Any:
 
 
 def _loads(text: str) -> Any:
-    return json.loads(
-        text, object_hook=lambda values: {RENAMED.get(k, k): v for k, v in values.items()}
-    )
+    return json.loads(text, object_hook=_as_today)
+
+
+def _as_today(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        RENAMED.get(k, k): _without_tilde(v) if k in PATHS and isinstance(v, str) else v
+        for k, v in values.items()
+    }
+
+
+def _without_tilde(path: str) -> str:
+    return os.path.expanduser(path)  # noqa: PTH111, Path's raises where there is no home
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -115,11 +133,11 @@ def changing_json(path: Path) -> Iterator[dict[str, Any]]:
     lock = path.with_name(f".{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=LONGEST_WAIT):
+        with locked(lock, LONGEST_WAIT):
             content = read_results(path) if path.exists() else {}
             yield content
             write_json(path, content)
-    except Timeout:
+    except LockHeld:
         raise UserError(
             f"{path}: another process has held {lock.name} for over {LONGEST_WAIT} s; end it, or "
             "give another file"
@@ -137,10 +155,7 @@ def add_result(run: Path, kind: str, values: dict[str, Any]) -> None:
 def write_confusions(run: Path, kind: str, counts: dict[tuple[str, str], int]) -> None:
     """Write confusions-<kind>.csv. counts: (class, predicted class) -> number of test images."""
     rows = [CONFUSIONS, *((*pair, number) for pair, number in counts.items())]
-    with (
-        replacing(run / f"confusions-{kind}.csv") as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
+    with replacing(run / f"confusions-{kind}.csv") as temporary, open_table(temporary, "w") as file:
         csv.writer(file).writerows(rows)
 
 
@@ -150,7 +165,7 @@ def read_confusions(path: Path) -> dict[tuple[str, str], int]:
     Raises UserError when the file is missing or damaged.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with open_table(path) as file:
             head, *rows = csv.reader(file)
         if tuple(head) != CONFUSIONS:
             raise ValueError(f"it begins with {head}")

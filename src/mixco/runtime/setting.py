@@ -48,6 +48,8 @@ class Setting(NamedTuple):
     """Is it given without its name? What must be given always is."""
     old_name: str | None = None
     """A spelling of an earlier version, which is still understood."""
+    may_be_path: bool = False
+    """Is a text the path of a file or folder, unless it is something else's name?"""
 
     @property
     def range(self) -> str:

@@ -121,6 +121,7 @@ class EvaluationConfig:
         None,
         "A data set by its name, or a folder with train/<class>/ and test/<class>/ (or val/).",
         chosen="the run",
+        may_be_path=True,
     )
     data_path: Path | None = _data_path()
     train_folder: str | None = setting(
@@ -140,6 +141,7 @@ class EvaluationConfig:
         None,
         "1% or 10% of the train split's labels, or a file that lists images.",
         chosen="nothing: all labels",
+        may_be_path=True,
     )
     max_unreadable: float = setting(
         MAX_UNREADABLE,
@@ -269,6 +271,7 @@ class EmbedConfig:
         chosen="the run",
         metavar="[DATA]",
         positional=True,
+        may_be_path=True,
     )
     out: Path | None = setting(
         None,
@@ -289,12 +292,16 @@ class NeighboursConfig:
         MISSING, "A run folder, an encoder.safetensors or a checkpoint.", metavar="RUN"
     )
     images: tuple[str, ...] = setting(
-        MISSING, "Image files, or names of images in the collection.", metavar="IMAGE ..."
+        MISSING,
+        "Image files, or names of images in the collection.",
+        metavar="IMAGE ...",
+        may_be_path=True,
     )
     among: str | None = setting(
         None,
         "A file of `mixco embed`, a folder of images or the name of a data set.",
         chosen="the run",
+        may_be_path=True,
     )
     k: int = setting(10, "Neighbours of each image.", at_least=1)
     picture: Path | None = setting(None, "A PNG that shows them.", chosen="nothing: no picture")
@@ -314,6 +321,7 @@ class DuplicatesConfig:
         None,
         "A file of `mixco embed`, a folder of images or the name of a data set.",
         chosen="the run",
+        may_be_path=True,
     )
     threshold: float = setting(
         0.999,
@@ -372,6 +380,7 @@ class ReportConfig:
         None,
         "Where the run's images lie, if they have moved: a name or a folder, as in `mixco pretrain`.",
         chosen="the run",
+        may_be_path=True,
     )
     data_path: Path | None = _data_path()
     device: Device = _device()

@@ -36,6 +36,7 @@ class DataConfig:
         f"A folder of images, or the name of a data set: {', '.join(DATASETS)}.",
         chosen="nothing: none; it must be given",
         first=True,
+        may_be_path=True,
     )
     data_path: Path | None = setting(
         None,
@@ -306,6 +307,7 @@ class PretrainConfig:
         affects="nothing",
         chosen="nothing: no recipe",
         first=True,
+        may_be_path=True,
     )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

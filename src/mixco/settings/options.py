@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import tyro
 
 from mixco.runtime.setting import Setting, declared, option
-from mixco.settings.resolve import dotted_fields, with_choices
+from mixco.settings.resolve import dotted_fields, expanded, with_choices
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ def parse(cls: type[T], command: str, arguments: list[str], default: T | None = 
     """Read options without prefixes, whichever part of the config they belong to.
 
     default: gives the values of options that are not on the command line, such as those of a recipe.
-    A mistake ends the process with exit code 2 and a sentence.
+    A `~` in paths becomes the home folder. A mistake ends the process with exit code 2 and a sentence.
     """
     about = (cls.__doc__ or "").partition(": ")[2]
     parsed: Any = tyro.cli(
@@ -38,7 +38,7 @@ def parse(cls: type[T], command: str, arguments: list[str], default: T | None = 
     for name, value in vars(parsed).items():
         values |= vars(value) if dataclasses.is_dataclass(value) else {name: value}
     config: T = _assemble(cls, values)
-    return config
+    return expanded(config)
 
 
 def _renamed(cls: type, arguments: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from mixco.methods import METHODS
 from mixco.runtime.errors import UserError
+from mixco.runtime.files import at_home
 from mixco.runtime.setting import Affects, Setting, declared, option, refuse_out_of_range
 from mixco.settings import defaults
 from mixco.settings.commands import LinearConfig
@@ -57,7 +58,7 @@ def load_recipe(recipe: str) -> PretrainConfig:
         text = resources.files("mixco").joinpath("recipes", f"{recipe}.toml").read_text("utf-8")
     elif recipe.endswith(".toml"):
         try:
-            text = Path(recipe).read_text("utf-8")
+            text = Path(at_home(recipe, "--recipe")).read_text("utf-8")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
             raise UserError(
@@ -128,6 +129,8 @@ def affects() -> dict[str, Affects]:
 def with_settings(config: T, settings: dict[str, Any], where: str) -> T:
     """The config with some settings changed, each by its flat name, in whichever part it belongs to.
 
+    A `~` in its paths becomes the home folder (`expanded`).
+
     Raises UserError for an unknown name, with the nearest known one, and for a value of a wrong type.
     """
     known = flat_fields(type(config))
@@ -148,7 +151,27 @@ def with_settings(config: T, settings: dict[str, Any], where: str) -> T:
                 changes[name] = _convert(kind, value, f"{where}: {name}", found)
         return dataclasses.replace(part, **changes)
 
-    return typing.cast(T, changed(config))
+    return expanded(typing.cast(T, changed(config)))
+
+
+def expanded(config: T) -> T:
+    """The config with the home folder in place of a `~` in all of its paths.
+
+    Raises UserError, which names the option, where there is no such home.
+    """
+    changes = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, found = getattr(config, field.name), _setting(field)
+        changes[field.name] = _expanded(value, found, field.name) if found else expanded(value)
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def _expanded(value: Any, setting: Setting, name: str) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_expanded(each, setting, name) for each in value)
+    if isinstance(value, Path):
+        return Path(at_home(str(value), option(name)))
+    return at_home(value, option(name)) if setting.may_be_path and value else value
 
 
 KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", Path: "a path"}

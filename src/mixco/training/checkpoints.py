@@ -11,17 +11,17 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 
 from mixco.data.run_images import known_images, same_place
 from mixco.encoders.checkpoint import save_checkpoint
 from mixco.runtime.errors import UserError, of_the_machine, out_of_memory
+from mixco.runtime.locks import LockHeld, locked
 from mixco.runtime.run_folder import new_run_folder, read_config, read_results, write_json
 from mixco.settings.resolve import affects
 
@@ -159,9 +159,10 @@ def _of_others(folder: Path) -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> AbstractContextManager[object]:
+    held = ExitStack()
     try:
-        held = FileLock(folder / LOCK).acquire(timeout=0)
-    except Timeout:
+        held.enter_context(locked(folder / LOCK, seconds=0))
+    except LockHeld:
         raise UserError(
             f"--out {folder}: another process is training there; wait for it, stop it, or give "
             "another --out"
@@ -297,7 +298,10 @@ class Due:
 
 @contextmanager
 def signals_noticed() -> Iterator[Callable[[], int]]:
-    """Inside, a first SIGINT or SIGTERM is only noted; a second one acts at once, as usual.
+    """Inside, a first SIGINT, SIGTERM or SIGHUP is only noted; a second one acts at once, as usual.
+
+    SIGHUP comes when the terminal is closed; Windows has none. A signal that is ignored, as SIGHUP is
+    under nohup, stays ignored.
 
     Yields a function that returns the signal that has come, 0 for none. Signals reach only the main
     thread; elsewhere the function always returns 0.
@@ -318,7 +322,8 @@ def signals_noticed() -> Iterator[Callable[[], int]]:
             number, handler = before.popitem()
             signal.signal(number, handler)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
         # A shell lets what it starts in the background ignore Ctrl-C; that stays so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, note)

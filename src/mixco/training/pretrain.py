@@ -46,8 +46,8 @@ def pretrain(
     rehearsals: what else is tried then.
 
     Returns the run folder. Raises UserError for what the user can mend, also for a loss that is not
-    finite: then the last good checkpoint stays. On SIGINT and SIGTERM the step is finished and saved,
-    and KeyboardInterrupt or SystemExit(143) raised; a second signal acts at once.
+    finite: then the last good checkpoint stays. On SIGINT, SIGTERM and SIGHUP the step is finished and
+    saved, and KeyboardInterrupt or SystemExit(128 + its number) raised; a second signal acts at once.
     """
     require(config.run.log_to)
     with ExitStack() as stack, explain_machine_failures(REMEDY):

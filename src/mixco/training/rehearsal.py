@@ -24,8 +24,8 @@ Rehearsal = Callable[[LoadedEncoder, Path], None]
 """Tries something with the encoder; the folder is empty, and removed afterwards."""
 
 IMAGES = 2
-# Of the largest feature. Another memory layout rounds differently, on a GPU in TF32 too; weights that were
-# mixed up change features by far more.
+# Of the largest feature. Another memory layout rounds differently, on a GPU in TF32 too; weights that
+# were mixed up change features by far more.
 ROUNDING = 2e-2
 
 

@@ -18,7 +18,7 @@ from mixco.models.families import first_line
 from mixco.runtime.device import describe
 from mixco.runtime.distributed import broadcast_object, rank, world
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import naming, replacing, shown
+from mixco.runtime.files import in_line, naming, replacing, shown
 from mixco.runtime.progress import NUMBERS, in_words, redraws, say
 from mixco.runtime.run_folder import (
     add_result,
@@ -136,7 +136,7 @@ class Run:
     def on_unreadable(self, file: str, reason: str) -> None:
         """List an image that cannot be read, once."""
         if self.folder.is_dir():  # other machines may not share it
-            path, line = self.folder / "unreadable.txt", f"{file}\t{reason}\n"
+            path, line = self.folder / "unreadable.txt", f"{in_line(file)}\t{reason}\n"
             with (
                 naming(path),
                 path.open("a+", encoding="utf-8", errors="surrogateescape") as listed,
@@ -144,7 +144,7 @@ class Run:
                 listed.seek(0)
                 if line not in listed:
                     listed.write(line)
-        place = self.setup.images.source.root / file
+        place = shown(str(self.setup.images.source.root / file))
         say(f"warning: {place} cannot be read ({reason}); left out")
 
     def finish(self, method: nn.Module, state: TrainState) -> None:
@@ -204,9 +204,9 @@ class Run:
         for note in setup.images.source.notes:
             say(note)
         if unreadable := setup.images.unreadable_files:
-            lines = [f"{shown(file)}\t{reason}\n" for file, reason in unreadable]
+            lines = [f"{in_line(file)}\t{reason}\n" for file, reason in unreadable]
             with replacing(path) as temporary:
-                temporary.write_text("".join(lines), "utf-8")
+                temporary.write_text("".join(lines), "utf-8", "surrogateescape")
             say(f"{len(lines)} unreadable images left out, listed in {path}")
         elif setup.images.loading == "packed":
             path.unlink(missing_ok=True)  # of a start at which some could not be read

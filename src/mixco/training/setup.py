@@ -50,7 +50,7 @@ from mixco.runtime.distributed import (
     split_batch,
     world,
 )
-from mixco.runtime.files import one_at_a_time
+from mixco.runtime.locks import one_at_a_time
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.seeding import generator_for
 from mixco.settings import defaults
@@ -164,7 +164,7 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
     here = launch_env()
     compute = pick_compute(config, here.local_rank)
     data = config.data
-    cache, workers = data.cache.expanduser(), data.workers
+    cache, workers = data.cache, data.workers
     if workers is None:
         workers = max(1, processors() // here.local_processes)
     with one_at_a_time(cache / ".several.lock") if here.processes > 1 else nullcontext():

@@ -86,15 +86,14 @@ def list_images(
                 f"--data {data} needs --data-path, the folder that it lies in or is to lie in; "
                 "docs/data.md tells how to get each set, and how it is laid out"
             )
-        root = data_path.expanduser() if data_path is not None else None
         if split == "pretrain" and not named.unlabelled:
             split = "train"
-        images: ImageList = resolve_name(named.list_images)(root, split, cache)
+        images: ImageList = resolve_name(named.list_images)(data_path, split, cache)
         return images
 
     from mixco.data.datasets.folders import labelled_folder, unlabelled_folder
 
-    folder = Path(data).expanduser()
+    folder = Path(data)
     if not folder.is_dir():
         raise UserError(f"--data {data}: neither a folder nor a known data set; {suggestion(data)}")
     if split == "pretrain":

@@ -4,7 +4,6 @@ Unfinished files have other names (.part, or a hidden folder), so whatever has a
 complete.
 """
 
-import contextlib
 import hashlib
 import http.client
 import os
@@ -19,7 +18,7 @@ from mixco.data.datasets import DATASETS, list_images, suggestion
 from mixco.data.datasets.archives import Archive
 from mixco.data.datasets.unpacking import unpack
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import one_at_a_time
+from mixco.runtime.locks import one_at_a_time
 
 SECONDS_WITHOUT_A_BYTE = 30
 # A broken connection is made again as long as it brings bytes, but not for ever.
@@ -54,7 +53,7 @@ def download(
         return
     if data_path is None:
         raise UserError(f"downloading {name} needs --data-path, the folder that it is to lie in")
-    root = data_path.expanduser()
+    root = data_path
     missing = _what_is_missing(name, root)
     if missing is None:
         tell(f"{name} is in {root} already, and complete")
@@ -66,7 +65,9 @@ def download(
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--data-path {root}: cannot be made ({error.strerror})") from None
-    with _alone(root):
+    # One process at a time; others wait, and find it done. A lock file would stay among the data; only
+    # Windows needs one, which locks no folders.
+    with one_at_a_time(root / ".mixco-download.lock" if os.name == "nt" else root):
         missing = _what_is_missing(name, root)
         if missing is None:
             tell(f"{name} is in {root}; another process has downloaded it")
@@ -226,24 +227,6 @@ def _writing(part: Path, *, anew: bool) -> Iterator[Callable[[bytes], None]]:
 
     with file:
         yield write
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """One process at a time downloads into a folder; others wait, and find it done."""
-    try:
-        import fcntl
-    except ImportError:  # Windows locks no folders
-        with one_at_a_time(root / ".mixco-download.lock"):
-            yield
-        return
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _what_is_missing(name: str, root: Path) -> str | None:

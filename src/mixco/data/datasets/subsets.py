@@ -42,7 +42,7 @@ def with_labels(source: ImageList, labels: str | None) -> ImageList:
                 f"list; the copy at {source.root} is incomplete: unpack it again"
             )
     else:
-        chosen = _read_list(source, Path(labels).expanduser(), labels)
+        chosen = _read_list(source, Path(labels), labels)
     kept = sorted(set(chosen))
     assert source.labels is not None  # a train split has labels
     position = {name: i for i, name in enumerate(source.files)}
