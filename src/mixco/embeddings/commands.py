@@ -79,7 +79,7 @@ def neighbours(config: NeighboursConfig) -> list[Neighbours]:
     own = [places.get(image, places.get(_whole(image))) for image in config.images]
     outside = [image for image, row in zip(config.images, own, strict=True) if row is None]
     for image in outside:
-        if not Path(image).expanduser().is_file():
+        if not Path(image).is_file():
             raise UserError(
                 f"{image}: neither an image file nor the name of an image in {among.source.name}; check "
                 "the path"
@@ -166,7 +166,7 @@ def _collection(
 ) -> Vectors:
     """The vectors to search: from a file, or kept beside the run, or made now."""
     if among is not None and Path(among).suffix in KINDS:
-        vectors = read_vectors(Path(among).expanduser())
+        vectors = read_vectors(Path(among))
         if vectors.notes["encoder"] != fingerprint(encoder.backbone):
             raise UserError(
                 f"--among {among}: vectors of another encoder ({vectors.notes['training']}); embed the "
@@ -236,7 +236,7 @@ def _images(
 
     option: of the command, by which a user gives the images.
     """
-    split, cache = settings.split, settings.cache.expanduser()
+    split, cache = settings.split, settings.cache
     config = run / "config.json"
     own = where_in(read_json(config)["data"]) if config.is_file() else None
     if own is not None and (data is None or (data == own.data and data in DATASETS)):
@@ -264,7 +264,7 @@ def _images(
 
 def _whole(image: str) -> str:
     """The full path of a file, as in `Vectors.paths`; a link at its end is not followed."""
-    path = Path(image).expanduser()
+    path = Path(image)
     return str(path.parent.resolve() / path.name)
 
 
