@@ -1,6 +1,8 @@
 """Base methods that send their own process a signal during a step, as a user or a cluster may."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -19,6 +21,17 @@ def send_signal_in(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> N
     for name in ("moco", "simclr"):
         entry = METHODS[name]._replace(build=f"signalling:build_{name}")
         monkeypatch.setitem(METHODS, name, entry)
+
+
+@contextmanager
+def acting(number: int) -> Iterator[None]:
+    """Inside, the signal acts as usual, also where the tests were started with it ignored (nohup)."""
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, usual)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def build_moco(*arguments: Any, **options: Any) -> nn.Module:

@@ -70,7 +70,7 @@ def test_a_folder_with_trouble(trouble: Path, tmp_path: Path) -> None:
     assert found["trial"]["images_per_second"] > 0
     assert found["trial"]["steps"] >= 2
     page = " ".join(done.stdout.split())
-    for words in ("grey 0.6%", "The run would be refused: 3 of 163 files", "copy.jpg"):
+    for words in ("grey 0.6%", "3 of 163 images cannot be read", "copy.jpg"):
         assert words in page
     lines = done.stdout.splitlines()
     # A path that is longer than the line stays whole, alone in its line, to be copied.

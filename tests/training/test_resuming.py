@@ -18,7 +18,7 @@ from configs import pretrain_config
 from forked import Python
 from run_states import assert_equal, final_state
 from sample_images import unpack_sample
-from signalling import send_signal_in
+from signalling import acting, send_signal_in
 
 from mixco.cli import main
 from mixco.runtime.errors import UserError
@@ -121,7 +121,8 @@ def test_stopped_by_a_signal(
     stopped = config(photos, tmp_path / "stopped", **settings)
     send_signal_in(monkeypatch, step, number)
     if step < EPOCHS * STEPS_PER_EPOCH - 1:
-        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as left:
+        ends = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+        with acting(number), pytest.raises(ends) as left:
             pretrain(stopped)
         if number != signal.SIGINT:
             assert left.value.code == 128 + number  # type: ignore[union-attr]
