@@ -47,7 +47,7 @@ def test_a_folder_with_trouble(trouble: Path, tmp_path: Path) -> None:
         ["good-004.jpg", "quality.jpg"],
         ["good-005.jpg", "smaller.jpg"],
     ]
-    assert found["notes"] == ["left aside: 1 .db, 1 .txt"]
+    assert found["notes"] == ["left aside: .db (1), .txt (1)"]
     assert found["kinds"] == {
         "RGB": files - 6,
         "grey": 1,

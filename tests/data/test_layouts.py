@@ -66,9 +66,10 @@ def test_what_lies_beside_a_split_is_left_aside_and_said(tmp_path: Path) -> None
     assert ", 24 images packed" in said
     assert "train/ is used" in notes
     assert all(
-        part in notes for part in ("6 images in test/", "5 images in extra/", "1 images in no")
+        part in notes
+        for part in ("images in test/ (6)", "images in extra/ (5)", "images in no folder (1)")
     )
-    assert "left aside: 1 .txt" in notes
+    assert "left aside: .txt (1)" in notes
     assert ".md" not in notes
 
 
@@ -125,10 +126,10 @@ def test_every_ending_that_pillow_reads_is_an_image(tmp_path: Path) -> None:
     if heic:
         said, notes = of_a_run(folder)
         assert f", {8 + len(more)} images packed" in said
-        assert "3 .heic" in notes
+        assert ".heic (3)" in notes
         assert "pip install pillow-heif" in notes
-        assert "1 .mp4" in notes
-        assert "1 .eps" in notes
+        assert ".mp4 (1)" in notes
+        assert ".eps (1)" in notes
 
 
 def test_where_no_image_is_it_says_what_is_there(tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_where_no_image_is_it_says_what_is_there(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(
-        UserError, match=r"no image in it \(left aside: 2 \.mp4, 1 folders @eaDir\)"
+        UserError, match=r"no image in it \(left aside: \.mp4 \(2\), folders @eaDir \(1\)\)"
     ):
         list_images(str(tmp_path), None, "pretrain")
 
@@ -156,7 +157,7 @@ def test_a_run_does_not_train_on_the_pictures_of_runs(tmp_path: Path) -> None:
     assert (folder / "runs" / "a" / "views.png").exists()
     said = run("b", "--epochs", "1", "--seed", "1")
     assert ", 16 images packed" in said
-    assert "left aside: 1 folders of runs" in said
+    assert "left aside: folders of runs (1)" in said
     (folder / "runs" / "a" / "results.json").unlink()  # as if it had been stopped before its end
     assert "going on after step 2 of 2" in run("a", "--epochs", "1", "--report")
 

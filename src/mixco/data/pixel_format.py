@@ -7,6 +7,7 @@ import numpy as np
 from mixco.data.decode import RGB, FileHeader, Pixel, UnreadableImage, decode, quietly, read_header
 from mixco.data.image_list import ImageList
 from mixco.runtime.errors import UserError
+from mixco.runtime.files import shown
 
 LOOKED_AT = 256  # files whose headers are read to find the format
 
@@ -53,7 +54,7 @@ def infer_pixel_format(source: ImageList, channels: int | None, bits: int | None
         bits = 16 if deep and (channels != 3 or deep == pixels == {Pixel(3, 16)}) else 8
     wanted = Pixel(channels, bits)
     if wanted != RGB or not pixels <= {RGB, Pixel(1, 8), Pixel(1, 16)}:
-        _refuse_unless_one_can(source, headers, wanted)
+        _refuse_unless_one_can(source, headers, wanted, own=wanted in pixels)
     return dataclasses.replace(source, pixel=wanted)
 
 
@@ -62,16 +63,24 @@ def spread(count: int, most: int) -> list[int]:
     return [int(number) for number in np.linspace(0, count - 1, min(most, count))]
 
 
-def _refuse_unless_one_can(source: ImageList, headers: dict[int, FileHeader], pixel: Pixel) -> None:
+def _refuse_unless_one_can(
+    source: ImageList, headers: dict[int, FileHeader], pixel: Pixel, *, own: bool
+) -> None:
+    """own: is it the format of the files themselves?"""
     reasons: list[str] = []
     for index, header in headers.items():
         try:
             decode(source.read(index), pixel=pixel)
             return
         except UnreadableImage as error:
-            name = source.root / source.files[index]
-            reasons.append(f"{name} has {header.pixel} and cannot be read with {pixel} ({error})")
-    raise UserError(
-        f"{reasons[0]}, nor can any other of {len(reasons)} files; leave out --channels and --bits, or "
-        "give images in the encoder's format"
+            name = shown(str(source.root / source.files[index]))
+            read = (
+                "cannot be read" if own else f"has {header.pixel} and cannot be read with {pixel}"
+            )
+            reasons.append(f"{name} {read} ({error})")
+    remedy = (
+        "mend the files (docs/other-images.md says what is read)"
+        if own
+        else "leave out --channels and --bits, or give images in the encoder's format"
     )
+    raise UserError(f"{reasons[0]}, nor can any other of {len(reasons)} files; {remedy}")

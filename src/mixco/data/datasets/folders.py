@@ -36,7 +36,7 @@ def unlabelled_folder(folder: Path, cache: Path | None = None) -> ImageList:
         root, part = folder / TRAIN, TRAIN
         names = [name.removeprefix(below) for name in train]
         if others:
-            notes.append(f"{TRAIN}/ is used; left aside: {_in_words(others, 'images in ')}")
+            notes.append(f"{TRAIN}/ is used; left aside: {_in_words(others)}")
     elif train:
         notes.append(
             f"{TRAIN}/ is taken for one folder among others, since no {TESTS[0]}/ or {TESTS[1]}/ lies "
@@ -226,15 +226,15 @@ def _refuse_none(root: Path, files: list[str], notes: tuple[str, ...]) -> None:
 
 
 def _place(name: str) -> str:
-    """Where a file lies: the first folder of its path."""
+    """Where an image lies: the first folder of its path."""
     top, slash, _ = name.partition("/")
-    return top + slash if slash else "no folder"
+    return f"images in {top}/" if slash else "images in no folder"
 
 
-def _in_words(counts: Counter[str], what: str = "") -> str:
-    """ "20 images in test/, 3 .txt", the most first; at most ten."""
+def _in_words(counts: Counter[str]) -> str:
+    """ "images in test/ (20), .txt (3)", the most first; at most ten."""
     order = sorted(counts, key=lambda name: (-counts[name], name))
-    words = [f"{counts[name]:,} {what}{shown(name)}" for name in order[:10]]
+    words = [f"{shown(name)} ({counts[name]:,})" for name in order[:10]]
     return ", ".join(words) + (", ..." if len(order) > len(words) else "")
 
 
