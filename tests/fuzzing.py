@@ -35,8 +35,9 @@ from mixco import cli
 from mixco.data.datasets import list_images
 from mixco.data.datasets.subsets import with_labels
 from mixco.data.datasets.unpacking import unpack
-from mixco.data.decode import Box, UnreadableImage, decode, decode_crops
+from mixco.data.decode import Box, decode, decode_crops
 from mixco.data.image_list import ImageList
+from mixco.data.opening import UnreadableImage
 from mixco.data.packing import pack, packed_path
 from mixco.encoders.checkpoint import EncoderDescription, load_encoder
 from mixco.evaluation.task import _of_run

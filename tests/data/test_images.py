@@ -11,15 +11,8 @@ from PIL import ExifTags, Image
 from sample_images import mosaics, sample_images
 
 from mixco.data.decode import GREY as GREY_PIXEL
-from mixco.data.decode import (
-    Box,
-    UnreadableImage,
-    as_decoded,
-    decode,
-    decode_crops,
-    read_header,
-    reduce,
-)
+from mixco.data.decode import Box, as_decoded, decode, decode_crops, read_header, reduce
+from mixco.data.opening import UnreadableImage
 
 RGB: NDArray[np.uint8] = sample_images(4)[2].permute(1, 2, 0).numpy()
 PICTURE = Image.fromarray(RGB)

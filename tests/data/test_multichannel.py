@@ -16,19 +16,11 @@ from PIL import Image
 from sample_images import mosaics, sample_images
 
 from mixco.data.datasets import list_images
-from mixco.data.decode import (
-    GREY,
-    RGB,
-    Box,
-    Pixel,
-    UnreadableImage,
-    decode,
-    decode_crops,
-    read_header,
-)
+from mixco.data.decode import GREY, RGB, Box, Pixel, decode, decode_crops, read_header
 from mixco.data.images import Images
 from mixco.data.loading import open_images
 from mixco.data.normalisation import measure
+from mixco.data.opening import UnreadableImage
 from mixco.data.packed import PackedImages
 from mixco.data.pixel_format import infer_pixel_format
 from mixco.runtime.device import Compute

@@ -1,34 +1,23 @@
 """Decodes image files of any mode to pixels: RGB, or what is asked for."""
 
-import io
-import logging
 import math
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 
 from mixco.data import multichannel
-from mixco.data.formats import TGA_END, formats_of
+from mixco.data.opening import END, SCAN, START, UnreadableImage, opened_bytes, reasons, refuse_bomb
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8 | np.uint16]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
-# A decompression bomb claims more pixels than any camera has (phones have 200 million by now), or many
-# in a small file: a photograph has a byte for at most 50 pixels, a bomb one for thousands.
-MOST_PIXELS = 2**28
-UNSUSPICIOUS_PIXELS = 89_478_485  # as for Pillow
-MOST_PIXELS_A_BYTE = 200
-START, END, SCAN = b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda"  # markers of a JPEG
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,10 +49,6 @@ class Pixel(NamedTuple):
 
 
 RGB, GREY = Pixel(3, 8), Pixel(1, 8)  # Pillow has these, and reads JPEGs in them at a reduced scale
-
-
-class UnreadableImage(Exception):
-    """A file that is not a readable image; the message says why."""
 
 
 def decode(data: bytes, longest: int | None = None, pixel: Pixel = RGB) -> Pixels:
@@ -108,11 +93,11 @@ class FileHeader(NamedTuple):
 
 def read_header(data: bytes) -> FileHeader:
     """Read the header alone, without decoding pixels. Raises UnreadableImage, as `decode` does."""
-    with _reasons():
+    with reasons():
         header = multichannel.header(data)
     if header is not None:
         return FileHeader(header.height, header.width, Pixel(header.channels, header.bits))
-    with _opened(data) as file:
+    with opened_bytes(data) as file:
         grey = file.mode in ("1", "L") and "transparency" not in file.info
         pixel = Pixel(1, 16) if _is_deep(file) else GREY if grey else RGB
         return FileHeader(file.height, file.width, pixel)
@@ -123,7 +108,7 @@ def as_decoded(picture: Image.Image) -> NDArray[np.uint8]:
 
     Raises UnreadableImage.
     """
-    with _reasons():
+    with reasons():
         return np.array(_to_rgb(_upright(picture)))
 
 
@@ -189,12 +174,12 @@ def decode_crops(
 def _of_file(data: bytes, use: Callable[[Image.Image], T]) -> T:
     """What `use` makes of the opened file. A JPEG without its end is opened once more, with an end."""
     try:
-        with _opened(data) as file:
+        with opened_bytes(data) as file:
             return use(file)
     except UnreadableImage:
         if not (data.startswith(START) and _in_last_scan(data)):
             raise
-        with suppress(UnreadableImage), _opened(data + END) as file:
+        with suppress(UnreadableImage), opened_bytes(data + END) as file:
             result = use(file)
             if not _is_cut_off(file):
                 return result
@@ -243,105 +228,6 @@ def _reduce(file: Image.Image, most: int) -> int:
     return factor
 
 
-@contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
-    with opened(io.BytesIO(data), len(data)) as file:
-        yield file
-
-
-@contextmanager
-def opened(stream: BinaryIO, length: int) -> Iterator[Image.Image]:
-    """Open an image file of `length` bytes; pixels are not decoded yet. Raises UnreadableImage."""
-    if not length:
-        raise UnreadableImage("the file is empty")
-    with _reasons(stream):
-        stream.seek(-min(length, len(TGA_END)), io.SEEK_END)
-        known = formats_of(stream.read())
-        stream.seek(0)
-        with _open(stream, known) as file:
-            _refuse_bomb(file.height, file.width, length)
-            _seek_image(file)
-            yield file
-
-
-def _open(stream: BinaryIO, known: tuple[str, ...]) -> Image.Image:
-    try:
-        return Image.open(stream, formats=known)
-    except Image.DecompressionBombError:  # Pillow's limit is 179 million pixels
-        stream.seek(0)
-        if stream.read(len(START)) != START:
-            raise
-        stream.seek(0)
-        return JpegImageFile(stream)
-
-
-def _refuse_bomb(height: int, width: int, length: int) -> None:
-    """Raises UnreadableImage where a file of `length` bytes claims more pixels than a photograph has."""
-    count = height * width
-    if count > MOST_PIXELS or count > max(UNSUSPICIOUS_PIXELS, MOST_PIXELS_A_BYTE * length):
-        raise UnreadableImage(f"{count / 1e6:,.0f} million pixels in {length:,} bytes")
-
-
-def _seek_image(file: Image.Image) -> None:
-    """Go to the first page of a TIFF in full size; thumbnails may come before it."""
-    if not isinstance(file, TiffImageFile):
-        return
-    try:
-        while multichannel.is_reduced(file.tag_v2):
-            file.seek(file.tell() + 1)
-    except EOFError:
-        file.seek(0)
-
-
-@contextmanager
-def _reasons(stream: BinaryIO | None = None) -> Iterator[None]:
-    """Turn every error into UnreadableImage. stream: the file."""
-    try:
-        with quietly() if in_main_thread() else nullcontext():
-            yield
-    except UnreadableImage:
-        raise
-    except UnidentifiedImageError:
-        start = b""
-        if stream is not None:
-            stream.seek(0)
-            start = stream.read(64)
-        page = start.lstrip().lower().startswith((b"<!doctype", b"<html"))
-        kind = "an HTML page" if page else "no known format"
-        if start.startswith(multichannel.TIFF):
-            kind = "a TIFF of a kind that Pillow does not know"
-        raise UnreadableImage(f"not an image ({kind})") from None
-    except Image.DecompressionBombError:
-        raise UnreadableImage("more than 179 million pixels") from None
-    except MemoryError:
-        raise UnreadableImage("too large for the memory") from None
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
-        raise UnreadableImage(str(error) or type(error).__name__) from None
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Silence warnings about odd but readable files (EXIF, palettes).
-
-    It acts on the whole process, so where threads decode it must enclose all of them.
-    """
-    logs = [logging.getLogger(name) for name in ("PIL.TiffImagePlugin", "tifffile")]
-    before = [log.disabled for log in logs]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for log in logs:
-            log.disabled = True
-        try:
-            yield
-        finally:
-            for log, disabled in zip(logs, before, strict=True):
-                log.disabled = disabled
-
-
-def in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
 def _converted(image: Image.Image, pixel: Pixel) -> Image.Image:
     return _to_rgb(image) if pixel.channels == 3 else _to_grey(image)
 
@@ -372,16 +258,16 @@ def _is_deep(image: Image.Image) -> bool:
 
 def _is_read_as_array(data: bytes, pixel: Pixel) -> bool:
     """Whether it is read as an array: Pillow does not know such files, or such pixels."""
-    with _reasons():
+    with reasons():
         return pixel not in (RGB, GREY) or multichannel.header(data) is not None
 
 
 def _read_array(data: bytes, pixel: Pixel) -> Pixels:
     """[H, W, channels] of pixel.dtype, in full size."""
-    with _reasons():
+    with reasons():
         header = multichannel.header(data)
         if header is not None:
-            _refuse_bomb(header.height, header.width, len(data))
+            refuse_bomb(header.height, header.width, len(data))
         found = multichannel.read(data, pixel.channels)
         if found is None:
             found = np.atleast_3d(

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from mixco.data.decode import RGB, Pixel, Pixels, quietly
+from mixco.data.decode import RGB, Pixel, Pixels
 from mixco.data.image_list import ImageList, any_readable, picture_size, read_reduced
 from mixco.data.images import refuse_too_many
+from mixco.data.opening import quietly
 from mixco.data.packed import PackedImages
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import in_line, refuse_other_than_utf8

@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from mixco.data.decode import RGB, FileHeader, Pixel, UnreadableImage, decode, quietly, read_header
+from mixco.data.decode import RGB, FileHeader, Pixel, decode, read_header
 from mixco.data.image_list import ImageList
+from mixco.data.opening import UnreadableImage, quietly
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import shown
 

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mixco.data.decode import Box, Pixels, UnreadableImage, decode_crops
+from mixco.data.decode import Box, Pixels, decode_crops
 from mixco.data.image_list import ImageList, torch_type
 from mixco.data.images import refuse_too_many
+from mixco.data.opening import UnreadableImage
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import shown
 from mixco.views.augment import Augmentation, central_squares, place_crops

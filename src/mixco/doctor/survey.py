@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mixco.data.decode import RGB, UnreadableImage, opened, quietly, read_header
+from mixco.data.decode import RGB, read_header
 from mixco.data.image_list import ImageList, read_reduced
+from mixco.data.opening import UnreadableImage, opened, quietly
 
 T = TypeVar("T")
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mixco.data.datasets import DATASETS, list_images
 from mixco.data.datasets.folders import split_folder, unlabelled_folder, whole_folder
-from mixco.data.decode import UnreadableImage, decode
+from mixco.data.decode import decode
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH
+from mixco.data.opening import UnreadableImage
 from mixco.data.packing import state_key
 from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.run_images import Where, find_images, place_of, where_in

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from mixco.data.datasets.folders import whole_folder
-from mixco.data.decode import UnreadableImage, as_decoded
+from mixco.data.decode import as_decoded
 from mixco.data.image_list import Arrays, ImageList
 from mixco.data.images import FEATURE_BATCH
+from mixco.data.opening import UnreadableImage
 from mixco.embeddings.features import embed_batches, extract_features
 from mixco.encoders import checkpoint
 from mixco.encoders.checkpoint import LoadedEncoder

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixco.data.decode import UnreadableImage, decode
+from mixco.data.decode import decode
 from mixco.data.image_list import torch_type
 from mixco.data.images import Images
+from mixco.data.opening import UnreadableImage
 from mixco.embeddings.features import extract_features, features_of
 from mixco.embeddings.knn import knn_scores, neighbours
 from mixco.encoders.checkpoint import LoadedEncoder
