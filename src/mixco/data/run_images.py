@@ -124,7 +124,7 @@ def known_images(run: Path) -> Known | None:
 def where_in(data: dict[str, Any]) -> Where:
     """The images of the section "data" of a config.json."""
     path = data.get("data_path")
-    return Where(str(data["data"]), Path(path) if path else None)
+    return Where(str(data["data"]), Path(str(path)) if path else None)
 
 
 def place_of(where: Where) -> Path | None:

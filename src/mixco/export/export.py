@@ -177,7 +177,7 @@ def _real_images(
     if run is not None and config is not None:
         try:
             usual = DataConfig().cache
-            cache = cache_of(run, Path(config["data"].get("cache", usual)), usual)
+            cache = cache_of(run, Path(str(config["data"].get("cache", usual))), usual)
             where = find_images(run, where_in(config["data"]), cache)
             return _some_of(where, cache, size, channels)
         except UserError as error:

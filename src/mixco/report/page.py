@@ -216,7 +216,7 @@ def open_run_images(run: Run, config: ReportConfig) -> Images:
             f"{run.folder}/config.json does not say which images the run had; give --data"
         )
     usual = DataConfig().cache
-    cache = cache_of(run.folder, Path(settings.get("data.cache", usual)), usual)
+    cache = cache_of(run.folder, Path(str(settings.get("data.cache", usual))), usual)
     place = config.data_path or settings.get("data.data_path")
     where = where_in({"data": config.data or settings["data.data"], "data_path": place})
     if config.data is None and config.data_path is None:

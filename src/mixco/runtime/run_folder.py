@@ -114,7 +114,11 @@ def read_config(run: Path) -> dict[str, Any]:
     path = run / "config.json"
     config = read_json(path)
     sections = ("data", "method", "run")
-    if not isinstance(config, dict) or not all(isinstance(config.get(s), dict) for s in sections):
+    if not (
+        isinstance(config, dict)
+        and all(isinstance(config.get(section), dict) for section in sections)
+        and isinstance(config.get("optimisation", {}), dict)
+    ):
         raise UserError(f"{path}: not the config of a run; restore it, or give another folder")
     return config
 

@@ -187,9 +187,14 @@ def differences(
         old, new, name = before.get(key), now.get(key), f"{prefix}{key}"
         if isinstance(old, dict) and isinstance(new, dict):
             yield from differences(old, new, f"{name}.")
-        elif old != new and not (name in PLACES and same_place(old, new)):
+        elif old != new and not (name in PLACES and _one_place(old, new)):
             option = name.rpartition(".")[2].replace("_", "-")
             yield name, f"--{option} was {old}, is {new}"
+
+
+def _one_place(old: Any, new: Any) -> bool:
+    """The old one is from a file, and may be anything."""
+    return isinstance(old, str) and isinstance(new, str) and same_place(old, new)
 
 
 def save_step(folder: Path, step: int, state: dict[str, Any], *, keep: bool) -> None:
