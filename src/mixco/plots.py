@@ -105,7 +105,7 @@ def draw_views(
             left = round(100 * lam)
             axes.set_xlabel(f"{left} % left, {100 - left} % right", fontsize=SMALL)
             if number == 0:
-                axes.set_ylabel("mixed image\nof two views 1")
+                axes.set_ylabel("view 1,\nmixed")
     save(figure, path)
 
 

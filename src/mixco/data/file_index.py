@@ -41,7 +41,7 @@ class Folder(TypedDict):
     folders: list[str]
     files: list[str]
     aside: dict[str, int]
-    """What is left aside -> how many: files by their ending, folders by their name."""
+    """Counts of what is not used: other files by their ending, skipped folders by their name."""
 
 
 class Listing(NamedTuple):
@@ -53,7 +53,7 @@ class Listing(NamedTuple):
     """Folder -> what is left aside in it -> how many."""
 
     def left_aside(self, below: str = "") -> Counter[str]:
-        """What is left aside, and how many: files by their ending, folders by their name.
+        """Counts of what is not used: other files by their ending, skipped folders by their name.
 
         below: only in this folder.
         """

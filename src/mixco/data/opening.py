@@ -16,7 +16,7 @@ from mixco.data import multichannel
 from mixco.data.formats import TGA_END, formats_of
 
 # A decompression bomb claims more pixels than any camera has (phones have 200 million by now), or many
-# in a small file: a photograph has a byte for at most 50 pixels, a bomb one for thousands.
+# in a small file.
 MOST_PIXELS = 2**28
 UNSUSPICIOUS_PIXELS = 89_478_485  # as for Pillow
 MOST_PIXELS_A_BYTE = 200

@@ -40,9 +40,9 @@ def doubts(train: ImageList, test: ImageList) -> Iterator[str]:
 
 
 def shared_images(train: ImageList, test: ImageList) -> tuple[int, int]:
-    """Of how many test images were looked at, how many are byte for byte among the train images.
+    """How many test images were compared, and how many of them are copies of train images.
 
-    At most 100 are looked at; none of sets that lie in archives, or where train is large.
+    At most 100 are compared. None is if the images lie in archives, or if train is large.
     """
     if train.containers or test.containers or len(train.files) > MOST_TRAIN:
         return 0, 0

@@ -125,7 +125,7 @@ def blank_features(backbone: nn.Module, size: int) -> Tensor:
 
 
 def size_error(arch: str, size: int, channels: int, reason: str, step: int = STEP) -> UserError:
-    """That the model cannot take images of `size` pixels, why, and the nearest sizes that it can take.
+    """The error for images of a size that the model cannot take. It names the nearest sizes that work.
 
     step: in pixels, between the sizes that are tried.
     """

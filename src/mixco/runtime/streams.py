@@ -1,7 +1,7 @@
 """The standard streams as they are found: closed, full, without their terminal, or with few characters.
 
-What is said on stderr never ends the work: where it cannot be written, it is lost. What is answered on
-stdout is asked for, so that a command which cannot write it ends in a sentence.
+A message on stderr never ends the work: if it cannot be written, it is lost. The output on stdout is what
+the user asked for: a command that cannot write it ends with an error message.
 """
 
 import errno
