@@ -1,7 +1,7 @@
 """The standard streams as they are found: closed, full, without their terminal, or with few characters.
 
-A message on stderr never ends the work: if it cannot be written, it is lost. The output on stdout is what
-the user asked for: a command that cannot write it ends with an error message.
+A message on stderr never ends the work: if it cannot be written, it is lost. The output on stdout is
+what the user asked for: a command that cannot write it ends with an error message.
 """
 
 import errno
