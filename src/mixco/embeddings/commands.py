@@ -148,15 +148,7 @@ def duplicates(config: DuplicatesConfig) -> list[Duplicates]:
 
 
 def _load(run: Path, settings: CollectionConfig) -> Embedder:
-    encoder = load_encoder(
-        run,
-        arch=settings.arch,
-        stem=settings.stem,
-        size=settings.size,
-        prefix=settings.prefix,
-        mean=settings.mean,
-        std=settings.std,
-    )
+    encoder = load_encoder(run, **vars(settings.encoder))
     for line in encoder.report:
         say(line)
     return encoder

@@ -153,15 +153,7 @@ def load_task(config: EvaluationConfig) -> Task:
     if len(given) != 1:
         raise UserError("give either --run RUN_DIR or --checkpoint FILE")
     data, data_path = config.data, config.data_path
-    encoder = load_encoder(
-        given[0],
-        arch=config.arch,
-        stem=config.stem,
-        size=config.size,
-        prefix=config.prefix,
-        mean=config.mean,
-        std=config.std,
-    )
+    encoder = load_encoder(given[0], **vars(config.encoder))
     cache = config.cache
     own, recipe_lr = False, None
     if config.run is not None:

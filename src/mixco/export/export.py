@@ -45,15 +45,7 @@ def export(config: ExportConfig) -> Path:
     """
     if config.onnx_input != "unit" and config.to != "onnx":
         raise UserError(f"--onnx-input {config.onnx_input}: only --to onnx has it; leave it out")
-    encoder = load_encoder(
-        config.run,
-        arch=config.arch,
-        stem=config.stem,
-        size=config.size,
-        prefix=config.prefix,
-        mean=config.mean,
-        std=config.std,
-    )
+    encoder = load_encoder(config.run, **vars(config.encoder))
     for line in encoder.report:
         say(line)
     run = _run_of(encoder.path)

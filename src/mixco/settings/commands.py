@@ -30,58 +30,48 @@ def _workers() -> Any:
     )
 
 
-def _arch() -> Any:
-    return setting(
-        None, "timm's name of another project's encoder.", chosen="the weights, which tell a ResNet"
-    )
-
-
-def _stem() -> Any:
-    return setting(
-        None, "First layers of another project's ResNet.", chosen="the first convolution"
-    )
-
-
-def _prefix() -> Any:
-    return setting(
-        None,
-        "What the weights of another project's encoder begin with in its file, where it holds several: "
-        "momentum_encoder.",
-        chosen="the project, or the only encoder in the file",
-    )
-
-
-def _mean() -> Any:
-    return setting(
-        None,
-        "Mean of each channel of another project's images, in [0, 1].",
-        chosen="nothing: ImageNet's",
-    )
-
-
-def _std() -> Any:
-    return setting(
-        None,
-        "Standard deviation of each channel of another project's images.",
-        above=0,
-        chosen="nothing: ImageNet's",
-    )
-
-
-def _encoder_size() -> Any:
-    return setting(
-        None,
-        "Side of the encoder's input, in pixels.",
-        chosen="the pretraining, else 224, or 32 for a small stem",
-    )
-
-
 def _data_path() -> Any:
     return setting(None, "The folder of a named data set.", chosen="the run", affects="run")
 
 
 def _epochs(default: int, help: str) -> Any:
     return setting(default, help, at_least=1)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What the file of another project's encoder does not tell."""
+
+    arch: str | None = setting(
+        None,
+        "timm's name of another project's encoder.",
+        chosen="the weights, which tell a ResNet",
+    )
+    stem: OtherStem | None = setting(
+        None, "First layers of another project's ResNet.", chosen="the first convolution"
+    )
+    prefix: str | None = setting(
+        None,
+        "What the weights of another project's encoder begin with in its file, where it holds several: "
+        "momentum_encoder.",
+        chosen="the project, or the only encoder in the file",
+    )
+    mean: tuple[float, ...] | None = setting(
+        None,
+        "Mean of each channel of another project's images, in [0, 1].",
+        chosen="nothing: ImageNet's",
+    )
+    std: tuple[float, ...] | None = setting(
+        None,
+        "Standard deviation of each channel of another project's images.",
+        above=0,
+        chosen="nothing: ImageNet's",
+    )
+    size: int | None = setting(
+        None,
+        "Side of the encoder's input, in pixels.",
+        chosen="the pretraining, else 224, or 32 for a small stem",
+    )
 
 
 @dataclass(frozen=True)
@@ -112,11 +102,7 @@ class EvaluationConfig:
         "An encoder.safetensors or a checkpoint, also of another project, instead of a run.",
         chosen="nothing: none; give it or --run",
     )
-    arch: str | None = _arch()
-    stem: OtherStem | None = _stem()
-    prefix: str | None = _prefix()
-    mean: tuple[float, ...] | None = _mean()
-    std: tuple[float, ...] | None = _std()
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     data: str | None = setting(
         None,
         "A data set by its name, or a folder with train/<class>/ and test/<class>/ (or val/).",
@@ -149,7 +135,6 @@ class EvaluationConfig:
         at_least=0,
         below=1,
     )
-    size: int | None = _encoder_size()
     out: Path | None = setting(
         None, "The folder for results.json and classifiers.", chosen="the run", affects="nothing"
     )
@@ -246,12 +231,7 @@ class CollectionConfig:
         chosen="nothing: pretrain, or all images of a folder that the run was not trained on",
     )
     data_path: Path | None = _data_path()
-    arch: str | None = _arch()
-    stem: OtherStem | None = _stem()
-    prefix: str | None = _prefix()
-    mean: tuple[float, ...] | None = _mean()
-    std: tuple[float, ...] | None = _std()
-    size: int | None = _encoder_size()
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     cache: Path = setting(Path("~/.cache/mixco"), "Where the index of a folder's files is kept.")
     workers: int | None = _workers()
     device: Device = _device()
@@ -424,12 +404,7 @@ class ExportConfig:
         "What the ONNX graph takes. unit: floats from 0 to 1. bytes: uint8. Both are normalised in the "
         "graph. normalised: what is normalised already.",
     )
-    arch: str | None = _arch()
-    stem: OtherStem | None = _stem()
-    prefix: str | None = _prefix()
-    mean: tuple[float, ...] | None = _mean()
-    std: tuple[float, ...] | None = _std()
-    size: int | None = _encoder_size()
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
 
 @dataclass(frozen=True)
