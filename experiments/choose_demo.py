@@ -3,8 +3,9 @@
     python experiments/choose_demo.py experiments/choose_demo.txt [--seeds 0 1] [--out FILE.jsonl]
 
 Each line of the file holds options for `mixco pretrain`; "#" begins a comment. Pretraining leaves out a
-quarter of the sample's 1,600 training images (--exclude-holdout), and kNN is measured on them at the
-end. Each line of the output is one run. Settings already in the output are not run again.
+quarter of the training images (--exclude-holdout), of the sample's 1,600 unless --data names others,
+and kNN is measured on them at the end. Each line of the output is one run. Settings already in the
+output are not run again.
 """
 
 import argparse
@@ -22,10 +23,12 @@ def run(options: str, seed: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [
-            *(sys.executable, "-m", "mixco", "pretrain", "--data", "sample", "--out", str(out)),
+            *(sys.executable, "-m", "mixco", "pretrain", "--out", str(out)),
+            *(() if "--data " in options else ("--data", "sample")),
             *("--exclude-holdout", "--holdout", "0.25", "--knn-every", "1000"),
             *("--seed", str(seed), *shlex.split(options)),
-            *(() if "--lr " in options else ("--lr", "1e-3")),  # the default at that time
+            # The default at that time; runs from weights came later.
+            *(() if "--lr " in options or "--init " in options else ("--lr", "1e-3")),
         ]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         last = json.loads((out / "metrics.jsonl").read_text("utf-8").splitlines()[-1])

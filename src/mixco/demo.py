@@ -19,7 +19,7 @@ from mixco.settings.commands import DemoConfig, EvaluationConfig
 from mixco.settings.config import PretrainConfig
 from mixco.settings.resolve import load_recipe, to_dict, with_settings
 from mixco.training.pretrain import pretrain
-from mixco.training.setup import size_of
+from mixco.training.setup import arch_of, size_of
 
 
 def demo(config: DemoConfig) -> dict[str, Any]:
@@ -79,12 +79,12 @@ def random_encoder(config: DemoConfig, folder: Path) -> Path:
     source = list_images(recipe.data.data, recipe.data.data_path, "pretrain")
     new_run_folder(folder)
     write_json(folder / "config.json", to_dict(recipe))
-    model, size = recipe.model, size_of(recipe)
+    model, arch, size = recipe.model, arch_of(recipe), size_of(recipe)
     save_encoder(
         folder / "encoder.safetensors",
-        build_backbone(model.arch, size, model.stem, config.seed),
+        build_backbone(arch, size, model.stem, config.seed),
         EncoderDescription(
-            arch=model.arch,
+            arch=arch,
             stem=model.stem,
             size=size,
             mean=source.mean,
@@ -92,7 +92,7 @@ def random_encoder(config: DemoConfig, folder: Path) -> Path:
             training=f"random weights, seed {config.seed}",
         ),
     )
-    untrained = {"method": "random", "data": source.name, "arch": model.arch, "size": size}
+    untrained = {"method": "random", "data": source.name, "arch": arch, "size": size}
     add_result(folder, "pretrain", {**untrained, "epochs": 0, "seed": config.seed})
     return folder
 

@@ -35,9 +35,9 @@ from mixco.runtime.run_folder import write_json
 from mixco.settings import warnings
 from mixco.settings.commands import DoctorConfig
 from mixco.settings.config import PretrainConfig, Settings
-from mixco.settings.resolve import to_dict
+from mixco.settings.resolve import Choice, run_folder_of, to_dict
+from mixco.training.initial_weights import initial_weights
 from mixco.training.setup import (
-    Choice,
     Setup,
     as_it_began,
     build,
@@ -137,7 +137,9 @@ def _set_up(
     if loading == "auto":
         fits = fits_packed(source, size, cache, memory_bytes())
         loading = "packed" if fits else "streamed"
-    setup = set_up(config, stream(_some(source, good), 0), compute, choices, workers=workers)
+    initial = initial_weights(config.model, run_folder_of(config))
+    images = stream(_some(source, good), 0)
+    setup = set_up(config, images, compute, choices, initial, workers=workers)
     data = dataclasses.replace(setup.settings.data, loading=loading)
     return dataclasses.replace(setup, settings=dataclasses.replace(setup.settings, data=data))
 

@@ -28,6 +28,7 @@ from mixco.models.encoder import (
     classifier_layers,
     feature_dim,
     first_convolution,
+    resolve_stem,
 )
 from mixco.models.families import (
     blank_features,
@@ -45,6 +46,20 @@ LARGEST = 4096  # pixels of an encoder's input; a file with a larger side is dam
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where published weights are from."""
+
+    name: str
+    """ "timm/resnet18.a1_in1k" """
+    source: str
+    """The address of the file, or the package that holds it."""
+    licence: str
+    """Its SPDX name in lower case, or "unknown"."""
+    sha256: str
+    """Of the file."""
+
+
+@dataclass(frozen=True)
 class EncoderDescription:
     """How to build the backbone, and what images it expects."""
 
@@ -56,6 +71,8 @@ class EncoderDescription:
     """mean and std have one number for each channel, of pixels in [0, 1]."""
     training: str
     """How it was trained: "simclr+mixco, 40 epochs, seed 0" or "random weights, seed 0"."""
+    origin: Origin | None = None
+    """The published weights that it began with, or is; None for none."""
 
     @property
     def channels(self) -> int:
@@ -79,6 +96,12 @@ class LoadedEncoder:
     """For another project's file, lines of text: what was left out, and what was assumed."""
 
 
+def as_dict(description: EncoderDescription) -> dict[str, Any]:
+    """Plain values, as files hold them. An origin is left out where there is none."""
+    values = dataclasses.asdict(description)
+    return {key: value for key, value in values.items() if key != "origin" or value is not None}
+
+
 def weights_of(backbone: nn.Module) -> dict[str, Tensor]:
     """Copies of all weights and buffers on the CPU; one for each key, also where layers share them."""
     return {
@@ -89,7 +112,7 @@ def weights_of(backbone: nn.Module) -> dict[str, Tensor]:
 
 def save_encoder(path: Path, backbone: nn.Module, description: EncoderDescription) -> None:
     """Write encoder.safetensors atomically, with timm's keys."""
-    about = {"mixco": json.dumps(dataclasses.asdict(description))}
+    about = {"mixco": json.dumps(as_dict(description))}
     with replacing(path) as temporary:
         save_file(weights_of(backbone), temporary, about)
 
@@ -136,8 +159,10 @@ def load_encoder(
     if description is None:
         normalisation = _normalisation(mean, std)
         return _load_other_project(path, content, arch, stem, size, prefix or "", normalisation)
+    own = {"arch": description.arch, "stem": description.stem}
     given = {"arch": arch, "stem": stem, "prefix": prefix, "mean": mean, "std": std}
-    if needless := [option(name) for name, value in given.items() if value is not None]:
+    other = {name: value for name, value in given.items() if value not in (None, own.get(name))}
+    if needless := [option(name) for name in other]:
         raise UserError(
             f"{path}: the file itself names {description.arch} with stem {description.stem}; leave out "
             f"{' and '.join(needless)}"
@@ -151,7 +176,8 @@ def load_encoder(
     _fill(backbone, content, description, path)
     if size is not None and size != description.size:
         _refuse_other_size(backbone, size, description)
-        description = dataclasses.replace(description, size=size)
+        built = resolve_stem(description.stem, description.size, backbone)  # type: ignore[arg-type]
+        description = dataclasses.replace(description, size=size, stem=built)
     return LoadedEncoder(backbone.eval(), description, path, len(content))
 
 
@@ -344,10 +370,17 @@ def _backbone_of(method: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _describe(values: dict[str, Any]) -> EncoderDescription:
     """Raises ValueError, TypeError or KeyError for a damaged description."""
+    origin = values.get("origin")
     about = EncoderDescription(
-        **{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])}
+        **{
+            **values,
+            "mean": tuple(values["mean"]),
+            "std": tuple(values["std"]),
+            "origin": None if origin is None else Origin(**origin),
+        }
     )
-    texts = all(isinstance(text, str) for text in (about.arch, about.stem, about.training))
+    named = vars(about.origin).values() if about.origin else ()
+    texts = all(isinstance(text, str) for text in (about.arch, about.stem, about.training, *named))
     if not (
         texts
         and about.stem in get_args(Stem)

@@ -72,11 +72,14 @@ def momentum(steps: int) -> tuple[float, str]:
     return 0.999, f"MoCo's, for long runs; these are {steps:,} steps"
 
 
-def bn_splits(batch_size: int) -> tuple[int, str]:
+def bn_splits(batch_size: int, bn_statistics: str) -> tuple[int, str]:
     """MoCo's virtual devices.
 
-    Small parts have noisy statistics, but a single part would leak (models/split_batchnorm.py).
+    Small parts have noisy statistics, but a single part would leak (models/split_batchnorm.py). Frozen
+    statistics are of no batch, so they leak nothing.
     """
+    if bn_statistics == "frozen":
+        return 1, "frozen statistics leak nothing"
     fitting = (splits for splits in (4, 8) if batch_size // splits >= FULL_PART)
     value = max(fitting, default=min(2, batch_size // 2))
     return value, f"parts of {batch_size // value} images for batch norm"
@@ -106,7 +109,7 @@ class MoCoConfig:
         None,
         "MoCo's virtual devices for batch norm, over all processes. One accepts a leak.",
         at_least=1,
-        rule=Rule(bn_splits, ("batch_size",)),
+        rule=Rule(bn_splits, ("batch_size", "bn_statistics")),
         chosen="the batch size: 2 to 8, with 16 images each",
     )
 

@@ -44,6 +44,13 @@ def takes_stems(backbone: nn.Module) -> bool:
     return isinstance(backbone, timm.models.ResNet) and isinstance(backbone.conv1, nn.Conv2d)
 
 
+def resolve_stem(stem: Stem, size: int, backbone: nn.Module) -> Stem:
+    """What "auto" means for a backbone that is built for images of `size` pixels."""
+    if stem != "auto":
+        return stem
+    return choose_stem(size) if takes_stems(backbone) else "standard"
+
+
 def _replace_stem(backbone: nn.Module, stem: Stem) -> None:
     first = cast(nn.Conv2d, backbone.conv1)
     stride, padding, activation = SMALL_STEMS[stem]
@@ -81,11 +88,9 @@ def build_backbone(
         if size % patch:
             unseen = f"not a multiple of the {patch} pixels of a patch: it would not see the rest"
             raise size_error(arch, size, channels, unseen, step=patch)
-        replaceable = takes_stems(backbone)
-        if stem == "auto":
-            stem = choose_stem(size) if replaceable else "standard"
+        stem = resolve_stem(stem, size, backbone)
         if stem != "standard":
-            if not replaceable:
+            if not takes_stems(backbone):
                 raise UserError(
                     f"--stem {stem}: only ResNets have it; give --stem standard for {arch}"
                 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mixco.models.frozen_batchnorm import Frozen
 from mixco.runtime.errors import UserError
 
 
@@ -134,7 +135,7 @@ def split_batch_norms(model: nn.Module, splits: int) -> nn.Module:
     """Let every batch norm of the model normalise `splits` contiguous parts of a batch separately.
 
     Works in place and returns the model; keys and values of the state dict stay the same. splits = 1
-    changes nothing.
+    changes nothing, and frozen ones stay whole.
 
     Raises ValueError for splits < 1, and UserError for a norm over the batch that cannot be split, which
     would leak. (A norm that is not derived from torch's and keeps no running statistics goes unnoticed.)
@@ -145,7 +146,7 @@ def split_batch_norms(model: nn.Module, splits: int) -> nn.Module:
         return model
     for name, module in model.named_modules():
         tracks = any(getattr(module, f"running_{k}", None) is not None for k in ("mean", "var"))
-        if not (isinstance(module, _BatchNorm) or tracks):
+        if isinstance(module, Frozen) or not (isinstance(module, _BatchNorm) or tracks):
             continue
         known = type(module) in {*SPLIT, *SPLIT.values()}
         # Splitting needs running statistics, and a momentum to adjust.

@@ -117,7 +117,7 @@ def read_config(run: Path) -> dict[str, Any]:
     if not (
         isinstance(config, dict)
         and all(isinstance(config.get(section), dict) for section in sections)
-        and isinstance(config.get("optimisation", {}), dict)
+        and all(isinstance(config.get(part, {}), dict) for part in ("model", "optimisation"))
     ):
         raise UserError(f"{path}: not the config of a run; restore it, or give another folder")
     return config

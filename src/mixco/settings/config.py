@@ -109,10 +109,37 @@ class DataConfig:
 class ModelConfig:
     """The encoder."""
 
-    arch: str = setting("resnet18", "Any model of timm, by its name.", first=True)
-    stem: Literal["auto", "standard", "conv3s1", "conv3s2"] = setting(
+    init: str | None = setting(
+        None,
+        "Weights to start from: timm (published ones of --arch), timm:NAME, efficientnet-lite0, a run "
+        "folder, or a file of weights.",
+        chosen="nothing: random weights",
+        first=True,
+        may_be_path=True,
+    )
+    arch: str | None = setting(
+        None,
+        "Any model of timm, by its name.",
+        chosen="the weights of --init, else resnet18",
+        first=True,
+    )
+    stem: Literal["auto", "standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"] = setting(
         "auto",
-        "First layers of a ResNet. auto: 3x3 with stride 1 up to 48 px, 3x3 with stride 2 up to 112 px.",
+        "First layers of a ResNet. auto: those of --init; else 3x3 with stride 1 up to 48 px, 3x3 with "
+        "stride 2 up to 112 px.",
+    )
+    prefix: str | None = setting(
+        None,
+        "What the weights of --init begin with, where its file holds several encoders.",
+        chosen="the file",
+        affects="run",
+    )
+    bn_statistics: Literal["frozen", "batch"] | None = setting(
+        None,
+        "By which statistics batch norms normalise. batch: by those of the batch, and running ones "
+        "follow. frozen: by those of --init, which stay.",
+        rule=Rule(defaults.bn_statistics, ("init", "batch_norm")),
+        chosen="--init: frozen where there are weights to start from, else batch",
     )
     head: Literal["linear", "mlp"] = setting("mlp", "Projection head; linear is MoCo v1's.")
     dim: int = setting(128, "Dimensions of the projection.", at_least=1, at_most=MOST)
@@ -177,7 +204,7 @@ class OptimisationConfig:
         "How often each image is seen.",
         at_least=1,
         at_most=MOST,
-        rule=Rule(defaults.epochs, ("images", "batch_size", "device_kind")),
+        rule=Rule(defaults.epochs, ("images", "batch_size", "device_kind", "init")),
         chosen="nothing: as many as make 20,000 steps, or 2,500 on a CPU; at least 100, at most 400",
         first=True,
     )
@@ -201,7 +228,7 @@ class OptimisationConfig:
         None,
         "Peak learning rate.",
         above=0,
-        rule=Rule(defaults.lr, ("optimizer", "sgd_lr", "batch_size")),
+        rule=Rule(defaults.lr, ("optimizer", "sgd_lr", "batch_size", "init")),
         chosen="the batch: 1e-3 x root of batch / 256 for adamw; 0.06 (moco) or 0.3 (simclr) x batch / "
         "256 for sgd",
     )
@@ -332,6 +359,14 @@ class DataSettings(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelSettings(ModelConfig):
+    """`ModelConfig` with everything chosen."""
+
+    arch: str
+    bn_statistics: Literal["frozen", "batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodSettings(MethodConfig):
     """`MethodConfig` with everything chosen. Settings of other bases than the method's stay None."""
 
@@ -364,7 +399,7 @@ class Settings:
 
     recipe: str | None
     data: DataSettings
-    model: ModelConfig
+    model: ModelSettings
     method: MethodSettings
     optimisation: OptimisationSettings
     run: RunSettings

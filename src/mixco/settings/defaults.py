@@ -64,7 +64,18 @@ def batch_size(images: int, image_bytes: float | None, memory: int | None) -> tu
     return value, f"so {images:,} images make at least {FEWEST_STEPS_AN_EPOCH} steps an epoch"
 
 
-def epochs(images: int, batch: int, device: str) -> tuple[int, str]:
+def bn_statistics(init: str | None, batch_norm: bool) -> tuple[str, str]:
+    """Whose statistics batch norms normalise by.
+
+    Those of published weights are of a million images. With those of a few thousand other images the
+    weights do worse before they have learned anything (docs/from-weights.md).
+    """
+    if init is None or not batch_norm:
+        return "batch", UNUSED
+    return "frozen", "those of the weights; they stay as they are"
+
+
+def epochs(images: int, batch: int, device: str, init: str | None) -> tuple[int, str]:
     """As many as make the steps that an encoder needs; at least 100, as published, at most 400."""
     a_epoch = max(1, images // batch)
     steps = STEPS[device]
@@ -79,10 +90,11 @@ def epochs(images: int, batch: int, device: str) -> tuple[int, str]:
     return value, f"for about {steps:,} steps of {batch}{where}"
 
 
-def lr(optimizer: str, sgd_lr: float, batch: int) -> tuple[float, str]:
+def lr(optimizer: str, sgd_lr: float, batch: int, init: str | None) -> tuple[float, str]:
     """The peak rate: it grows with the root of the batch for AdamW, in proportion to it for SGD.
 
-    sgd_lr: the base's usual rate of SGD for a batch of 256.
+    sgd_lr: the base's usual rate of SGD for a batch of 256. init: the weights to start from; None for
+    random ones.
     """
     if optimizer == "adamw":
         return float(f"{1e-3 * (batch / 256) ** 0.5:.3g}"), "1e-3 x root of batch / 256 (AdamW)"

@@ -26,6 +26,14 @@ T = TypeVar("T")
 Tell = Callable[[str, Any, str], None]
 
 
+class Choice(NamedTuple):
+    """A setting that was chosen, and why."""
+
+    option: str
+    value: str
+    why: str
+
+
 class Facts(NamedTuple):
     """What the rules of unset settings ask besides other settings. None means unknown."""
 
@@ -38,6 +46,8 @@ class Facts(NamedTuple):
     """Bytes of the device."""
     image_bytes: float | None = None
     """Bytes that a training step holds for each image of its batch."""
+    batch_norm: bool = True
+    """Does the encoder normalise by statistics of batches?"""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -283,7 +293,11 @@ def resolve(config: PretrainConfig, facts: Facts, tell: Tell = lambda *_: None) 
     check_ranges(config)
     values = to_values(config)
     own = [] if base.options is None else dataclasses.fields(base.options)
-    shared = [*dataclasses.fields(config.optimisation), *dataclasses.fields(config.method)]
+    shared = [
+        field
+        for part in (config.model, config.optimisation, config.method)
+        for field in dataclasses.fields(part)
+    ]
     of_others = {
         field.name
         for other in METHODS.values()
@@ -348,6 +362,11 @@ def _refuse(config: PretrainConfig, facts: Facts, batch: int) -> None:
     channels = data.channels or 3
     if any(values is not None and len(values) != channels for values in (data.mean, data.std)):
         raise UserError(f"--mean and --std need {channels} values each, one for each channel")
+    if config.model.bn_statistics == "frozen" and config.model.init is None:
+        raise UserError(
+            "--bn-statistics frozen: random weights have no statistics yet; give --init too, or leave "
+            "it out"
+        )
     if reason := METHODS[config.method.method].refuse(config.method, batch):
         raise UserError(reason)
 

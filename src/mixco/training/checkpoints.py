@@ -35,7 +35,7 @@ STATE = {
     "time": tuple,
 }
 # Settings that are places, and those of them by which the images are found.
-PLACES = {"data.data", "data.data_path", "data.cache", "run.out"}
+PLACES = {"data.data", "data.data_path", "data.cache", "model.init", "run.out"}
 IMAGES = {"data.data", "data.data_path"}
 ROLLING = 2  # the newest checkpoints, kept beside those of --keep-every
 
@@ -91,7 +91,9 @@ def begun_config(folder: Path) -> dict[str, Any] | None:
     if not (folder / "config.json").exists():
         return None
     config = read_config(folder)
-    config["data"] = {"channels": 3, "bits": 8} | config["data"]  # older runs had no others
+    # What older runs did not say: they had nothing else.
+    config["data"] = {"channels": 3, "bits": 8} | config["data"]
+    config["model"] = {"bn_statistics": "batch"} | config.get("model", {})
     return config
 
 

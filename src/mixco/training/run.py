@@ -1,6 +1,5 @@
 """The run folder while a run is in it. On ranks above 0 nothing is written: the first process does."""
 
-import dataclasses
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +12,7 @@ from torch import nn
 from mixco.data.decode import RGB
 from mixco.data.image_list import ImageList
 from mixco.data.run_images import Where, digest, known_images, place_of, remember, same_place
-from mixco.encoders.checkpoint import save_encoder
+from mixco.encoders.checkpoint import as_dict, save_encoder
 from mixco.models.families import first_line
 from mixco.runtime.device import describe
 from mixco.runtime.distributed import broadcast_object, rank, world
@@ -38,6 +37,7 @@ from mixco.training.checkpoints import (
     restore,
     save_step,
 )
+from mixco.training.initial_weights import keep
 from mixco.training.loggers import followed_by
 from mixco.training.monitor import warn_of_collapse
 from mixco.training.pictures import draw_pictures
@@ -87,6 +87,7 @@ class Run:
         if saved is None:
             for choice in self.setup.choices:
                 say(f"  --{choice.option} {choice.value}: {choice.why}")
+            self._keep_initial(method)
             self.save(method, optimizer, state)
         else:
             say(f"going on after step {state.step:,} of {self.setup.steps:,}")
@@ -94,6 +95,14 @@ class Run:
         done, config = len(state.records), to_dict(self.setup.settings)
         self._log = self._stack.enter_context(followed_by(services, self.folder, config, done))
         return state
+
+    def _keep_initial(self, method: nn.Module) -> None:
+        """Keep the weights that the run starts from, where there are any, and say what was made of them."""
+        initial = self.setup.initial
+        if initial is not None and self.first:
+            for line in initial.report:
+                say(f"  --init: {line}")
+            keep(self.folder, initial, self.setup.encoder, method.get_submodule("encoder.backbone"))
 
     def log(self, state: TrainState) -> None:
         """Write the record of the epoch that is over, and say it."""
@@ -128,7 +137,7 @@ class Run:
             "optimizer": optimizer.state_dict(),
             **state.saved(),
             "data": self._identity,
-            "encoder": dataclasses.asdict(self.setup.encoder),
+            "encoder": as_dict(self.setup.encoder),
             "config": to_dict(self.setup.settings),
         }
         save_step(self.folder, state.step, content, keep=keep)

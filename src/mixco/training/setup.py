@@ -6,7 +6,6 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from statistics import median
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from mixco.data.loading import epoch_batches, open_images
 from mixco.data.normalisation import measure
 from mixco.data.pixel_format import LOOKED_AT, spread
 from mixco.data.run_images import Where, under_first_name
-from mixco.encoders.checkpoint import EncoderDescription
+from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
 from mixco.methods import METHODS, MIXERS, NO_MIXER
 from mixco.mixing import Mixer
 from mixco.models.encoder import (
@@ -30,8 +29,10 @@ from mixco.models.encoder import (
     choose_stem,
     feature_dim,
     output_elements,
+    resolve_stem,
     takes_stems,
 )
+from mixco.models.frozen_batchnorm import freeze_batch_norms, has_batch_norms
 from mixco.models.sync_batchnorm import synchronise_batch_norms
 from mixco.runtime.device import (
     Compute,
@@ -54,21 +55,23 @@ from mixco.runtime.locks import one_at_a_time
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.seeding import generator_for
 from mixco.settings import defaults
-from mixco.settings.config import DataConfig, PretrainConfig, Settings
-from mixco.settings.resolve import Facts, check_ranges, from_dict, resolve, run_folder_of, to_dict
+from mixco.settings.config import DataConfig, ModelConfig, PretrainConfig, Settings
+from mixco.settings.resolve import (
+    Choice,
+    Facts,
+    check_ranges,
+    from_dict,
+    resolve,
+    run_folder_of,
+    to_dict,
+)
 from mixco.training.checkpoints import as_begun, left_out_before
+from mixco.training.initial_weights import initial_weights, start_from
 from mixco.views.augment import AUGMENTATIONS, Augmentation, Channels, Input, weaken_jitter
 
+USUAL_ARCH = "resnet18"
 # The loss is read this often, to see whether it is finite: on a GPU each look waits for the device.
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 20, "mps": 20}
-
-
-class Choice(NamedTuple):
-    """A setting that was chosen, and why."""
-
-    option: str
-    value: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Setup:
     """Processes that decode streamed images."""
     spread: float | None = None
     """The largest standard deviation of a channel, of pixels in [0, 1]; None: not measured."""
+    initial: LoadedEncoder | None = None
+    """The weights that the run begins with; None for random ones."""
 
     @property
     def loading(self) -> str:
@@ -116,13 +121,15 @@ class Setup:
         """What is saved with the encoder."""
         settings, source = self.settings, self.images.source
         epochs, seed = settings.optimisation.epochs, settings.run.seed
+        begun = f", from {self.initial.description.training}" if self.initial else ""
         return EncoderDescription(
             arch=settings.model.arch,
             stem=settings.model.stem,
             size=settings.data.size,
             mean=settings.data.mean,
             std=settings.data.std,
-            training=f"{self.name} on {source.name}, {epochs} epochs, seed {seed}",
+            training=f"{self.name} on {source.name}, {epochs} epochs, seed {seed}{begun}",
+            origin=self.initial.description.origin if self.initial else None,
         )
 
     @property
@@ -175,7 +182,9 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
         source = list_images(*where, "pretrain", cache)
         source = dataclasses.replace(source, max_unreadable=data.max_unreadable)
         source = under_first_name(run_folder_of(config), where, source)
-        config, choices = choose_size(as_it_began(config), source, compute.device)
+        config = as_it_began(config)
+        initial = initial_weights(config.model, run_folder_of(config))
+        config, choices = choose_size(config, source, compute.device)
         with counting(f"packing {source.name}") as on_progress:
             images = open_images(
                 source,
@@ -190,7 +199,15 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
                 leave_out=left_out_before(run_folder_of(config)),
             )
     stack.enter_context(process_group(compute.device, config.run.timeout_minutes))
-    setup = set_up(config, images, compute, choices, workers=workers, processes=here.processes)
+    setup = set_up(
+        config,
+        images,
+        compute,
+        choices,
+        initial,
+        workers=workers,
+        processes=here.processes,
+    )
     # Machines with another memory would choose another batch.
     return dataclasses.replace(setup, settings=broadcast_object(setup.settings))
 
@@ -234,13 +251,15 @@ def set_up(
     images: Images,
     compute: Compute,
     choices: list[Choice],
+    initial: LoadedEncoder | None,
     *,
     workers: int,
     processes: int = 1,
 ) -> Setup:
     """Choose the rest of the settings for some images.
 
-    config: with a size. choices: those so far. processes: of the run, one on each device.
+    config: with a size. choices: those so far. initial: the weights to start from; None for random ones.
+    processes: of the run, one on each device.
 
     Raises UserError as `resolve` does.
     """
@@ -251,6 +270,8 @@ def set_up(
     pixel = source.pixel
     config = _with_data(config, loading=images.loading, channels=pixel.channels, bits=pixel.bits)
     spread = None
+    config, of_encoder = choose_encoder(config, initial)
+    choices += of_encoder
     if config.data.mean is None or config.data.std is None:
         named = config.data.data in DATASETS
         mean, std = (source.mean, source.std) if named else measure(images)
@@ -261,7 +282,7 @@ def set_up(
         config = _with_data(config, mean=config.data.mean or mean, std=config.data.std or std)
     model, image_bytes = config.model, None
     if model.stem == "auto" or config.optimisation.batch_size is None:
-        backbone = build_backbone(model.arch, size, model.stem, channels=pixel.channels)
+        backbone = build_backbone(arch_of(config), size, model.stem, channels=pixel.channels)
         image_bytes = step_bytes(backbone, config, compute.dtype.itemsize)
         if model.stem == "auto" and takes_stems(backbone):
             stem = choose_stem(size)
@@ -274,12 +295,49 @@ def set_up(
 
     devices = processes if device.type == "cuda" else 1
     facts = Facts(
-        len(members), processes, device.type, device_memory(device) * devices, image_bytes
+        len(members),
+        processes,
+        device.type,
+        device_memory(device) * devices,
+        image_bytes,
+        initial is not None and has_batch_norms(initial.backbone),
     )
     settings = resolve(config, facts, tell)
     return Setup(
-        settings, images, bank, held_out, members, compute, tuple(choices), workers, spread
+        settings,
+        images,
+        bank,
+        held_out,
+        members,
+        compute,
+        tuple(choices),
+        workers,
+        spread,
+        initial,
     )
+
+
+def choose_encoder(
+    config: PretrainConfig, initial: LoadedEncoder | None
+) -> tuple[PretrainConfig, list[Choice]]:
+    """The config with an architecture; where there are weights to start from, with all that is theirs."""
+    if initial is None:
+        return _with_model(config, arch=arch_of(config)), []
+    weights, channels = initial.description, config.data.channels
+    stem = resolve_stem(weights.stem, weights.size, initial.backbone)  # type: ignore[arg-type]
+    choices = []
+    if config.model.arch is None:
+        choices.append(Choice("arch", weights.arch, "of the weights"))
+    if config.data.mean is None and config.data.std is None and weights.channels == channels:
+        shown = f"{_numbers(weights.mean)} ± {_numbers(weights.std)}"
+        choices.append(Choice("mean and --std", shown, "those that the weights were trained with"))
+        config = _with_data(config, mean=weights.mean, std=weights.std)
+    return _with_model(config, arch=weights.arch, stem=stem), choices
+
+
+def arch_of(config: PretrainConfig) -> str:
+    """The architecture of a config that names one, else the usual one."""
+    return config.model.arch or USUAL_ARCH
 
 
 def split_holdout(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -305,6 +363,11 @@ def _with_data(config: PretrainConfig, **changes: object) -> PretrainConfig:
     return dataclasses.replace(config, data=data)
 
 
+def _with_model(config: PretrainConfig, **changes: object) -> PretrainConfig:
+    model: ModelConfig = dataclasses.replace(config.model, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(config, model=model)
+
+
 def _numbers(values: Channels) -> str:
     return " ".join(f"{value:.3f}" for value in values)
 
@@ -327,10 +390,17 @@ def mixer_of(mix: str) -> Mixer | None:
     return mixer
 
 
-def build_method(settings: Settings) -> nn.Module:
-    """The method (methods/protocol.py), with weights drawn from the seed of the run."""
+def build_method(settings: Settings, initial: LoadedEncoder | None = None) -> nn.Module:
+    """The method (methods/protocol.py), with weights drawn from the seed of the run.
+
+    initial: the backbone's weights, in place of random ones.
+    """
     data, model, method, seed = settings.data, settings.model, settings.method, settings.run.seed
     backbone = build_backbone(model.arch, data.size, model.stem, seed, data.channels)
+    if initial is not None:
+        start_from(backbone, initial)
+    if model.bn_statistics == "frozen":
+        freeze_batch_norms(backbone)
     head = build_head(feature_dim(backbone, data.size), model.dim, model.head, seed)
     built: nn.Module = resolve_name(METHODS[method.method].build)(
         Encoder(backbone, head),
@@ -346,9 +416,10 @@ def build_method(settings: Settings) -> nn.Module:
 def build(setup: Setup) -> nn.Module:
     """The method of a run on its device, its batch norms synchronised where the settings say so."""
     device = setup.compute.device
-    method = build_method(setup.settings)
+    method = build_method(setup.settings, setup.initial)
     method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if setup.settings.method.bn_over == "all":
+    settings = setup.settings
+    if settings.method.bn_over == "all" and settings.model.bn_statistics == "batch":
         method = synchronise_batch_norms(method, device)
     return method
 
