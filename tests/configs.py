@@ -10,6 +10,7 @@ from mixco.settings.resolve import Facts, resolve, with_settings
 T = TypeVar("T")
 
 SEEN: dict[str, Any] = {
+    "arch": "resnet18",
     "size": 64,
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
@@ -37,7 +38,8 @@ def evaluation_config(run: Path | None = None, **settings: Any) -> EvaluationCon
 
 def with_images(config: PretrainConfig) -> PretrainConfig:
     """The config as if its images had been looked at: RGB of 64 px, unless it says otherwise."""
-    unset = {k: v for k, v in SEEN.items() if getattr(config.data, k) in (None, "auto")}
+    parts = vars(config.model) | vars(config.data)
+    unset = {k: v for k, v in SEEN.items() if parts[k] in (None, "auto")}
     return with_settings(config, unset, "the images")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
+from mixco.models.frozen_batchnorm import freeze_batch_norms
 from mixco.models.sync_batchnorm import synchronise_batch_norms
 from mixco.runtime.device import Compute
 from mixco.runtime.distributed import broadcast_buffers, ddp, rank, split_batch, world
@@ -105,6 +106,13 @@ def split(bn_splits: int = 4, batch: int = 16) -> dict[str, Any]:
     return steps(build("moco", "mixco", resnet("resnet18"), bn_splits=bn_splits), batch, 2)
 
 
+def frozen(method: str, batch: int = 13) -> dict[str, Any]:
+    """With a ResNet whose batch norms keep their statistics."""
+    encoder = resnet()
+    freeze_batch_norms(encoder.backbone)
+    return steps(build(method, "mixco", encoder), batch, 2)
+
+
 def statistics() -> dict[str, Tensor]:
     """A ResNet's buffers when each process has seen images of its own, and then taken the first's."""
     encoder = resnet().train()
@@ -121,5 +129,7 @@ def everything() -> dict[str, Any]:
         "none": synchronised("none"),
         "mixco": synchronised("mixco"),
         "split": split(),
+        "frozen moco": frozen("moco"),
+        "frozen simclr": frozen("simclr"),
         "statistics": statistics(),
     }

@@ -78,7 +78,7 @@ def test_a_batch_that_memory_bounds_says_so() -> None:
 
 @given(IMAGES, st.integers(2, 256), st.sampled_from(["cpu", "cuda", "mps"]))
 def test_epochs_make_the_steps_within_bounds(images: int, batch: int, device: str) -> None:
-    value, _ = defaults.epochs(images, batch, device)
+    value, _ = defaults.epochs(images, batch, device, None)
     assert 100 <= value <= 400
     steps = max(1, images // batch) * value
     assert value == 400 or steps >= defaults.STEPS[device]
@@ -93,10 +93,10 @@ def test_a_queue_is_within_a_quarter_of_the_images(images: int) -> None:
 
 def test_rates_grow_with_the_batch() -> None:
     moco, simclr = METHODS["moco"].sgd_lr, METHODS["simclr"].sgd_lr
-    assert defaults.lr("adamw", simclr, 256)[0] == 1e-3
-    assert defaults.lr("adamw", simclr, 64)[0] == 5e-4
-    assert defaults.lr("sgd", moco, 128)[0] == 0.03
-    assert defaults.lr("sgd", simclr, 512)[0] == 0.6
+    assert defaults.lr("adamw", simclr, 256, None)[0] == 1e-3
+    assert defaults.lr("adamw", simclr, 64, None)[0] == 5e-4
+    assert defaults.lr("sgd", moco, 128, None)[0] == 0.03
+    assert defaults.lr("sgd", simclr, 512, None)[0] == 0.6
 
 
 def test_without_mixing_its_temperature_is_left_alone() -> None:

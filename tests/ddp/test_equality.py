@@ -60,13 +60,13 @@ def test_keys_are_encoded_by_other_processes_than_their_queries(
             equal(torch.cat(parts), alone["settings"][setting]["seen"][0])
 
 
-@pytest.mark.parametrize("mix", ["none", "mixco"])
-def test_synchronised_batch_norms_normalise_as_one_process_does(
-    mix: str, of_two: list[Any], alone: Any
+@pytest.mark.parametrize("setting", ["none", "mixco", "frozen moco", "frozen simclr"])
+def test_synchronised_and_frozen_batch_norms_normalise_as_one_process_does(
+    setting: str, of_two: list[Any], alone: Any
 ) -> None:
     for found in of_two:
         for kind in ("losses", "gradients", "state"):
-            equal(found[mix][kind], alone[mix][kind])
+            equal(found[setting][kind], alone[setting][kind])
 
 
 def test_running_statistics_of_all_processes_become_the_first_ones(

@@ -35,13 +35,13 @@ from mixco.runtime.run_folder import write_json
 from mixco.settings import warnings
 from mixco.settings.commands import DoctorConfig
 from mixco.settings.config import PretrainConfig, Settings
-from mixco.settings.resolve import Choice, run_folder_of, to_dict
-from mixco.training.initial_weights import initial_weights
+from mixco.settings.resolve import Choice, to_dict
 from mixco.training.setup import (
     Setup,
     as_it_began,
     build,
     choose_size,
+    find_initial,
     pick_compute,
     set_up,
     size_of,
@@ -137,7 +137,7 @@ def _set_up(
     if loading == "auto":
         fits = fits_packed(source, size, cache, memory_bytes())
         loading = "packed" if fits else "streamed"
-    initial = initial_weights(config.model, run_folder_of(config))
+    initial = find_initial(config)
     images = stream(_some(source, good), 0)
     setup = set_up(config, images, compute, choices, initial, workers=workers)
     data = dataclasses.replace(setup.settings.data, loading=loading)

@@ -58,6 +58,9 @@ class Origin:
     sha256: str
     """Of the file."""
 
+    def __str__(self) -> str:
+        return f"{self.name}, licence {self.licence}, from {self.source}, file with SHA-256 {self.sha256}"
+
 
 @dataclass(frozen=True)
 class EncoderDescription:
@@ -77,6 +80,11 @@ class EncoderDescription:
     @property
     def channels(self) -> int:
         return len(self.mean)
+
+    @property
+    def provenance(self) -> str:
+        """How it was trained, and what is known of the published weights in it."""
+        return "; ".join(filter(None, (self.training, str(self.origin or ""))))
 
     @property
     def input(self) -> Input:

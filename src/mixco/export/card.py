@@ -67,10 +67,7 @@ def card(
         "## Limits",
         _limits(config),
         "## Licence",
-        f"The weights: {licence}."
-        if licence
-        else "The licence of the weights is unknown: whoever trained them has not said. Ask before you "
-        "use them for more than a look. The images they were trained on have a licence of their own.",
+        _licence(about, licence),
         "## Made and checked",
         f"Made by `mixco export` from `{source}`. {checked}",
     ]
@@ -110,6 +107,23 @@ def _code(lines: Lines, channels: int) -> str:
     image = f'image = Image.open("image.jpg"){mode}'
     block = (lines.imports, "", lines.where, lines.build, "", image, lines.prepare, lines.use)
     return "```python\n" + "\n".join(block) + "\n```"
+
+
+def _licence(about: EncoderDescription, licence: str | None) -> str:
+    """licence: as the user gives it."""
+    origin, untouched = about.origin, bool(about.origin and about.training == about.origin.training)
+    if licence is None and origin and untouched and origin.licence != "unknown":
+        licence = origin.licence
+    text = (
+        f"The weights: {licence}."
+        if licence
+        else "The licence of the weights is unknown: whoever trained them has not said. Ask before you "
+        "use them for more than a look. The images they were trained on have a licence of their own."
+    )
+    if origin:
+        began = "They are" if untouched else "Their training began with"
+        text += f" {began} published weights: {origin}."
+    return text
 
 
 def _training(

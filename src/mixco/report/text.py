@@ -38,9 +38,11 @@ def what_was_trained(run: Run) -> str:
     data = pretraining.get("data", config.get("data.data", "a data set"))
     data = str(data).removesuffix("/pretrain").removesuffix("/train")
     side, seed = config.get("data.size", "?"), config.get("run.seed", "?")
+    init = pretraining.get("init", config.get("model.init"))
+    begun = f" It began with these weights: {init}." if init else ""
     return (
         f"A {arch}, trained without labels by {method_of(run)} on {images}{data} at {side} × {side} "
-        f"pixels, {progress(run)}, seed {seed}."
+        f"pixels, {progress(run)}, seed {seed}.{begun}"
     )
 
 

@@ -12,23 +12,22 @@ from mixco.encoders.checkpoint import (
     load_encoder,
     save_encoder,
 )
-from mixco.settings.config import ModelConfig
+from mixco.models.encoder import Stem
 
 KEPT = "init.safetensors"
 
 
-def initial_weights(model: ModelConfig, folder: Path) -> LoadedEncoder | None:
-    """The encoder that --init names; None for random weights.
+def initial_weights(
+    init: str, folder: Path, *, arch: str | None, stem: Stem, prefix: str | None
+) -> LoadedEncoder:
+    """The encoder that a run starts from, as it was made: see `load_encoder`.
 
     A run that has begun keeps its initial weights in its folder, and goes on with those, also when what
     --init names has changed or is gone. Raises UserError as `load_encoder` does.
     """
-    if model.init is None:
-        return None
     if (folder / KEPT).is_file():
         return load_encoder(folder / KEPT)
-    stem = None if model.stem == "auto" else model.stem
-    return load_encoder(model.init, arch=model.arch, stem=stem, prefix=model.prefix)
+    return load_encoder(init, arch=arch, stem=None if stem == "auto" else stem, prefix=prefix)
 
 
 def start_from(backbone: nn.Module, initial: LoadedEncoder) -> None:

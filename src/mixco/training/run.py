@@ -97,10 +97,10 @@ class Run:
         return state
 
     def _keep_initial(self, method: nn.Module) -> None:
-        """Keep the weights that the run starts from, where there are any, and say what was made of them."""
+        """Keep the weights that the run starts from, where there are any, and say what they are."""
         initial = self.setup.initial
         if initial is not None and self.first:
-            for line in initial.report:
+            for line in (initial.description.provenance, *initial.report):
                 say(f"  --init: {line}")
             keep(self.folder, initial, self.setup.encoder, method.get_submodule("encoder.backbone"))
 
@@ -170,7 +170,7 @@ class Run:
             say(
                 f"warning: the pictures of the run could not be drawn ({reason}); the rest is whole"
             )
-        result = {
+        result: dict[str, Any] = {
             "method": setup.name,
             "data": setup.images.source.name,
             "images": len(setup.members),
@@ -183,6 +183,8 @@ class Run:
             "seconds": round(state.whole.seconds, 1),
             "seed": setup.settings.run.seed,
         }
+        if setup.initial is not None:
+            result["init"] = setup.initial.description.provenance
         add_result(folder, "pretrain", result)
 
     def _remember_images(self) -> None:

@@ -121,7 +121,7 @@ class Setup:
         """What is saved with the encoder."""
         settings, source = self.settings, self.images.source
         epochs, seed = settings.optimisation.epochs, settings.run.seed
-        begun = f", from {self.initial.description.training}" if self.initial else ""
+        begun = f", starting from {self.initial.description.training}" if self.initial else ""
         return EncoderDescription(
             arch=settings.model.arch,
             stem=settings.model.stem,
@@ -183,7 +183,7 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
         source = dataclasses.replace(source, max_unreadable=data.max_unreadable)
         source = under_first_name(run_folder_of(config), where, source)
         config = as_it_began(config)
-        initial = initial_weights(config.model, run_folder_of(config))
+        initial = find_initial(config)
         config, choices = choose_size(config, source, compute.device)
         with counting(f"packing {source.name}") as on_progress:
             images = open_images(
@@ -223,6 +223,17 @@ def as_it_began(config: PretrainConfig) -> PretrainConfig:
     """The config, its unset settings as they were when a run in the same folder began, if one did."""
     begun = as_begun(run_folder_of(config), to_dict(config))
     return from_dict(PretrainConfig, begun, "config.json")
+
+
+def find_initial(config: PretrainConfig) -> LoadedEncoder | None:
+    """The weights that the run starts from; None for random ones."""
+    model = config.model
+    if model.init is None:
+        return None
+    folder = run_folder_of(config)
+    return initial_weights(
+        model.init, folder, arch=model.arch, stem=model.stem, prefix=model.prefix
+    )
 
 
 def choose_size(
@@ -320,7 +331,7 @@ def set_up(
 def choose_encoder(
     config: PretrainConfig, initial: LoadedEncoder | None
 ) -> tuple[PretrainConfig, list[Choice]]:
-    """The config with an architecture; where there are weights to start from, with all that is theirs."""
+    """The config with an architecture, and with what the initial weights bring along, if there are any."""
     if initial is None:
         return _with_model(config, arch=arch_of(config)), []
     weights, channels = initial.description, config.data.channels
