@@ -71,10 +71,11 @@ def usual_size(arch: str) -> int:
     return int(config.input_size[-1]) if config else 224
 
 
-def create(arch: str, size: int, channels: int) -> nn.Module:
+def create(arch: str, size: int, channels: int, **more: Any) -> nn.Module:
     """A known timm model without its classifier, its weights drawn from the global generator.
 
-    Raises UserError for what timm cannot build at any size, and timm's errors for a size.
+    more: for timm.create_model. Raises UserError for what timm cannot build at any size, and timm's errors
+    for a size.
     """
     # Families take different arguments: transformers an image size; ResNets the initialisation that
     # the published MoCo and SimCLR recipes used.
@@ -82,7 +83,7 @@ def create(arch: str, size: int, channels: int) -> nn.Module:
     reason = ""
     for extra in ({"img_size": size}, {"zero_init_last": False}, {}):
         try:
-            model = timm.create_model(arch, pretrained=False, num_classes=0, **seen, **extra)
+            model = timm.create_model(arch, num_classes=0, **seen, **extra, **more)
         except TypeError as error:  # an argument that the family does not take
             reason = first_line(error)
             continue
