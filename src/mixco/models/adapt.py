@@ -1,29 +1,28 @@
 """Weights of a timm model, adapted by timm's own functions to images of other sizes and channels."""
 
-import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from mixco.models.families import create, first_line, usual_size
+from mixco.models.families import create, usual_size
 from mixco.runtime.errors import UserError, out_of_memory
+from mixco.runtime.streams import silent
 
 
 def adapt(weights: Mapping[str, Tensor], arch: str, size: int, channels: int) -> dict[str, Tensor]:
     """The weights of a backbone for images of another size or number of channels.
 
-    weights: all those of timm's model, by its keys, for RGB images of the size that it was made for; with
-        or without the classifier. They stay as they are.
+    weights: all those of timm's model, by its keys, for RGB images of the size that it was made for;
+        with or without the classifier. They stay as they are.
     size: in pixels. Position embeddings are interpolated, by the code with which timm loads weights.
     channels: of the images. timm.models.adapt_input_conv changes the first convolution: it sums it over
         the channels for one channel, and else repeats it over them and scales it.
 
-    Returns tensors with the keys and shapes of families.create(arch, size, channels). Every one comes from
-    `weights`. Raises UserError where one is missing or left over, or timm cannot adapt it.
+    Returns tensors with the keys and shapes of families.create(arch, size, channels). Every one comes
+    from `weights`. Raises UserError where one is missing or left over, or timm cannot adapt it.
     """
     with torch.device("meta"):
         whole = timm.create_model(arch).state_dict()
@@ -69,25 +68,27 @@ def _works(weights: Mapping[str, Tensor], arch: str, size: int) -> bool:
 def loaded_by_timm(
     content: Mapping[str, Any], build: Callable[..., nn.Module]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict of the model into which timm loads the content of a file, and what is not in the file.
+    """The state dict of the model into which timm loads the content of a file; the keys that it lacks.
 
     content: weights by timm's keys, or by those of their own project where timm converts them.
     build: makes the model; it hands its keywords on to timm.create_model.
 
     timm draws a tensor at random that the content lacks. So a second model is loaded with markers in
-    place of the numbers: what does not consist of them did not come from the content.
+    place of the numbers: what does not consist of them did not come from the content. The batches that a
+    normalisation has counted may be missing, as old files lack them.
     """
 
     def loaded(content: Mapping[str, Any]) -> dict[str, Tensor]:
         source = {"state_dict": content, "url": None, "hf_hub_id": None, "file": None}
-        with torch.random.fork_rng(devices=[]), _silent("timm"):
+        with torch.random.fork_rng(devices=[]), silent("timm"):
             return build(pretrained=True, pretrained_cfg_overlay=source).state_dict()
 
     marks = loaded(_marked(content))
     missing = [
         key
         for key, mark in marks.items()
-        if not (mark.isnan() if mark.is_floating_point() else mark == MARK).all()
+        if not key.endswith("num_batches_tracked")
+        and not (mark.isnan() if mark.is_floating_point() else mark == MARK).all()
     ]
     return loaded(content), missing
 
@@ -101,18 +102,6 @@ def _marked(content: Any) -> Any:
     if isinstance(content, Mapping):
         return {key: _marked(value) for key, value in content.items()}
     return content
-
-
-@contextmanager
-def _silent(library: str) -> Iterator[None]:
-    """Keep a library's warnings from the screen."""
-    logger = logging.getLogger(library)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _some(texts: Collection[str]) -> str:
