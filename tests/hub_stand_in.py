@@ -16,7 +16,12 @@ LICENCES = {"mit", "apache-2.0", "unknown"}
 
 
 class StandIn(ThreadingHTTPServer):
-    """Accepts one token. A repository is {"private": bool, "commits": int, "files": {name: bytes}}."""
+    """Accepts one token. A repository is {"private": bool, "commits": int, "files": {name: bytes}}.
+
+    Downloads: all are answered with `status` where it is set. A repository that is `gated` needs the
+    token. The first `breaks` bodies end after `cut` bytes. Where it `lies`, the last byte is not that of
+    the file that the ETag is of. `others`: files at paths of their own. `ranges`: a header of each GET.
+    """
 
     def __init__(self, token: str, writes: bool = True) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -24,6 +29,11 @@ class StandIn(ThreadingHTTPServer):
         self.repositories: dict[str, dict[str, Any]] = {}
         self.uploads: dict[str, bytes] = {}
         self.asked: list[str] = []
+        self.status = 0
+        self.breaks, self.cut = 0, 0
+        self.lies = False
+        self.others: dict[str, bytes] = {}
+        self.ranges: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -40,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: Any = b"", **headers: str) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        for name, value in {"Content_Length": str(len(content)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
@@ -119,12 +129,39 @@ class Handler(BaseHTTPRequestHandler):
         if repository := self.server.repositories.get(name):
             about = {"id": name, "private": repository["private"], "sha": "0" * 40}
             return self.answer(200, about)
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/main/(.+)", self.path):
-            files = self.server.repositories.get(match[1], {"files": {}})["files"]
-            if (content := files.get(match[2])) is not None:
-                etag = f'"{hashlib.sha256(content).hexdigest()}"'
-                return self.answer(200, content, ETag=etag, X_Repo_Commit="0" * 40)
+        if self.server.status:
+            return self.answer(self.server.status, {"error": "as told"})
+        if (content := self.server.others.get(self.path)) is not None:
+            return self.give(content)
+        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self.path):
+            repository = self.server.repositories.get(match[1])
+            token = self.headers["Authorization"] == f"Bearer {self.server.token}"
+            if repository is None:
+                return self.answer(401, {"error": "not found"}, X_Error_Code="RepoNotFound")
+            if repository.get("gated") and not token:
+                return self.answer(403, {"error": "gated"}, X_Error_Code="GatedRepo")
+            if (content := repository["files"].get(match[2])) is not None:
+                return self.give(content)
         return self.answer(404, {"error": self.path}, X_Error_Code="EntryNotFound")
+
+    def give(self, content: bytes) -> None:
+        """A file, from the byte that is asked for, with its SHA-256 as the ETag."""
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Repo_Commit": "0" * 40}
+        if self.server.lies:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        asked, status = self.headers["Range"], 200
+        if asked:
+            start, status = int(asked.removeprefix("bytes=").rstrip("-")), 206
+            headers["Content_Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            content = content[start:]
+        if self.command == "GET":
+            self.server.ranges.append(asked)
+            if self.server.breaks:
+                self.server.breaks -= 1
+                headers["Content_Length"] = str(len(content))
+                content = content[: self.server.cut]
+                self.close_connection = True
+        self.answer(status, content, **headers)
 
     do_HEAD = do_GET
 

@@ -26,8 +26,11 @@ TORCHVISION = {
 STEP, NEAR, SMALLEST, LARGEST = 8, 64, 32, 512
 
 
-def refuse_unknown(arch: str) -> None:
-    """Raises UserError for what is not a name of timm.list_models(), with the name that was meant."""
+def refuse_unknown(arch: str, given: str = "") -> None:
+    """Raises UserError for what is not a name of timm.list_models(), with the name that was meant.
+
+    given: what the user wrote, where it is not --arch.
+    """
     known = timm.list_models()
     if arch in known:
         return
@@ -43,7 +46,9 @@ def refuse_unknown(arch: str) -> None:
         rule = "timm has no model of this name"
     near = [meant] if meant else _alike(bare, known)
     hint = f"did you mean {near[0]}?" if near else "timm.list_models() in Python lists all"
-    raise UserError(f"--arch {arch}: {rule}; {hint}")
+    if meant and (name != bare or "timm/" in arch):
+        hint += f" For its published weights: --init timm:{meant}{name.removeprefix(bare)}"
+    raise UserError(f"{given or f'--arch {arch}'}: {rule}; {hint}")
 
 
 def _letters(name: str) -> str:
@@ -71,10 +76,11 @@ def usual_size(arch: str) -> int:
     return int(config.input_size[-1]) if config else 224
 
 
-def create(arch: str, size: int, channels: int) -> nn.Module:
+def create(arch: str, size: int, channels: int, **more: Any) -> nn.Module:
     """A known timm model without its classifier, its weights drawn from the global generator.
 
-    Raises UserError for what timm cannot build at any size, and timm's errors for a size.
+    more: for timm.create_model. Raises UserError for what timm cannot build at any size, and timm's
+    errors for a size.
     """
     # Families take different arguments: transformers an image size; ResNets the initialisation that
     # the published MoCo and SimCLR recipes used.
@@ -82,7 +88,7 @@ def create(arch: str, size: int, channels: int) -> nn.Module:
     reason = ""
     for extra in ({"img_size": size}, {"zero_init_last": False}, {}):
         try:
-            model = timm.create_model(arch, pretrained=False, num_classes=0, **seen, **extra)
+            model = timm.create_model(arch, num_classes=0, **seen, **extra, **more)
         except TypeError as error:  # an argument that the family does not take
             reason = first_line(error)
             continue

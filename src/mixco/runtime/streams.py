@@ -5,11 +5,13 @@ what the user asked for: a command that cannot write it ends with an error messa
 """
 
 import errno
+import logging
 import os
 import signal
 import stat
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TextIO
@@ -122,6 +124,20 @@ def usable_streams() -> Iterator[None]:
                 _silence(stream, even_files=True)
             except ValueError:
                 pass
+
+
+@contextmanager
+def silent(library: str) -> Iterator[None]:
+    """Keep a library's warnings from the screen, for where their cause is told in our own words."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def stderr_of_the_moment() -> IO[str]:
