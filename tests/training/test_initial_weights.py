@@ -152,7 +152,7 @@ def test_random_weights_have_no_statistics_to_freeze(
 def test_grey_images_see_the_sum_of_the_first_convolution(tmp_path: Path) -> None:
     initial = load_encoder(weights(tmp_path / "rgb.safetensors"))
     grey = build_backbone("test_resnet", 32, "standard", 0, 1)
-    start_from(grey, initial)
+    start_from(grey, initial, 32)
     images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = initial.backbone(images.expand(-1, 3, -1, -1))
@@ -163,7 +163,7 @@ def test_grey_images_see_the_sum_of_the_first_convolution(tmp_path: Path) -> Non
 def test_small_stems_take_other_channels(channels: int, tmp_path: Path) -> None:
     initial = load_encoder(weights(tmp_path / "rgb.safetensors", "resnet18", 32, "conv3s1"))
     backbone = build_backbone("resnet18", 64, "conv3s1", 0, channels)
-    start_from(backbone, initial)
+    start_from(backbone, initial, 64)
     theirs, ours = initial.backbone.state_dict(), backbone.state_dict()
     assert all(torch.equal(theirs[k], ours[k]) for k in theirs if k != "conv1.weight")
     summed = ours["conv1.weight"].sum(1)
@@ -173,8 +173,8 @@ def test_small_stems_take_other_channels(channels: int, tmp_path: Path) -> None:
 def test_position_embeddings_follow_the_size(tmp_path: Path) -> None:
     initial = load_encoder(weights(tmp_path / "vit.safetensors", "test_vit", 64))
     same, larger = (build_backbone("test_vit", size, "standard", 0) for size in (64, 96))
-    for backbone in (same, larger):
-        start_from(backbone, initial)
+    for backbone, size in ((same, 64), (larger, 96)):
+        start_from(backbone, initial, size)
     assert_equal(same.state_dict(), initial.backbone.state_dict())
     theirs, ours = initial.backbone.state_dict(), larger.state_dict()
     assert ours["pos_embed"].shape != theirs["pos_embed"].shape

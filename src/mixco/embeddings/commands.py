@@ -26,6 +26,7 @@ from mixco.embeddings.vectors import KINDS, Vectors, check_kind, is_vectors, rea
 from mixco.embeddings.writing import embed_to_file
 from mixco.encoders.checkpoint import fingerprint
 from mixco.plots import draw_neighbours
+from mixco.encoders.published import is_published
 from mixco.runtime.device import Compute, keep_freed_memory, pick_device, pick_dtype, processors
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import open_table, replacing
@@ -193,7 +194,7 @@ def _embed(
         "normalised": normalise,
     }
     if out is None:
-        beside = run if run.is_dir() else run.parent
+        beside = settings.cache if is_published(str(run)) else run if run.is_dir() else run.parent
         key = hashlib.sha256(json.dumps(notes).encode()).hexdigest()[:16]
         out = beside / "embeddings" / f"{source.name.split('/')[0]}-{key}.safetensors"
     device = pick_device(settings.device)

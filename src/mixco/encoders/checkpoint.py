@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from mixco.encoders import other_projects
 from mixco.encoders.file_kinds import DOWNLOAD, is_safetensors, why_unreadable
+from mixco.encoders.published import Origin, is_published, published
 from mixco.encoders.resnets import is_resnet, resnet_name
 from mixco.encoders.safe_load import safe_load
+from mixco.models.adapt import adapt
 from mixco.models.encoder import (
     Stem,
     build_backbone,
@@ -43,23 +45,6 @@ from mixco.runtime.setting import option
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Input
 
 LARGEST = 4096  # pixels of an encoder's input; a file with a larger side is damaged
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where published weights are from."""
-
-    name: str
-    """ "timm/resnet18.a1_in1k" """
-    source: str
-    """The address of the file, or the package that holds it."""
-    licence: str
-    """Its SPDX name in lower case, or "unknown"."""
-    sha256: str
-    """Of the file."""
-
-    def __str__(self) -> str:
-        return f"{self.name}, licence {self.licence}, from {self.source}, file with SHA-256 {self.sha256}"
 
 
 @dataclass(frozen=True)
@@ -98,10 +83,12 @@ class LoadedEncoder:
     backbone: nn.Module = field(repr=False)
     description: EncoderDescription
     path: Path
+    """Of the file; for published weights, their name."""
     matched: int
     """How many tensors the backbone has, all of them from the file."""
     report: tuple[str, ...] = ()
-    """For another project's file, lines of text: what was left out, and what was assumed."""
+    """Lines of text: what was left out of another project's file, what was assumed, where published
+    weights are from."""
 
 
 def as_dict(description: EncoderDescription) -> dict[str, Any]:
@@ -132,7 +119,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_encoder(
-    path: Path | str,
+    what: Path | str,
     *,
     arch: str | None = None,
     stem: Stem | None = None,
@@ -143,8 +130,9 @@ def load_encoder(
 ) -> LoadedEncoder:
     """Build the backbone that a file describes, and load all of its weights.
 
-    path: an encoder.safetensors, a checkpoint of a run (checkpoints/*.pt), a run folder, or another
-        project's checkpoint (see encoders/other_projects.py). No code in it is run.
+    what: an encoder.safetensors, a checkpoint of a run (checkpoints/*.pt), a run folder, another
+        project's checkpoint (see encoders/other_projects.py), or the name of published weights (see
+        encoders/published.py). No code in it is run.
     size: the side of the images in pixels, if not the one in the file.
 
     The others are for another project's encoder, where its file does not tell:
@@ -154,15 +142,21 @@ def load_encoder(
     Raises UserError when the file is missing, damaged or of an unknown layout, and when any weight of
     the backbone is missing, left over or of another shape. So it never returns random weights.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "encoder.safetensors"
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; give a run, an encoder or a checkpoint")
     if size is not None and not 1 <= size <= LARGEST:
         raise UserError(f"--size must be between 1 and {LARGEST} pixels, got {size}")
     if arch is not None:
         refuse_unknown(arch)
+    if is_published(str(what)):
+        others = {"stem": stem, "prefix": prefix, "mean": mean, "std": std}
+        return _load_published(str(what), arch, size, others)
+    path = Path(what)
+    if path.is_dir():
+        path = path / "encoder.safetensors"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: there is no such file; give a run, a file of weights, or published weights "
+            "(timm:NAME)"
+        )
     content, description = _read(path)
     if description is None:
         normalisation = _normalisation(mean, std)
@@ -187,6 +181,32 @@ def load_encoder(
         built = resolve_stem(description.stem, description.size, backbone)  # type: ignore[arg-type]
         description = dataclasses.replace(description, size=size, stem=built)
     return LoadedEncoder(backbone.eval(), description, path, len(content))
+
+
+def _load_published(
+    what: str, arch: str | None, size: int | None, others: Mapping[str, Any]
+) -> LoadedEncoder:
+    """others: options of files, by their names, which must not be given here, with their values."""
+    given = {name: value for name, value in others.items() if value not in (None, "standard")}
+    if given:
+        needless = " and ".join(map(option, given))
+        raise UserError(f"{what}: leave out {needless}: it is known of published weights")
+    found = published(what, arch)
+    about = EncoderDescription(
+        arch=found.arch,
+        stem="standard",
+        size=size or found.size,
+        mean=found.mean,
+        std=found.std,
+        training=found.origin.training,
+        origin=found.origin,
+    )
+    channels = len(found.mean)
+    backbone = build_backbone(found.arch, about.size, "standard", channels=channels)
+    weights = adapt(found.weights, found.arch, about.size, channels)
+    _fill(backbone, weights, about, Path(what))
+    feature_dim(backbone, about.size)  # refuses a size that the backbone cannot take
+    return LoadedEncoder(backbone.eval(), about, Path(what), len(weights), (str(found.origin),))
 
 
 def _refuse_other_size(backbone: nn.Module, size: int, description: EncoderDescription) -> None:

@@ -60,6 +60,14 @@ class Origin:
     sha256: str
     """Of the file, in 64 hexadecimal digits."""
 
+    @property
+    def training(self) -> str:
+        """How the weights themselves were trained, as far as it is known."""
+        return f"published weights {self.name}"
+
+    def __str__(self) -> str:
+        return f"{self.name}, licence {self.licence}, SHA-256 {self.sha256}, from {self.source}"
+
 
 class Published(NamedTuple):
     """Published weights, and the images that they were trained for."""

@@ -22,6 +22,7 @@ from mixco.data.run_images import Where, are_own, find_images, where_in
 from mixco.embeddings.features import features_of
 from mixco.embeddings.knn import topk_accuracy
 from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
+from mixco.encoders.published import is_published
 from mixco.evaluation.doubts import doubts, refuse_one_class
 from mixco.runtime.device import (
     Compute,
@@ -151,19 +152,20 @@ def load_task(config: EvaluationConfig) -> Task:
     """
     given = [path for path in (config.run, config.checkpoint) if path is not None]
     if len(given) != 1:
-        raise UserError("give either --run RUN_DIR or --checkpoint FILE")
+        raise UserError("give either --run RUN_DIR or --checkpoint WEIGHTS")
+    run = None if config.run is None or is_published(str(config.run)) else config.run
     data, data_path = config.data, config.data_path
     encoder = load_encoder(given[0], **vars(config.encoder))
     cache = config.cache
     own, recipe_lr = False, None
-    if config.run is not None:
-        trained_on, recipe_lr = _of_run(config.run)
+    if run is not None:
+        trained_on, recipe_lr = _of_run(run)
         if data is None:
             own, data = True, trained_on.data
             if data_path is None:
-                data, data_path = find_images(config.run, trained_on, cache, "--data")
+                data, data_path = find_images(run, trained_on, cache, "--data")
         else:
-            own = are_own(config.run, trained_on, Where(data, data_path), cache)
+            own = are_own(run, trained_on, Where(data, data_path), cache)
     if data is None:
         raise UserError("--checkpoint needs --data, the labelled images to evaluate on")
     here = launch_env()
@@ -201,7 +203,7 @@ def load_task(config: EvaluationConfig) -> Task:
         for warning in doubts(in_train, in_test):
             say(f"warning: {warning}")
         train, test = opened(in_train), opened(in_test)
-    folder = config.out or config.run
+    folder = config.out or run
     if folder is not None:
         _check_writable(folder)
     suffix = "" if config.labels is None else f"-{subset_name(config.labels)}"

@@ -58,6 +58,28 @@ def adapt(weights: Mapping[str, Tensor], arch: str, size: int, channels: int) ->
     )
 
 
+def adapt_first_convolution(
+    weights: Mapping[str, Tensor], backbone: nn.Module, base_channels: int
+) -> dict[str, Tensor]:
+    """The weights with the first convolution for the channels of a backbone, by timm's own function.
+
+    base_channels: of the images that the weights are for. Raises UserError where timm cannot adapt it.
+    """
+    config: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
+    channels, named = int(config["input_size"][0]), config.get("first_conv") or ()
+    adapted = dict(weights)
+    for name in (named,) if isinstance(named, str) else named:
+        key = f"{name}.weight"
+        try:
+            adapted[key] = timm.models.adapt_input_conv(channels, weights[key], base_channels)
+        except NotImplementedError:
+            raise UserError(
+                f"weights for {base_channels} channels cannot be adapted to images of {channels}; give "
+                f"images of {base_channels} channels"
+            ) from None
+    return adapted
+
+
 def _works(weights: Mapping[str, Tensor], arch: str, size: int) -> bool:
     try:
         adapt(weights, arch, size, 3)

@@ -12,6 +12,8 @@ OtherStem = Literal["standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s
 
 # Options that several commands share.
 
+WEIGHTS = "A run folder, a file of weights, or published weights (timm:NAME, efficientnet-lite0)."
+
 
 def _device() -> Any:
     return setting("auto", "auto: a GPU where there is one.", affects="run")
@@ -99,7 +101,8 @@ class EvaluationConfig:
     )
     checkpoint: Path | None = setting(
         None,
-        "An encoder.safetensors or a checkpoint, also of another project, instead of a run.",
+        "Weights instead of a run: an encoder.safetensors, a checkpoint, also of another project, or "
+        "published ones (timm:NAME, efficientnet-lite0).",
         chosen="nothing: none; give it or --run",
     )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -242,9 +245,7 @@ class CollectionConfig:
 class EmbedConfig:
     """`mixco embed`: write a vector of each image into a file."""
 
-    run: Path = setting(
-        MISSING, "A run folder, an encoder.safetensors or a checkpoint.", metavar="RUN"
-    )
+    run: Path = setting(MISSING, WEIGHTS, metavar="RUN")
     data: str | None = setting(
         None,
         "A folder of images or the name of a data set.",
@@ -268,9 +269,7 @@ class EmbedConfig:
 class NeighboursConfig:
     """`mixco neighbours`: find the images of a collection that are nearest to some images."""
 
-    run: Path = setting(
-        MISSING, "A run folder, an encoder.safetensors or a checkpoint.", metavar="RUN"
-    )
+    run: Path = setting(MISSING, WEIGHTS, metavar="RUN")
     images: tuple[str, ...] = setting(
         MISSING,
         "Image files, or names of images in the collection.",
@@ -294,7 +293,7 @@ class DuplicatesConfig:
 
     run: Path = setting(
         MISSING,
-        "A run folder, an encoder or a checkpoint; or a file of `mixco embed`.",
+        f"{WEIGHTS[:-1]}; or a file of `mixco embed`.",
         metavar="RUN|VECTORS",
     )
     among: str | None = setting(
@@ -385,7 +384,7 @@ class ExportConfig:
 
     run: Path = setting(
         MISSING,
-        "A run folder, an encoder.safetensors or a checkpoint, also of another project.",
+        WEIGHTS,
         metavar="RUN",
     )
     to: Literal["timm", "torchvision", "safetensors", "onnx", "hub"] = setting(

@@ -1,18 +1,21 @@
 """The weights that a run begins with: existing ones, as --init names them, or random ones."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from mixco.encoders.adapting import adapted
 from mixco.encoders.checkpoint import (
     EncoderDescription,
     LoadedEncoder,
     load_encoder,
     save_encoder,
 )
-from mixco.models.encoder import Stem
+from mixco.models.adapt import adapt, adapt_first_convolution
+from mixco.models.encoder import Stem, input_channels
+from mixco.runtime.errors import UserError
 
 KEPT = "init.safetensors"
 
@@ -30,12 +33,29 @@ def initial_weights(
     return load_encoder(init, arch=arch, stem=None if stem == "auto" else stem, prefix=prefix)
 
 
-def start_from(backbone: nn.Module, initial: LoadedEncoder) -> None:
-    """Copy the initial weights into the backbone of a run, adapted to its size and channels.
+def start_from(backbone: nn.Module, initial: LoadedEncoder, size: int) -> None:
+    """Copy the initial weights into the backbone of a run, adapted to its channels and its size.
 
-    Every weight of the backbone comes from them, or UserError is raised.
+    size: of the run's images, in pixels. Every weight of the backbone comes from them, or UserError is
+    raised.
     """
-    backbone.load_state_dict(adapted(initial, backbone))
+    there, weights = initial.description, initial.backbone.state_dict()
+    channels, fits = input_channels(backbone), _shapes(weights) == _shapes(backbone.state_dict())
+    if not fits and there.channels == 3 and there.stem in ("standard", "auto"):
+        weights = adapt(weights, there.arch, size, channels)
+    elif not fits:
+        weights = adapt_first_convolution(weights, backbone, there.channels)
+    if _shapes(weights) != _shapes(backbone.state_dict()):
+        raise UserError(
+            f"--init: weights of {there.arch} for {there.channels} channels of {there.size} pixels cannot "
+            f"be adapted to {channels} channels of {size} pixels; give --size {there.size}, or other "
+            "weights"
+        )
+    backbone.load_state_dict(weights)
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in weights.items()}
 
 
 def keep(

@@ -100,7 +100,7 @@ class Run:
         """Keep the weights that the run starts from, where there are any, and say what they are."""
         initial = self.setup.initial
         if initial is not None and self.first:
-            for line in (initial.description.provenance, *initial.report):
+            for line in (initial.description.training, *initial.report):
                 say(f"  --init: {line}")
             keep(self.folder, initial, self.setup.encoder, method.get_submodule("encoder.backbone"))
 

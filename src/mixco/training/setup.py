@@ -331,7 +331,7 @@ def set_up(
 def choose_encoder(
     config: PretrainConfig, initial: LoadedEncoder | None
 ) -> tuple[PretrainConfig, list[Choice]]:
-    """The config with an architecture, and with what the initial weights bring along, if there are any."""
+    """The config with an architecture, and with what the initial weights bring along."""
     if initial is None:
         return _with_model(config, arch=arch_of(config)), []
     weights, channels = initial.description, config.data.channels
@@ -409,7 +409,7 @@ def build_method(settings: Settings, initial: LoadedEncoder | None = None) -> nn
     data, model, method, seed = settings.data, settings.model, settings.method, settings.run.seed
     backbone = build_backbone(model.arch, data.size, model.stem, seed, data.channels)
     if initial is not None:
-        start_from(backbone, initial)
+        start_from(backbone, initial, data.size)
     if model.bn_statistics == "frozen":
         freeze_batch_norms(backbone)
     head = build_head(feature_dim(backbone, data.size), model.dim, model.head, seed)
