@@ -192,7 +192,7 @@ def test_the_rules_for_what_is_not_given_leave_the_recipes_as_they_were(
 ) -> None:
     """resolved_recipes.json is what they came to before there were such rules."""
     demo = name.removeprefix("demo ")
-    recipe = load_recipe(name) if demo == name else of_demo(DemoConfig(), demo, Path("runs/demo"))
+    recipe = load_recipe(name) if demo == name else of_demo(DemoConfig(), "demo", demo)
     # Little memory: a batch that were chosen would be another.
     facts = Facts(
         IMAGES_OF[recipe.data.data], device_kind=device, memory=2**30, image_bytes=2.0**30

@@ -6,13 +6,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from mixco.data.datasets import list_images
-from mixco.encoders.checkpoint import EncoderDescription, save_encoder
+from mixco.encoders.checkpoint import EncoderDescription, load_encoder, save_encoder
 from mixco.evaluation.protocols import both
 from mixco.methods import NO_MIXER, run_name
 from mixco.models.encoder import build_backbone
 from mixco.plots import draw_comparison, draw_curves
+from mixco.runtime.errors import UserError
 from mixco.runtime.progress import say
 from mixco.runtime.run_folder import add_result, new_run_folder, read_json, read_metrics, write_json
 from mixco.settings.commands import DemoConfig, EvaluationConfig
@@ -21,23 +23,28 @@ from mixco.settings.resolve import load_recipe, to_dict, with_settings
 from mixco.training.pretrain import pretrain
 from mixco.training.setup import arch_of, size_of
 
+PUBLISHED = "efficientnet-lite0"
+
 
 def demo(config: DemoConfig) -> dict[str, Any]:
     """Returns what it writes to results.json: {name: {"pretrain": ..., "knn": ..., "linear": ...}}."""
     started = time.perf_counter()
     out = config.out
     make_room(out)
-    runs = {"random": random_encoder(config, out / "random")}
     say(
-        "The demo trains for two minutes, to show the way: what it reaches is far from a long run's. "
+        "The demo trains for a few minutes, to show the way: what it reaches is far from a long run's. "
         "The warnings about few steps below are meant for runs of your own."
     )
-    for mix in (NO_MIXER, "mixco"):
-        folder = pretrain(of_demo(config, mix, out))
-        runs[folder.name] = folder
+    plain, mixed = (of_demo(config, "demo", mix) for mix in (NO_MIXER, "mixco"))
+    runs = [random_encoder(plain, out / "random"), pretrain(plain), pretrain(mixed)]
+    goes_on = of_demo(config, "demo_from_weights", "mixco")
+    try:
+        runs += [published_encoder(goes_on, out / PUBLISHED), pretrain(goes_on)]
+    except UserError as error:
+        say(f"without the rows that start from ImageNet weights: {error}")
 
     results: dict[str, Any] = {}
-    for name, folder in runs.items():
+    for folder in runs:
         both(
             EvaluationConfig(
                 run=folder,
@@ -47,53 +54,70 @@ def demo(config: DemoConfig) -> dict[str, Any]:
                 seed=config.seed,
             )
         )
-        results[name] = read_json(folder / "results.json")
+        results[folder.name] = read_json(folder / "results.json")
     write_json(out / "results.json", results)
-    curves = {name: read_metrics(folder) for name, folder in runs.items() if name != "random"}
+    curves = {folder.name: records for folder in runs if (records := read_metrics(folder))}
     draw_curves(out / "curves.png", curves)
     draw_comparison(out / "comparison.png", results)
-    mixed = list(runs.values())[-1]
     for picture in ("views.png", "neighbours.png"):
-        if (mixed / picture).exists():
-            (out / picture).write_bytes((mixed / picture).read_bytes())
+        if (runs[-1] / picture).exists():
+            (out / picture).write_bytes((runs[-1] / picture).read_bytes())
     print_table(results)
     say(f"{time.perf_counter() - started:.0f} s; pictures, runs and results.json are in {out}/")
     return results
 
 
-def of_demo(config: DemoConfig, mix: str, out: Path) -> PretrainConfig:
-    """The demo's recipe, with or without mixing."""
-    recipe = load_recipe("demo")
+def of_demo(config: DemoConfig, recipe: str, mix: str) -> PretrainConfig:
+    """A recipe of the demo, with or without mixing."""
+    found = load_recipe(recipe)
+    name = run_name(found.method.method, mix)
     settings = {
         "mix": mix,
-        "out": out / run_name(recipe.method.method, mix),
-        "epochs": config.epochs or recipe.optimisation.epochs,
+        "out": config.out / (f"{PUBLISHED}+{name}" if found.model.init else name),
+        "epochs": config.epochs or found.optimisation.epochs,
         **{name: getattr(config, name) for name in ("cache", "seed", "device", "precision")},
     }
-    return with_settings(recipe, settings, "demo")
+    return with_settings(found, settings, "demo")
 
 
-def random_encoder(config: DemoConfig, folder: Path) -> Path:
+def random_encoder(recipe: PretrainConfig, folder: Path) -> Path:
     """The run folder of an encoder that was never trained: what pretraining has to beat."""
-    recipe = of_demo(config, "none", folder.parent)
+    model, arch, size, seed = recipe.model, arch_of(recipe), size_of(recipe), recipe.run.seed
     source = list_images(recipe.data.data, recipe.data.data_path, "pretrain")
+    about = EncoderDescription(
+        arch=arch,
+        stem=model.stem,
+        size=size,
+        mean=source.mean,
+        std=source.std,
+        training=f"random weights, seed {seed}",
+    )
+    return untrained(recipe, folder, build_backbone(arch, size, model.stem, seed), about, "random")
+
+
+def published_encoder(recipe: PretrainConfig, folder: Path) -> Path:
+    """The run folder of the weights that a recipe starts from: what going on from them has to beat.
+
+    Raises UserError where they are not installed.
+    """
+    encoder = load_encoder(PUBLISHED, size=size_of(recipe))
+    return untrained(recipe, folder, encoder.backbone, encoder.description, "published")
+
+
+def untrained(
+    recipe: PretrainConfig,
+    folder: Path,
+    backbone: nn.Module,
+    about: EncoderDescription,
+    method: str,
+) -> Path:
+    """A run folder with an encoder that is evaluated as it is. method: what results call it."""
     new_run_folder(folder)
     write_json(folder / "config.json", to_dict(recipe))
-    model, arch, size = recipe.model, arch_of(recipe), size_of(recipe)
-    save_encoder(
-        folder / "encoder.safetensors",
-        build_backbone(arch, size, model.stem, config.seed),
-        EncoderDescription(
-            arch=arch,
-            stem=model.stem,
-            size=size,
-            mean=source.mean,
-            std=source.std,
-            training=f"random weights, seed {config.seed}",
-        ),
-    )
-    untrained = {"method": "random", "data": source.name, "arch": arch, "size": size}
-    add_result(folder, "pretrain", {**untrained, "epochs": 0, "seed": config.seed})
+    save_encoder(folder / "encoder.safetensors", backbone, about)
+    source = list_images(recipe.data.data, recipe.data.data_path, "pretrain")
+    shown = {"method": method, "data": source.name, "arch": about.arch, "size": about.size}
+    add_result(folder, "pretrain", {**shown, "epochs": 0, "seed": recipe.run.seed})
     return folder
 
 
@@ -117,7 +141,7 @@ def print_table(results: dict[str, Any]) -> None:
         seconds = result["pretrain"].get("seconds")
         rate = result["pretrain"].get("images_per_second")
         table.add_row(
-            name,
+            name.replace(PUBLISHED, "ImageNet weights"),
             f"{result['knn']['top1']:.1f} %",
             f"{result['linear']['top1']:.1f} %",
             f"{result['linear']['top5']:.1f} %" if "top5" in result["linear"] else "",

@@ -25,8 +25,8 @@ from mixco.embeddings.search import near_duplicates
 from mixco.embeddings.vectors import KINDS, Vectors, check_kind, is_vectors, read_vectors
 from mixco.embeddings.writing import embed_to_file
 from mixco.encoders.checkpoint import fingerprint
-from mixco.plots import draw_neighbours
 from mixco.encoders.published import is_published
+from mixco.plots import draw_neighbours
 from mixco.runtime.device import Compute, keep_freed_memory, pick_device, pick_dtype, processors
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import open_table, replacing

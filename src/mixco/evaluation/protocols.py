@@ -7,6 +7,7 @@ once. Linear as published, supervised and fine-tuned train a classifier on image
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -150,6 +151,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """
     check_ranges(config)
     training = config.classifier
+    if config.init is not None:
+        if config.evaluation.checkpoint is not None:
+            raise UserError("--init and --checkpoint are the same in finetune; give one of them")
+        evaluation = replace(config.evaluation, checkpoint=config.init)
+        config = replace(config, evaluation=evaluation, init=None)
     return _train_and_test(
         config,
         "finetune",

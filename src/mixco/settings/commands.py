@@ -202,6 +202,11 @@ class FinetuneConfig:
     """`mixco finetune`: train the whole network with labels, starting from the encoder."""
 
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    init: Path | None = setting(
+        None,
+        f"Weights to start from, as in `mixco pretrain`; the same as --checkpoint. {WEIGHTS}",
+        chosen="nothing: those of --run or --checkpoint",
+    )
     epochs: int = _epochs(30, "Passes over the images.")
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     head_lr: float | None = setting(
