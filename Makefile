@@ -20,6 +20,7 @@ soak: .venv/installed
 	$(BIN)/python tests/soak/equality.py
 	$(BIN)/python tests/soak/fuzz.py --examples 2000
 	$(BIN)/python tests/soak/backbones.py
+	$(BIN)/python tests/soak/adapting.py
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Weights of a timm model, adapted by timm's own functions to images of other sizes and channels."""
 
+import re
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -23,7 +24,8 @@ def adapt(weights: Mapping[str, Tensor], arch: str, size: int, channels: int) ->
         the channels for one channel, and else repeats it over them and scales it.
 
     Returns tensors with the keys and shapes of families.create(arch, size, channels). Every one comes
-    from `weights`. Raises UserError where one is missing or left over, or timm cannot adapt it.
+    from `weights`. Raises UserError where one is missing or left over, or timm cannot adapt it, and timm's
+    errors for a size that the model cannot have at all.
     """
     with torch.device("meta"):
         whole = timm.create_model(arch).state_dict()
@@ -117,9 +119,15 @@ def loaded_by_timm(
 
 
 def last_line(error: Exception) -> str:
-    """What torch and timm say of weights that do not fit: the first is a title. At most 200 letters."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return textwrap.shorten(lines[-1], 200, placeholder=" ...")
+    """What torch and timm say of weights that do not fit; their first line is a title.
+
+    At most 200 letters.
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+    shapes = r"size mismatch for (\S+): .*torch\.Size\((.*?)\).*torch\.Size\((.*?)\)\.?"
+    return textwrap.shorten(
+        re.sub(shapes, r"\1 is \2 instead of \3", line), 200, placeholder=" ..."
+    )
 
 
 MARK = -1
