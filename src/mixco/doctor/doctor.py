@@ -42,6 +42,7 @@ from mixco.training.setup import (
     as_it_began,
     build,
     choose_size,
+    load_teacher,
     pick_compute,
     set_up,
     size_of,
@@ -137,7 +138,8 @@ def _set_up(
     if loading == "auto":
         fits = fits_packed(source, size, cache, memory_bytes())
         loading = "packed" if fits else "streamed"
-    setup = set_up(config, stream(_some(source, good), 0), compute, choices, workers=workers)
+    images, teacher = stream(_some(source, good), 0), load_teacher(config)
+    setup = set_up(config, images, compute, choices, workers=workers, teacher=teacher)
     data = dataclasses.replace(setup.settings.data, loading=loading)
     return dataclasses.replace(setup, settings=dataclasses.replace(setup.settings, data=data))
 

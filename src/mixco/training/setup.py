@@ -6,7 +6,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from mixco.data.loading import epoch_batches, open_images
 from mixco.data.normalisation import measure
 from mixco.data.pixel_format import LOOKED_AT, spread
 from mixco.data.run_images import Where, under_first_name
-from mixco.encoders.checkpoint import EncoderDescription
+from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
 from mixco.methods import METHODS, MIXERS, NO_MIXER
+from mixco.methods.options import DistilOptions
 from mixco.mixing import Mixer
 from mixco.models.encoder import (
     Encoder,
@@ -55,8 +56,17 @@ from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.seeding import generator_for
 from mixco.settings import defaults
 from mixco.settings.config import DataConfig, PretrainConfig, Settings
-from mixco.settings.resolve import Facts, check_ranges, from_dict, resolve, run_folder_of, to_dict
+from mixco.settings.resolve import (
+    Facts,
+    check_ranges,
+    from_dict,
+    resolve,
+    run_folder_of,
+    teacher_of,
+    to_dict,
+)
 from mixco.training.checkpoints import as_begun, left_out_before
+from mixco.training.teacher import Teacher, as_teacher, with_central_outputs
 from mixco.views.augment import AUGMENTATIONS, Augmentation, Channels, Input, weaken_jitter
 
 # The loss is read this often, to see whether it is finite: on a GPU each look waits for the device.
@@ -89,6 +99,8 @@ class Setup:
     """Processes that decode streamed images."""
     spread: float | None = None
     """The largest standard deviation of a channel, of pixels in [0, 1]; None: not measured."""
+    teacher: Teacher | None = None
+    """The encoder that the base learns from, where it learns from one."""
 
     @property
     def loading(self) -> str:
@@ -116,13 +128,14 @@ class Setup:
         """What is saved with the encoder."""
         settings, source = self.settings, self.images.source
         epochs, seed = settings.optimisation.epochs, settings.run.seed
+        taught = f" from {self.teacher.name}" if self.teacher else ""
         return EncoderDescription(
             arch=settings.model.arch,
             stem=settings.model.stem,
             size=settings.data.size,
             mean=settings.data.mean,
             std=settings.data.std,
-            training=f"{self.name} on {source.name}, {epochs} epochs, seed {seed}",
+            training=f"{self.name}{taught} on {source.name}, {epochs} epochs, seed {seed}",
         )
 
     @property
@@ -142,17 +155,31 @@ class Setup:
     def views(
         self, on_unreadable: Callable[[str, str], None], start: int = 0
     ) -> Generator[Views, None, None]:
-        """The views of each step's batch, from step `start` on, this process's part of them."""
-        batch = self.settings.optimisation.batch_size
-        return self.images.view_batches(
+        """The views of each step's batch, from step `start` on, this process's part of them.
+
+        With --teacher-views central the teacher looks at all images first; see methods/protocol.py.
+        """
+        batch, method = self.settings.optimisation.batch_size, self.settings.method
+        batches = self.images.view_batches(
             plan(self, start),
             self.augmentation,
             members=self.members,
             batch_size=batch,
             compute=self.compute,
             on_unreadable=on_unreadable,
+            count=METHODS[method.method].views,
             rows=split_batch(batch, world())[rank()] if world() > 1 else None,
         )
+        if self.teacher and cast(DistilOptions, method).teacher_views == "central":
+            return with_central_outputs(
+                batches,
+                self.teacher,
+                self.images,
+                self.members,
+                compute=self.compute,
+                on_unreadable=on_unreadable,
+            )
+        return batches
 
 
 def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
@@ -161,6 +188,7 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
     stack: given back when it is left. Raises UserError for what the user can mend.
     """
     check_ranges(config)
+    teacher = load_teacher(config)
     here = launch_env()
     compute = pick_compute(config, here.local_rank)
     data = config.data
@@ -190,7 +218,15 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
                 leave_out=left_out_before(run_folder_of(config)),
             )
     stack.enter_context(process_group(compute.device, config.run.timeout_minutes))
-    setup = set_up(config, images, compute, choices, workers=workers, processes=here.processes)
+    setup = set_up(
+        config,
+        images,
+        compute,
+        choices,
+        workers=workers,
+        processes=here.processes,
+        teacher=teacher,
+    )
     # Machines with another memory would choose another batch.
     return dataclasses.replace(setup, settings=broadcast_object(setup.settings))
 
@@ -237,10 +273,12 @@ def set_up(
     *,
     workers: int,
     processes: int = 1,
+    teacher: LoadedEncoder | None = None,
 ) -> Setup:
     """Choose the rest of the settings for some images.
 
-    config: with a size. choices: those so far. processes: of the run, one on each device.
+    config: with a size. choices: those so far. processes: of the run, one on each device. teacher: as
+        `load_teacher` returns it.
 
     Raises UserError as `resolve` does.
     """
@@ -277,9 +315,28 @@ def set_up(
         len(members), processes, device.type, device_memory(device) * devices, image_bytes
     )
     settings = resolve(config, facts, tell)
-    return Setup(
-        settings, images, bank, held_out, members, compute, tuple(choices), workers, spread
-    )
+    setup = Setup(settings, images, bank, held_out, members, compute, (), workers, spread)
+    if teacher is not None:
+        taught = as_teacher(teacher, setup.input, device)
+        tell("dim", taught.dim, f"the features of {taught.name}, the teacher")
+        model = dataclasses.replace(settings.model, dim=taught.dim)
+        settings = dataclasses.replace(settings, model=model)
+        setup = dataclasses.replace(setup, settings=settings, teacher=taught)
+    return dataclasses.replace(setup, choices=tuple(choices))
+
+
+def load_teacher(config: PretrainConfig) -> LoadedEncoder | None:
+    """The encoder that a run learns from; None for a base that learns from none.
+
+    Raises UserError as `teacher_of` and `load_encoder` do.
+    """
+    what = teacher_of(config)
+    if what is None:
+        return None
+    loaded = load_encoder(what)
+    for line in loaded.report:
+        say(f"--teacher: {line}")
+    return loaded
 
 
 def split_holdout(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -327,7 +384,7 @@ def mixer_of(mix: str) -> Mixer | None:
     return mixer
 
 
-def build_method(settings: Settings) -> nn.Module:
+def build_method(settings: Settings, teacher: Teacher | None = None) -> nn.Module:
     """The method (methods/protocol.py), with weights drawn from the seed of the run."""
     data, model, method, seed = settings.data, settings.model, settings.method, settings.run.seed
     backbone = build_backbone(model.arch, data.size, model.stem, seed, data.channels)
@@ -339,6 +396,7 @@ def build_method(settings: Settings) -> nn.Module:
         dim=model.dim,
         micro_batches=settings.optimisation.micro_batches,
         generator=generator_for(seed, "queue"),
+        teacher=teacher,
     )
     return built
 
@@ -346,7 +404,7 @@ def build_method(settings: Settings) -> nn.Module:
 def build(setup: Setup) -> nn.Module:
     """The method of a run on its device, its batch norms synchronised where the settings say so."""
     device = setup.compute.device
-    method = build_method(setup.settings)
+    method = build_method(setup.settings, setup.teacher)
     method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if setup.settings.method.bn_over == "all":
         method = synchronise_batch_norms(method, device)
