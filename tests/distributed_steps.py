@@ -8,6 +8,7 @@ from mixers import MIXES
 from sample_images import sample_images
 from torch import Tensor, nn
 
+from mixco.methods.distil import Distil
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
@@ -23,7 +24,7 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 
 SETTINGS = [
     (method, mix, batch)
-    for method, mix in itertools.product(("moco", "simclr"), MIXES)
+    for method, mix in itertools.product(("moco", "simclr", "distil"), MIXES)
     # Even parts, and such as are not: with four processes 4, 3, 3, 3 images.
     for batch in (16, 13)
 ]
@@ -48,7 +49,7 @@ def resnet(arch: str = "test_resnet") -> Encoder:
     return Encoder(backbone, build_head(feature_dim(backbone, 32), 8, "mlp", 0)).double()
 
 
-def build(method: str, mix: str, encoder: Encoder, **more: Any) -> MoCo | SimCLR:
+def build(method: str, mix: str, encoder: Encoder, **more: Any) -> MoCo | SimCLR | Distil:
     common = {
         "temperature": 0.2,
         "mix": MIXES[mix],
@@ -58,8 +59,11 @@ def build(method: str, mix: str, encoder: Encoder, **more: Any) -> MoCo | SimCLR
     }
     if method == "simclr":
         return SimCLR(encoder, **common)
-    queue = {"dim": 8, "queue": 40, "momentum": 0.9, "generator": generator_for(0, "queue")}
-    return MoCo(encoder, **{"bn_splits": 1, **queue, **common}).double()
+    queue = {"dim": 8, "queue": 40, "generator": generator_for(0, "queue")}
+    if method == "distil":
+        teacher = plain_encoder().eval()
+        return Distil(encoder, teacher, **{"teacher_temperature": 0.05, **queue, **common}).double()
+    return MoCo(encoder, **{"bn_splits": 1, "momentum": 0.9, **queue, **common}).double()
 
 
 def views_of_steps(batch: int, count: int) -> Tensor:
@@ -68,7 +72,7 @@ def views_of_steps(batch: int, count: int) -> Tensor:
     return images.view(count, 2, batch, *images.shape[1:])
 
 
-def steps(method: MoCo | SimCLR, batch: int, count: int) -> dict[str, Any]:
+def steps(method: MoCo | SimCLR | Distil, batch: int, count: int) -> dict[str, Any]:
     """Some steps of this process's part of each batch; the losses of all, and all that came of it."""
     trained = ddp(method)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.0)
@@ -79,7 +83,8 @@ def steps(method: MoCo | SimCLR, batch: int, count: int) -> dict[str, Any]:
     encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
     for step, views in enumerate(views_of_steps(batch, count)):
         draws = generator_for(0, "method", step=step)
-        found = forward_backward(trained, list(views[:, here]), draws, compute=CPU, batch=batch)
+        given = list(views[: 1 if isinstance(method, Distil) else 2, here])
+        found = forward_backward(trained, given, draws, compute=CPU, batch=batch)
         losses.append({key: value.item() for key, value in found.items()})
         named = method.named_parameters()
         gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}

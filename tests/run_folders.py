@@ -1,10 +1,12 @@
 """Run folders for tests of evaluation: as pretraining leaves them, without the pretraining."""
 
 from pathlib import Path
+from typing import Any
 
 from configs import pretrain_config
 
 from mixco.encoders.checkpoint import EncoderDescription, save_encoder
+from mixco.methods import METHODS
 from mixco.models.encoder import build_backbone
 from mixco.runtime.run_folder import new_run_folder, write_json
 from mixco.settings.resolve import to_dict
@@ -30,3 +32,17 @@ def random_run(folder: Path, data: str | Path, seed: int = 0) -> Path:
         ),
     )
     return folder
+
+
+def needed_by(method: str, folder: Path) -> dict[str, Any]:
+    """The settings that a base cannot do without: a teacher, for one that learns from it."""
+    return {"teacher": str(random_teacher(folder))} if METHODS[method].teacher else {}
+
+
+def random_teacher(folder: Path, seed: int = 5, mean: tuple[float, ...] = (0.5, 0.5, 0.5)) -> Path:
+    """An encoder of images of 48 px with a normalisation of its own, with random weights."""
+    path = folder / f"teacher-{seed}.safetensors"
+    backbone = build_backbone(ARCH, 48, "standard", seed, channels=len(mean))
+    std, about = tuple(0.3 for _ in mean), f"random weights, seed {seed}"
+    save_encoder(path, backbone, EncoderDescription(ARCH, "standard", 48, mean, std, about))
+    return path

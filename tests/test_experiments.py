@@ -12,6 +12,7 @@ import pytest
 import torch
 from configs import pretrain_config
 from forked import mixco_command
+from run_folders import needed_by
 from sample_images import unpack_sample
 
 from mixco.data.datasets.imagenet import list_tiny_imagenet
@@ -223,6 +224,6 @@ def test_cheaper_mixers_train_on_every_base(
     for name, entry in savings.OURS.items():
         monkeypatch.setitem(MIXERS, name, entry)
         tiny = {"size": 32, "arch": "test_resnet", "batch_size": 64, "epochs": 1}
-        where = {"out": tmp_path / name, "cache": tmp_path / "cache"}
+        where = {"out": tmp_path / name, "cache": tmp_path / "cache"} | needed_by(method, tmp_path)
         pretrain(pretrain_config(method=method, mix=name, **tiny, **where), stop_after=1)
         assert newest_state(tmp_path / name, print)["step"] == 1

@@ -15,7 +15,8 @@ def test_the_public_names() -> None:
     commands = {"pretrain", "evaluate", "evaluate_linear", "evaluate_knn", "finetune"}
     commands |= {"embed", "neighbours", "duplicates"}
     loaders = {"load_encoder", "load_recipe"}
-    method = {"MoCo", "SimCLR", "Mixed", "Mixer", "Pairs", "mixco", "soft_infonce", "TwoViews"}
+    method = {"MoCo", "SimCLR", "Distil", "Mixed", "Mixer", "Pairs", "mixco"}
+    method |= {"soft_infonce", "TwoViews"}
     results = {"EncoderDescription", "LoadedEncoder", "Embedder", "Run", "UserError"}
     results |= {"Neighbours", "Duplicates"}
     assert set(mixco.__all__) == configs | commands | loaders | method | results

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mixco.embeddings.embedding import Embedder, load_encoder
     from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
     from mixco.losses import soft_infonce
+    from mixco.methods.distil import Distil
     from mixco.methods.moco import MoCo
     from mixco.methods.simclr import SimCLR
     from mixco.mixing import Mixed, Mixer, Pairs, mixco
@@ -79,6 +80,7 @@ _HOMES = {
     ),
     "mixco.runtime.errors": ("UserError",),
     "mixco.losses": ("soft_infonce",),
+    "mixco.methods.distil": ("Distil",),
     "mixco.methods.moco": ("MoCo",),
     "mixco.methods.simclr": ("SimCLR",),
     "mixco.mixing": ("Mixed", "Mixer", "Pairs", "mixco"),
@@ -90,6 +92,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "ClassifierConfig",
     "DataConfig",
+    "Distil",
     "Duplicates",
     "Embedder",
     "EncoderDescription",

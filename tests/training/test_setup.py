@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from distributed_runs import a_run_with_a_folder_each, config, prepared
+from run_folders import needed_by
 from sample_images import unpack_sample
 from several_processes import in_processes
 
@@ -18,6 +19,7 @@ from mixco.mixing import mixco
 from mixco.runtime.run_folder import read_metrics
 from mixco.training.setup import (
     build,
+    load_teacher,
     mixer_of,
     pick_compute,
     plan,
@@ -51,11 +53,13 @@ def opened_photos(photos: Path) -> Any:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mix", ["none", *MIXERS])
 def test_prepare_and_set_up_choose_the_same_settings(photos: Path, method: str, mix: str) -> None:
-    asked = config(photos, method=method, mix=mix, batch_size=None, workers=1)
+    needed = needed_by(method, photos.parent)
+    asked = config(photos, method=method, mix=mix, batch_size=None, workers=1, **needed)
     with ExitStack() as stack:
         setup = prepare(asked, stack)
     images = opened_photos(photos)
-    other = set_up(asked, images, pick_compute(asked), [], workers=1)
+    teacher = load_teacher(asked)
+    other = set_up(asked, images, pick_compute(asked), [], workers=1, teacher=teacher)
     assert other.settings == setup.settings
     assert other.choices == setup.choices
     for name in ("members", "bank", "held_out"):
@@ -103,8 +107,10 @@ def test_mixers_by_name() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_seed_decides_the_weights(photos: Path, method: str) -> None:
+    needed = needed_by(method, photos.parent)
     one, same, other = (
-        build(prepared(photos, method=method, seed=seed)).state_dict() for seed in (1, 1, 2)
+        build(prepared(photos, method=method, seed=seed, **needed)).state_dict()
+        for seed in (1, 1, 2)
     )
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)

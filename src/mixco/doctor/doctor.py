@@ -42,6 +42,7 @@ from mixco.training.setup import (
     build,
     choose_size,
     find_initial,
+    load_teacher,
     pick_compute,
     set_up,
     size_of,
@@ -137,9 +138,10 @@ def _set_up(
     if loading == "auto":
         fits = fits_packed(source, size, cache, memory_bytes())
         loading = "packed" if fits else "streamed"
-    initial = find_initial(config)
-    images = stream(_some(source, good), 0)
-    setup = set_up(config, images, compute, choices, initial, workers=workers)
+    images, teacher = stream(_some(source, good), 0), load_teacher(config)
+    setup = set_up(
+        config, images, compute, choices, find_initial(config), workers=workers, teacher=teacher
+    )
     data = dataclasses.replace(setup.settings.data, loading=loading)
     return dataclasses.replace(setup, settings=dataclasses.replace(setup.settings, data=data))
 

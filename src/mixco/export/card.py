@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mixco.encoders.checkpoint import EncoderDescription
@@ -144,6 +145,7 @@ def _training(
         "method": citation(method["method"])
         + (f" with {citation(method['mix'])}" if mixed else "")
         + ", without labels",
+        "teacher": Path(method["teacher"]).name if method.get("teacher") else None,
         "temperature": f"{temperature:g}"
         + (f", for mixed images {method['mix_temperature']:g}" if mixed else "")
         if temperature is not None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mixco.methods.options import (
     Advice,
+    DistilConfig,
     MoCoConfig,
     advise_moco,
     advise_simclr,
@@ -36,6 +37,10 @@ class Base(NamedTuple):
     """Views that are mixed."""
     sgd_lr: float
     """The usual peak rate of SGD for a batch of 256."""
+    views: int = 2
+    """Views of each image."""
+    teacher: bool = False
+    """Does it learn from a trained encoder, --teacher?"""
     options: type | None = None
     """A dataclass of settings that this base alone has."""
     advise: Callable[[Any, int, int], Iterator[Advice]] = no_advice
@@ -77,6 +82,19 @@ METHODS: dict[str, Base] = {
         mixed_views=2,
         sgd_lr=0.3,
         advise=advise_simclr,
+    ),
+    "distil": Base(
+        "SEED",
+        "2101.04731",
+        "mixco.methods.distil:build",
+        augmentation="moco-v2",
+        bn_over="all",
+        passes=1.0,
+        mixed_views=1,
+        sgd_lr=0.03,
+        views=1,
+        teacher=True,
+        options=DistilConfig,
     ),
 }
 

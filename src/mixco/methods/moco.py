@@ -43,6 +43,7 @@ def build(
     dim: int,
     micro_batches: int,
     generator: torch.Generator,
+    **_: object,
 ) -> "MoCo":
     """MoCo by its settings."""
     return MoCo(

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from mixco.runtime.setting import MOST, Rule, setting
 
@@ -49,15 +49,26 @@ class MoCoOptions(MethodOptions, Protocol):
     def bn_splits(self) -> int: ...
 
 
+class DistilOptions(MethodOptions, Protocol):
+    """SEED's resolved settings."""
+
+    @property
+    def teacher_views(self) -> str: ...
+    @property
+    def queue(self) -> int: ...
+    @property
+    def teacher_temperature(self) -> float: ...
+
+
 def largest_power_of_two(limit: float) -> int:
     """The largest power of two that is not above `limit`; 0 where that is below 1."""
     return 1 << (int(limit).bit_length() - 1) if limit >= 1 else 0
 
 
 def queue(images: int) -> tuple[int, str]:
-    """MoCo's K: the largest power of two within a quarter of the images, at most 65536.
+    """The queue's K: the largest power of two within a quarter of the images, at most 65536.
 
-    In a longer queue an image meets its own old keys as negatives.
+    In a longer queue an image meets its own old keys, for MoCo as negatives.
     """
     value = min(MOST_KEYS, max(1, largest_power_of_two(images / 4)))
     if value == MOST_KEYS:
@@ -85,18 +96,62 @@ def bn_splits(batch_size: int, bn_statistics: str) -> tuple[int, str]:
     return value, f"parts of {batch_size // value} images for batch norm"
 
 
+def teacher_temperature() -> tuple[float, str]:
+    """SEED's T_T."""
+    return 0.01, "SEED's"
+
+
+def teacher_views() -> tuple[str, str]:
+    """What the teacher looks at."""
+    return "same", "SEED's"
+
+
 @dataclass(frozen=True)
-class MoCoConfig:
-    """MoCo's own settings."""
+class QueueConfig:
+    """The setting of bases with a queue."""
 
     queue: int | None = setting(
         None,
-        "MoCo's K: how many keys of earlier batches are negatives.",
+        "Length of the queue: MoCo's K, the keys of earlier batches that are negatives; for distil, the "
+        "teacher's outputs for earlier batches.",
         at_least=1,
         at_most=MOST,
         rule=Rule(queue, ("images",)),
         chosen="the number of images: a quarter of them, at most 65536",
     )
+
+
+@dataclass(frozen=True)
+class DistilConfig(QueueConfig):
+    """SEED's own settings."""
+
+    teacher: str | None = setting(
+        None,
+        "The trained encoder that --method distil learns from: a run folder, an encoder or a "
+        "checkpoint.",
+        chosen="nothing: none; distil needs it",
+        may_be_path=True,
+    )
+    teacher_temperature: float | None = setting(
+        None,
+        "Temperature of the teacher's similarities.",
+        above=0,
+        rule=Rule(teacher_temperature, ()),
+        chosen="nothing: 0.01",
+    )
+    teacher_views: Literal["same", "central"] | None = setting(
+        None,
+        "What the teacher looks at. same: the student's view, at each step. central: the middle of each "
+        "image, once before the first step.",
+        rule=Rule(teacher_views, ()),
+        chosen="nothing: same",
+    )
+
+
+@dataclass(frozen=True)
+class MoCoConfig(QueueConfig):
+    """MoCo's own settings."""
+
     momentum: float | None = setting(
         None,
         "Momentum of MoCo's key encoder.",

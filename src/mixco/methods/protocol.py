@@ -20,7 +20,8 @@ class Method(Protocol):
     ) -> dict[str, Tensor]:
         """The losses of a batch, scalars: loss (with a gradient), clean, accuracy, and what else it has.
 
-        views: [b, C, S, S] each, of the same images. draws: on the CPU, equal on all processes.
+        views: [b, C, S, S] each, of the same images, as many as the base has; after them, with
+        --teacher-views central, the teacher's outputs [b, D]. draws: on the CPU, equal on all processes.
         batch: images of all processes together; None with one process.
         """
 

@@ -171,10 +171,10 @@ class SharedMethodConfig:
     bn_over: Literal["auto", "process", "all"] = setting(
         "auto",
         "Whose images give a batch norm its statistics where there are several processes: each "
-        "process's own, or those of all. auto: all for simclr, process for moco.",
+        "process's own, or those of all. auto: process for moco, all for the others.",
     )
     augmentation: Literal["auto", "moco-v1", "moco-v2", "simclr"] = setting(
-        "auto", "How views are made. auto: moco-v2 for moco, simclr for simclr."
+        "auto", "How views are made. auto: simclr for simclr, moco-v2 for the others."
     )
     jitter: float = setting(
         1.0,
@@ -229,8 +229,8 @@ class OptimisationConfig:
         "Peak learning rate.",
         above=0,
         rule=Rule(defaults.lr, ("optimizer", "sgd_lr", "batch_size", "init")),
-        chosen="the batch: 1e-3 x root of batch / 256 for adamw; 0.06 (moco) or 0.3 (simclr) x batch / "
-        "256 for sgd",
+        chosen="the batch: 1e-3 x root of batch / 256 for adamw; 0.06 (moco), 0.3 (simclr) or 0.03 "
+        "(distil) x batch / 256 for sgd",
     )
     weight_decay: float | None = setting(
         None,

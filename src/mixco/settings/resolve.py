@@ -272,6 +272,26 @@ def check_protocol(config: LinearConfig) -> None:
         )
 
 
+def teacher_of(config: PretrainConfig) -> str | None:
+    """The trained encoder that a run learns from, None for a base that learns from none.
+
+    Raises UserError where one is missing, or given in vain.
+    """
+    method, teacher = config.method.method, to_values(config)["teacher"]
+    if METHODS[method].teacher and teacher is None:
+        raise UserError(
+            f"--method {method} learns from a trained encoder, and there is none; give --teacher with a "
+            "run folder, an encoder or a checkpoint"
+        )
+    if teacher is not None and not METHODS[method].teacher:
+        with_teacher = " or ".join(name for name, base in METHODS.items() if base.teacher)
+        raise UserError(
+            f"--teacher {teacher}: {method} learns from none; give --method {with_teacher}, or leave it "
+            "out"
+        )
+    return typing.cast(str | None, teacher)
+
+
 def run_folder_of(config: PretrainConfig) -> Path:
     data, method, run = Path(config.data.data), config.method, config.run
     name = data.name
@@ -367,6 +387,7 @@ def _refuse(config: PretrainConfig, facts: Facts, batch: int) -> None:
             "--bn-statistics frozen: random weights have no statistics yet; give --init too, or leave "
             "it out"
         )
+    teacher_of(config)
     if reason := METHODS[config.method.method].refuse(config.method, batch):
         raise UserError(reason)
 

@@ -46,7 +46,8 @@ def open_run(
     """Make the run folder, or open one that holds a run with the same settings, and lock it.
 
     config: the resolved settings, as config.json has them. Settings that have changed and may change are
-        said. The images of a run that knows them are compared elsewhere (data/run_images.py).
+        said. The images of a run that knows them are compared elsewhere (data/run_images.py), and so
+        is the teacher, by its weights (training/run.py).
 
     Returns the held lock, for a `with` that ends it; so does the end of the process. While it is held,
     other processes are refused.
@@ -67,7 +68,7 @@ def open_run(
             )
         optimisation = begun.setdefault("optimisation", {})
         optimisation["micro_batches"] = optimisation.pop("pieces", 1)
-    compared = IMAGES if known_images(folder) else set()
+    compared = {"method.teacher"} | (IMAGES if known_images(folder) else set())
     changed = [each for each in differences(begun, config) if each[0] not in compared]
     kinds = affects()
     fatal = [text for key, text in changed if kinds.get(key, "learning") == "learning"]

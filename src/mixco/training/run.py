@@ -78,6 +78,11 @@ class Run:
                     f"{saved['data']['name']}, now there are {len(images):,} of {images.source.name}; "
                     "give the same images to resume it, or another --out"
                 )
+            if saved.get("teacher") != self._teacher:
+                raise UserError(
+                    f"--out {self.folder}: the run began with a teacher of other weights; give that "
+                    "--teacher to resume it, or another --out"
+                )
             restore(method, optimizer, saved)
             state = restored(saved, self.setup.compute.device)
         if self.first:
@@ -138,6 +143,7 @@ class Run:
             **state.saved(),
             "data": self._identity,
             "encoder": as_dict(self.setup.encoder),
+            **({"teacher": self._teacher} if self._teacher else {}),
             "config": to_dict(self.setup.settings),
         }
         save_step(self.folder, state.step, content, keep=keep)
@@ -203,6 +209,11 @@ class Run:
         images = self.setup.images
         listed = digest(images.source)
         return {"name": images.source.name, "images": len(images), "digest": listed}
+
+    @property
+    def _teacher(self) -> str | None:
+        """The fingerprint of the teacher's weights."""
+        return self.setup.teacher.fingerprint if self.setup.teacher else None
 
     def _are_others(self, saved: dict[str, Any]) -> bool:
         """Did the run begin on other images? An early checkpoint has no digest, only their name."""

@@ -6,6 +6,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from statistics import median
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,9 @@ from mixco.data.loading import epoch_batches, open_images
 from mixco.data.normalisation import measure
 from mixco.data.pixel_format import LOOKED_AT, spread
 from mixco.data.run_images import Where, under_first_name
-from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
+from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
 from mixco.methods import METHODS, MIXERS, NO_MIXER
+from mixco.methods.options import DistilOptions
 from mixco.mixing import Mixer
 from mixco.models.encoder import (
     Encoder,
@@ -63,10 +65,12 @@ from mixco.settings.resolve import (
     from_dict,
     resolve,
     run_folder_of,
+    teacher_of,
     to_dict,
 )
 from mixco.training.checkpoints import as_begun, left_out_before
 from mixco.training.initial_weights import initial_weights, start_from
+from mixco.training.teacher import Teacher, as_teacher, with_central_outputs
 from mixco.views.augment import AUGMENTATIONS, Augmentation, Channels, Input, weaken_jitter
 
 USUAL_ARCH = "resnet18"
@@ -94,6 +98,8 @@ class Setup:
     """The largest standard deviation of a channel, of pixels in [0, 1]; None: not measured."""
     initial: LoadedEncoder | None = None
     """The weights that the run begins with; None for random ones."""
+    teacher: Teacher | None = None
+    """The encoder that the base learns from, where it learns from one."""
 
     @property
     def loading(self) -> str:
@@ -122,13 +128,14 @@ class Setup:
         settings, source = self.settings, self.images.source
         epochs, seed = settings.optimisation.epochs, settings.run.seed
         begun = f", starting from {self.initial.description.training}" if self.initial else ""
+        taught = f" from {self.teacher.name}" if self.teacher else ""
         return EncoderDescription(
             arch=settings.model.arch,
             stem=settings.model.stem,
             size=settings.data.size,
             mean=settings.data.mean,
             std=settings.data.std,
-            training=f"{self.name} on {source.name}, {epochs} epochs, seed {seed}{begun}",
+            training=f"{self.name}{taught} on {source.name}, {epochs} epochs, seed {seed}{begun}",
             origin=self.initial.description.origin if self.initial else None,
         )
 
@@ -149,17 +156,31 @@ class Setup:
     def views(
         self, on_unreadable: Callable[[str, str], None], start: int = 0
     ) -> Generator[Views, None, None]:
-        """The views of each step's batch, from step `start` on, this process's part of them."""
-        batch = self.settings.optimisation.batch_size
-        return self.images.view_batches(
+        """The views of each step's batch, from step `start` on, this process's part of them.
+
+        With --teacher-views central the teacher looks at all images first; see methods/protocol.py.
+        """
+        batch, method = self.settings.optimisation.batch_size, self.settings.method
+        batches = self.images.view_batches(
             plan(self, start),
             self.augmentation,
             members=self.members,
             batch_size=batch,
             compute=self.compute,
             on_unreadable=on_unreadable,
+            count=METHODS[method.method].views,
             rows=split_batch(batch, world())[rank()] if world() > 1 else None,
         )
+        if self.teacher and cast(DistilOptions, method).teacher_views == "central":
+            return with_central_outputs(
+                batches,
+                self.teacher,
+                self.images,
+                self.members,
+                compute=self.compute,
+                on_unreadable=on_unreadable,
+            )
+        return batches
 
 
 def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
@@ -168,6 +189,7 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
     stack: given back when it is left. Raises UserError for what the user can mend.
     """
     check_ranges(config)
+    teacher = load_teacher(config)
     here = launch_env()
     compute = pick_compute(config, here.local_rank)
     data = config.data
@@ -207,6 +229,7 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
         initial,
         workers=workers,
         processes=here.processes,
+        teacher=teacher,
     )
     # Machines with another memory would choose another batch.
     return dataclasses.replace(setup, settings=broadcast_object(setup.settings))
@@ -266,11 +289,12 @@ def set_up(
     *,
     workers: int,
     processes: int = 1,
+    teacher: LoadedEncoder | None = None,
 ) -> Setup:
     """Choose the rest of the settings for some images.
 
     config: with a size. choices: those so far. initial: the weights to start from; None for random ones.
-    processes: of the run, one on each device.
+    processes: of the run, one on each device. teacher: as `load_teacher` returns it.
 
     Raises UserError as `resolve` does.
     """
@@ -314,18 +338,28 @@ def set_up(
         initial is not None and has_batch_norms(initial.backbone),
     )
     settings = resolve(config, facts, tell)
-    return Setup(
-        settings,
-        images,
-        bank,
-        held_out,
-        members,
-        compute,
-        tuple(choices),
-        workers,
-        spread,
-        initial,
-    )
+    setup = Setup(settings, images, bank, held_out, members, compute, (), workers, spread, initial)
+    if teacher is not None:
+        taught = as_teacher(teacher, setup.input, device)
+        tell("dim", taught.dim, f"the features of {taught.name}, the teacher")
+        model_settings = dataclasses.replace(settings.model, dim=taught.dim)
+        settings = dataclasses.replace(settings, model=model_settings)
+        setup = dataclasses.replace(setup, settings=settings, teacher=taught)
+    return dataclasses.replace(setup, choices=tuple(choices))
+
+
+def load_teacher(config: PretrainConfig) -> LoadedEncoder | None:
+    """The encoder that a run learns from; None for a base that learns from none.
+
+    Raises UserError as `teacher_of` and `load_encoder` do.
+    """
+    what = teacher_of(config)
+    if what is None:
+        return None
+    loaded = load_encoder(what)
+    for line in loaded.report:
+        say(f"--teacher: {line}")
+    return loaded
 
 
 def choose_encoder(
@@ -401,7 +435,9 @@ def mixer_of(mix: str) -> Mixer | None:
     return mixer
 
 
-def build_method(settings: Settings, initial: LoadedEncoder | None = None) -> nn.Module:
+def build_method(
+    settings: Settings, initial: LoadedEncoder | None = None, teacher: Teacher | None = None
+) -> nn.Module:
     """The method (methods/protocol.py), with weights drawn from the seed of the run.
 
     initial: the backbone's weights, in place of random ones.
@@ -420,6 +456,7 @@ def build_method(settings: Settings, initial: LoadedEncoder | None = None) -> nn
         dim=model.dim,
         micro_batches=settings.optimisation.micro_batches,
         generator=generator_for(seed, "queue"),
+        teacher=teacher,
     )
     return built
 
@@ -427,7 +464,7 @@ def build_method(settings: Settings, initial: LoadedEncoder | None = None) -> nn
 def build(setup: Setup) -> nn.Module:
     """The method of a run on its device, its batch norms synchronised where the settings say so."""
     device = setup.compute.device
-    method = build_method(setup.settings, setup.initial)
+    method = build_method(setup.settings, setup.initial, setup.teacher)
     method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     settings = setup.settings
     if settings.method.bn_over == "all" and settings.model.bn_statistics == "batch":

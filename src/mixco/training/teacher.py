@@ -1,0 +1,94 @@
+"""The teacher of a run: a trained encoder that looks at the student's images and is not trained."""
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from mixco.data.images import Images, Views
+from mixco.embeddings.features import features_of
+from mixco.encoders.checkpoint import LoadedEncoder, fingerprint
+from mixco.models.encoder import feature_dim
+from mixco.runtime.device import Compute
+from mixco.runtime.errors import UserError
+from mixco.runtime.progress import counting
+from mixco.views.augment import Input
+from mixco.views.change_input import change_input
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A function of the student's views: [B, C, S, S] -> features [B, D], without gradient."""
+
+    backbone: nn.Module = field(repr=False)
+    """In evaluation mode, on the device."""
+    name: str
+    """Of the architecture."""
+    input: Input
+    """What the backbone takes."""
+    views: Input
+    """What the student's views are made for."""
+    dim: int
+    """D"""
+
+    @torch.no_grad()
+    def __call__(self, views: Tensor) -> Tensor:
+        features: Tensor = self.backbone(change_input(views, self.views, self.input))
+        return features
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights: SHA-256."""
+        return fingerprint(self.backbone)
+
+
+def as_teacher(encoder: LoadedEncoder, views: Input, device: torch.device) -> Teacher:
+    """A loaded encoder as the teacher of views. Raises UserError where their channels differ."""
+    about = encoder.description
+    if about.channels != len(views.mean):
+        raise UserError(
+            f"--teacher {encoder.path}: it takes images of {about.channels} channels, and these have "
+            f"{len(views.mean)}; give --channels {about.channels}, or another teacher"
+        )
+    backbone = encoder.backbone.eval()
+    dim = feature_dim(backbone, about.size)
+    backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Teacher(backbone, about.arch, about.input, views, dim)
+
+
+def with_central_outputs(
+    batches: Generator[Views, None, None],
+    teacher: Teacher,
+    images: Images,
+    members: Tensor,
+    *,
+    compute: Compute,
+    on_unreadable: Callable[[str, str], None],
+) -> Generator[Views, None, None]:
+    """The views of each batch, and after them the teacher's outputs for its images: float32 [b, D].
+
+    The teacher looks once at the middle of each image (see `evaluation_view`), at once. Its outputs stay
+    in memory: 4 D bytes an image. Several processes divide the work.
+    members: int64: the images of all batches. An image that cannot be read now has an output of zeros.
+    """
+    with counting(f"{teacher.name} looks at {images.source.name}") as on_progress:
+        found, index = features_of(
+            teacher.backbone,
+            images,
+            members,
+            teacher.input,
+            compute=compute,
+            on_unreadable=on_unreadable,
+            on_progress=on_progress,
+        )
+    outputs = found.new_zeros(len(images), found.shape[1]).index_copy_(0, index, found)
+
+    def both() -> Generator[Views, None, None]:
+        with closing(batches):
+            for index, views in batches:
+                yield index, [*views, outputs[index].to(compute.device)]
+
+    return both()
