@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mixco import mixing as mixing
     from mixco.api import (
         Run,
+        compare,
         duplicates,
         embed,
         evaluate,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "mixco.api": (
         "Run",
+        "compare",
         "duplicates",
         "embed",
         "evaluate",
@@ -112,6 +114,7 @@ __all__ = [
     "SimCLR",
     "TwoViews",
     "UserError",
+    "compare",
     "duplicates",
     "embed",
     "evaluate",
