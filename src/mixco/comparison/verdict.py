@@ -71,25 +71,17 @@ def paired_difference(ours: Tensor, theirs: Tensor, error: float = ERROR) -> Dif
 
 
 def quantile(error: float, freedom: float) -> float:
-    """Student's t that |t| exceeds with probability `error`; freedom: at least 1."""
-    low, high = 0.0, 2 / error  # below the quantile of one degree of freedom, 2 / (pi error)
+    """Student's t that |t| exceeds with probability `error`; freedom: at least 1.
+
+    With t = sqrt(freedom) tan(angle), the angle has the density cos(angle)^(freedom - 1).
+    """
     if freedom > 1000:
         return NormalDist().inv_cdf(1 - error / 2)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _tails(middle, freedom) > error else (low, middle)
-    return high
-
-
-def _tails(t: float, freedom: float) -> float:
-    """The probability that |T| > t. With T = sqrt(freedom) tan(a), a has density cos^(freedom - 1)."""
-
-    def integral(start: float) -> float:
-        angle = np.linspace(start, math.pi / 2, 4001)
-        density = np.clip(np.cos(angle), 0, None) ** (freedom - 1)
-        return float(((density[1:] + density[:-1]) / 2).sum() * (angle[1] - angle[0]))
-
-    return integral(math.atan(t / math.sqrt(freedom))) / integral(0.0)
+    angle = np.linspace(0, math.pi / 2, 20001)
+    density = np.cos(angle) ** (freedom - 1)
+    between = (density[1:] + density[:-1]) / 2
+    tails = np.append(between[::-1].cumsum()[::-1], 0) / between.sum()  # falls from 1 to 0
+    return math.sqrt(freedom) * math.tan(np.interp(error, tails[::-1], angle[::-1]))
 
 
 def judge(

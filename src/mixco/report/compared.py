@@ -1,15 +1,18 @@
 """What `mixco compare` found, from compare.json, as a table: on a screen, in Markdown, on the page."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
 from mixco.evaluation import EVALUATIONS
+from mixco.report.pictures import Picture
 from mixco.report.table import Table
+from mixco.report.thumbnails import data_uri
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_results
 from mixco.runtime.streams import shown_lines
@@ -25,6 +28,8 @@ class Compared:
     table: Table
     verdicts: list[str]
     """Sentences; none without labels."""
+    picture: Picture | None = None
+    """Of images whose neighbours changed; without labels."""
 
 
 def read_compared(run: Path) -> Compared | None:
@@ -37,9 +42,20 @@ def read_compared(run: Path) -> Compared | None:
     if "rows" not in content:
         return None
     try:
-        return compared(content)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        found, drawn = compared(content), content.get("picture")
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged; remove it and compare again") from None
+    return found if drawn is None else replace(found, picture=_picture(run / Path(drawn).name))
+
+
+def _picture(path: Path) -> Picture | None:
+    """A PNG as it is on the page; None where it is gone."""
+    try:
+        with Image.open(path) as file:
+            uri = data_uri(file.convert("RGB"))
+    except OSError:
+        return None
+    return Picture(uri, "Images whose neighbours changed most, with those before and after")
 
 
 def compared(content: dict[str, Any]) -> Compared:
@@ -122,13 +138,7 @@ def print_compared(content: dict[str, Any]) -> None:
     shown = compared(content)
     grid = Grid(title=Text(shown.title), box=None, padding=(0, 1, 0, 0), title_justify="left")
     for number, name in enumerate(shown.table.head):
-        wide = number < 1
-        grid.add_column(
-            Text(name),
-            justify="left" if number < 2 else "right",
-            overflow="fold",
-            ratio=1 if wide else None,
-        )
+        grid.add_column(Text(name), justify="left" if number < 2 else "right", overflow="fold")
     for line in shown.table.lines:
         grid.add_row(*(Text(shown_lines(text)) for text in line))
     console = Console()
