@@ -23,7 +23,7 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("report", "export"),
-    ("doctor",),
+    ("doctor", "comparison"),
     ("api",),
     ("demo", "__init__"),
     ("cli",),
@@ -108,6 +108,7 @@ def test_the_config_stops_at_the_entry_functions() -> None:
     }
     assert readers <= {
         *("__init__", "api", "cli", "compat_2020", "demo", "doctor.doctor"),
+        *("comparison.compare", "comparison.labelled"),
         *("training.pretrain", "training.setup", "embeddings.commands"),
         *("evaluation.features", "evaluation.protocols", "evaluation.task"),
         *("export.export", "export.push", "report.command", "report.page"),

@@ -13,7 +13,7 @@ def test_the_public_names() -> None:
         *("ClassifierConfig", "FinetuneConfig"),
     }
     commands = {"pretrain", "evaluate", "evaluate_linear", "evaluate_knn", "finetune"}
-    commands |= {"embed", "neighbours", "duplicates"}
+    commands |= {"compare", "embed", "neighbours", "duplicates"}
     loaders = {"load_encoder", "load_recipe"}
     method = {"MoCo", "SimCLR", "Distil", "Mixed", "Mixer", "Pairs", "mixco"}
     method |= {"soft_infonce", "TwoViews"}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mixco import mixing as mixing
     from mixco.api import (
         Run,
+        compare,
         duplicates,
         embed,
         evaluate,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "mixco.api": (
         "Run",
+        "compare",
         "duplicates",
         "embed",
         "evaluate",
@@ -115,6 +117,7 @@ __all__ = [
     "SimCLR",
     "TwoViews",
     "UserError",
+    "compare",
     "duplicates",
     "embed",
     "evaluate",

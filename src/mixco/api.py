@@ -8,6 +8,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, TypeVar
 
+from mixco.comparison import compare as comparison
 from mixco.embeddings import commands
 from mixco.embeddings.embedding import Embedder, load_encoder
 from mixco.encoders.checkpoint import LoadedEncoder
@@ -27,6 +28,7 @@ from mixco.settings.commands import (
     NeighboursConfig,
     ReportConfig,
 )
+from mixco.settings.compare import CompareConfig
 from mixco.settings.config import PretrainConfig
 from mixco.settings.resolve import flat_fields, from_dict, load_recipe, nearest, with_settings
 from mixco.training import pretrain as training
@@ -191,6 +193,18 @@ def finetune(config: FinetuneConfig | None = None, **settings: Any) -> dict[str,
     By a config, or by the keywords of `mixco finetune --help`; as `evaluate_knn` otherwise.
     """
     return protocols.finetune(with_settings(config or FinetuneConfig(), settings, "finetune"))
+
+
+@takes(CompareConfig)
+def compare(runs: AnyPath | Iterable[AnyPath], **settings: Any) -> dict[str, Any]:
+    """Was it worth it? Runs beside the weights they began with, and labels alone, on the same images.
+
+    By the keywords of `mixco compare --help`. Returns what it writes into compare.json: "rows",
+    "verdicts" (each with an "outcome" and a "sentence"; none without labels) and "notes".
+    """
+    given = [runs] if isinstance(runs, (str, PathLike)) else list(runs)
+    config = CompareConfig(tuple(Path(run) for run in given))
+    return comparison.compare(with_settings(config, settings, "compare"))
 
 
 @takes(EmbedConfig)

@@ -22,7 +22,7 @@ T = TypeVar("T")
 ABOUT = "Pretrain an image encoder without labels, with or without mixed images, and measure it."
 # Commands in the order of a project; others follow.
 ORDER = (
-    *("demo", "doctor", "pretrain", "linear", "knn", "finetune", "embed", "neighbours"),
+    *("demo", "doctor", "pretrain", "compare", "linear", "knn", "finetune", "embed", "neighbours"),
     *("duplicates", "report", "export", "push", "download"),
 )
 
@@ -68,6 +68,15 @@ def show_value(_: Any, value: Any) -> None:
 
 def show_nothing(*_: Any) -> None:
     """For commands that print by themselves."""
+
+
+def show_compared(config: Any, found: dict[str, Any]) -> None:
+    from mixco.report.compared import markdown, print_compared
+
+    if config.markdown:
+        answer(markdown(found))
+    else:
+        print_compared(found)
 
 
 def show_neighbours(_: Any, found: list[Any]) -> None:
@@ -142,6 +151,12 @@ COMMANDS: dict[str, Command] = {
         "mixco.settings.config:PretrainConfig",
         "mixco.api:pretrain_and_report",
         show_run,
+    ),
+    "compare": Command(
+        "was it worth it? runs beside the weights they began with, and labels alone",
+        "mixco.settings.compare:CompareConfig",
+        "mixco.comparison.compare:compare",
+        show_compared,
     ),
     "embed": Command(
         "a vector of each image, in a Parquet, NumPy or safetensors file",

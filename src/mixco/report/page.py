@@ -23,6 +23,7 @@ from mixco.evaluation.kinds import title_of
 from mixco.methods import MIXERS, NO_MIXER
 from mixco.report import curves, text
 from mixco.report.classes import Counts, confused, counts_of, matrix, per_class
+from mixco.report.compared import read_compared
 from mixco.report.embedding import (
     Embedding,
     chosen_query,
@@ -119,6 +120,7 @@ def _content(config: ReportConfig, runs: list[Run], pictures: Path) -> dict[str,
         "warnings": text.warnings(run, None if images is None else len(images)),
         "missing": looked.missing,
         "labelled": labelled,
+        "worth": read_compared(run.folder),
         "settings": groups,
         "curves": curves.curves(groups, pictures),
         "saw": saw(looked.seen, pictures) if looked.seen else None,

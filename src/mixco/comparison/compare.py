@@ -1,0 +1,89 @@
+"""`mixco compare`: was it worth it? Runs beside what they began with, on the same images."""
+
+from pathlib import Path
+from typing import Any
+
+from mixco.comparison.compare_json import write_found
+from mixco.comparison.labelled import compare_labelled
+from mixco.comparison.rows import rows_of
+from mixco.comparison.unlabelled import compare_unlabelled
+from mixco.data.datasets import list_images
+from mixco.data.run_images import Where, are_own, find_images, where_in
+from mixco.evaluation.doubts import refuse_one_class
+from mixco.evaluation.features import REMEDY
+from mixco.report.compared import FILE
+from mixco.runtime.device import Compute, keep_freed_memory, pick_device, pick_dtype
+from mixco.runtime.distributed import launch_env
+from mixco.runtime.errors import UserError, explain_machine_failures
+from mixco.runtime.run_folder import changing_json, read_config
+from mixco.settings.compare import CompareConfig
+from mixco.settings.resolve import check_ranges
+
+
+@explain_machine_failures(REMEDY)
+def compare(config: CompareConfig) -> dict[str, Any]:
+    """Measure the runs and what they began with on the same images; write compare.json.
+
+    With labelled images: kNN and linear probe with all and with few labels, the network trained from
+    scratch with the labels, and a verdict (comparison/verdict.py). Nothing is chosen on the test images.
+    Without labels: how features lie, and whose neighbours changed; no verdict.
+
+    Evaluations that are done stay in compare.json, and are not computed again by a later call.
+
+    Returns what compare.json holds. Raises UserError for mistakes that the user can correct.
+    """
+    check_ranges(config)
+    if not config.runs:
+        raise UserError("compare: give run folders")
+    if launch_env().processes > 1:
+        raise UserError("compare: one process compares; start it without torchrun")
+    rows = rows_of(config.runs, size=config.size, seed=config.seed)
+    where = _images(config)
+    path = (config.out or config.runs[0]) / FILE
+    with changing_json(path):
+        pass  # it is made now: a folder that cannot be written ends the comparison before its work
+    device = pick_device(config.device)
+    keep_freed_memory(device)
+    compute = Compute(device, pick_dtype(device, config.precision))
+    try:
+        train, test = (
+            list_images(
+                *where,
+                split,
+                config.cache,
+                train_folder=config.train_folder,
+                test_folder=config.test_folder,
+            )
+            for split in ("train", "test")
+        )
+        refuse_one_class(train)
+    except UserError as reason:
+        found = compare_unlabelled(config, rows, where, path.parent, compute, str(reason))
+    else:
+        found = compare_labelled(config, rows, where, path, compute, train, test)
+    write_found(path, found)
+    return found
+
+
+def _images(config: CompareConfig) -> Where:
+    """The images: --data, or those of the runs. Raises UserError where the runs' images differ."""
+    if config.data is not None:
+        return Where(config.data, config.data_path)
+    first, *others = config.runs
+    where = find_images(first, _trained_on(first), config.cache, "--data")
+    if config.data_path is not None:
+        where = Where(where.data, config.data_path)
+    for other in others:
+        if not are_own(other, _trained_on(other), where, config.cache):
+            raise UserError(
+                f"{other}: trained on other images than {first}; compare runs on the same images, or "
+                "give --data, the images to measure all of them on"
+            )
+    return where
+
+
+def _trained_on(run: Path) -> Where:
+    data = read_config(run)["data"]
+    if not isinstance(data.get("data"), str):
+        raise UserError(f"{run / 'config.json'} is damaged: data has no valid value; restore it")
+    return where_in(data)
