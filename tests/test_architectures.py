@@ -118,6 +118,8 @@ def test_a_size_that_is_refused_names_one_that_works(arch: str, size: int, sente
         ("resnet18.a1_in1k", "alone, without owner and tag; did you mean resnet18?"),
         ("timm/resnet18.a1_in1k", "did you mean resnet18?"),
         ("hf-hub:timm/resnet18.a1_in1k", "did you mean resnet18?"),
+        ("resnet18.a1_in1k", "For its published weights: --init timm:resnet18.a1_in1k"),
+        ("timm/ResNet18", "For its published weights: --init timm:resnet18"),
         ("https://huggingface.co/timm/vit_tiny_patch16_224.augreg_in21k/", "vit_tiny_patch16_224?"),
         ("microsoft/resnet-50", "alone, without owner and tag; did you mean resnet50?"),
         ("torchvision/resnet50", "did you mean resnet50?"),

@@ -163,6 +163,14 @@ def test_a_stopped_comparison_goes_on(
     assert len(measured) == 6, "another k is another evaluation"
 
 
+@pytest.mark.parametrize("content", ["[]", '{"finished": 3}', "{"])
+def test_a_damaged_file_is_told(place: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "compare.json").write_text(content)
+    with pytest.raises(mixco.UserError, match=r"compare\.json"):
+        compared(place, tmp_path, "s0", supervised=False)
+    assert (tmp_path / "compare.json").read_text() in (content, '{\n  "finished": 3\n}\n')
+
+
 def test_without_labels_there_is_no_verdict(place: Path, tmp_path: Path) -> None:
     content = compared(place, tmp_path, "flat-run", k=3)
     assert content["verdicts"] == []

@@ -44,6 +44,18 @@ def test_scores_are_the_papers() -> None:
         torch.testing.assert_close(score, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("k", [5, 21, 120])
+@pytest.mark.parametrize("n", [33, 130, 160, 250, 400])
+def test_a_small_bank_is_searched_exactly_and_no_row_found_twice(n: int, k: int) -> None:
+    """A few groups of columns, of which the last are fewer than are merged at once."""
+    bank, _ = clusters(n, 2)
+    queries, _ = clusters(9, 3)
+    similarities, rows = neighbours(bank, queries, k)
+    exact = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
+    torch.testing.assert_close(similarities, exact.topk(min(k, n)).values)
+    assert all(len(row.unique()) == min(k, n) for row in rows)
+
+
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(1, 90), m=st.integers(1, 40), k=st.integers(1, 100), chunk=st.integers(1, 100))
 def test_chunks_change_nothing(n: int, m: int, k: int, chunk: int) -> None:

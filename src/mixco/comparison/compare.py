@@ -8,6 +8,7 @@ from mixco.comparison.labelled import compare_labelled
 from mixco.comparison.rows import rows_of
 from mixco.comparison.unlabelled import compare_unlabelled
 from mixco.data.datasets import list_images
+from mixco.data.image_list import ImageList
 from mixco.data.run_images import Where, are_own, find_images, where_in
 from mixco.evaluation.doubts import refuse_one_class
 from mixco.evaluation.features import REMEDY
@@ -45,24 +46,25 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     device = pick_device(config.device)
     keep_freed_memory(device)
     compute = Compute(device, pick_dtype(device, config.precision))
-    try:
-        train, test = (
-            list_images(
-                *where,
-                split,
-                config.cache,
-                train_folder=config.train_folder,
-                test_folder=config.test_folder,
-            )
-            for split in ("train", "test")
-        )
-        refuse_one_class(train)
-    except UserError as reason:
-        found = compare_unlabelled(config, rows, where, path.parent, compute, str(reason))
+    splits = _labelled_splits(config, where)
+    if isinstance(splits, str):
+        found = compare_unlabelled(config, rows, where, path.parent, compute, splits)
     else:
-        found = compare_labelled(config, rows, where, path, compute, train, test)
+        found = compare_labelled(config, rows, where, path, compute, *splits)
     write_found(path, found)
     return found
+
+
+def _labelled_splits(config: CompareConfig, where: Where) -> tuple[ImageList, ImageList] | str:
+    """The train and the test split; or why there are no labels to measure with."""
+    folders = {"train_folder": config.train_folder, "test_folder": config.test_folder}
+    try:
+        train = list_images(*where, "train", config.cache, **folders)
+        test = list_images(*where, "test", config.cache, **folders)
+        refuse_one_class(train)
+    except UserError as error:
+        return str(error)
+    return train, test
 
 
 def _images(config: CompareConfig) -> Where:

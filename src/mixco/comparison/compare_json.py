@@ -34,12 +34,12 @@ def kept(path: Path, depends_on: list[Any], evaluate: Callable[[], Measured]) ->
     depends_on: plain values, all that the evaluation depends on. Raises UserError for a damaged file.
     """
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
-    entry = (read_results(path) if path.exists() else {}).get(FINISHED, {}).get(key)
-    if entry is not None:
-        try:
-            return _from_entry(entry)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise UserError(f"{path} is damaged; remove it and compare again") from None
+    content = read_results(path) if path.exists() else {}
+    try:
+        if key in (finished := content.get(FINISHED, {})):
+            return _from_entry(finished[key])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path} is damaged; remove it and compare again") from None
     measured = evaluate()
     with changing_json(path) as content:
         content.setdefault(FINISHED, {})[key] = _to_entry(measured)

@@ -14,7 +14,6 @@ from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
 from mixco.evaluation.task import warn_unreadable
 from mixco.plots import draw_neighbours
 from mixco.runtime.device import Compute
-from mixco.runtime.files import shown
 from mixco.runtime.progress import counting
 from mixco.runtime.seeding import generator_for
 from mixco.training.monitor import effective_rank
@@ -166,13 +165,12 @@ def draw_changed(
         pair = [of_before[changed, :DRAWN], of_after[changed, :DRAWN]]
         return torch.stack(pair, 1).flatten(0, 1)
 
-    files = [images.files[int(after.seen[row])].rpartition("/")[2] for row in changed]
     draw_neighbours(
         path,
         pictures(changed.repeat_interleave(2)),
         pictures(alternating(before.neighbours, after.neighbours)),
         alternating(before.similarities, after.similarities),
         None,
-        [f"{shown(file)[-20:]}\n{name[:20]}" for file in files for name in names],
+        list(names) * len(changed),
         f"Images whose neighbours changed most, from {names[0]} to {names[1]}",
     )

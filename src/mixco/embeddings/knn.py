@@ -52,9 +52,12 @@ def _keep_best(block: Tensor, start: int, best: Tensor, where: Tensor) -> None:
     maxima = block.amax(2)
     within = torch.arange(GROUP, device=block.device)
     while len(row := (maxima.amax(1) > best[:, -1]).nonzero().squeeze(1)):
-        group = maxima[row].topk(min(TAKE, maxima.shape[1]), dim=1).indices  # [r, TAKE]
+        highest, group = maxima[row].topk(min(TAKE, maxima.shape[1]), dim=1)  # [r, TAKE]
         maxima[row[:, None], group] = -math.inf
-        values = torch.cat([best[row], block[row[:, None], group].flatten(1)], dim=1)
+        # Where fewer than TAKE groups are left, the others are merged already, and must not count twice.
+        merged = highest[:, :, None] == -math.inf
+        members = block[row[:, None], group].masked_fill(merged, -math.inf)
+        values = torch.cat([best[row], members.flatten(1)], dim=1)
         columns = start + GROUP * group[:, :, None] + within
         columns = torch.cat([where[row], columns.flatten(1)], dim=1)
         best[row], order = values.topk(best.shape[1], dim=1)

@@ -24,8 +24,8 @@ def adapt(weights: Mapping[str, Tensor], arch: str, size: int, channels: int) ->
         the channels for one channel, and else repeats it over them and scales it.
 
     Returns tensors with the keys and shapes of families.create(arch, size, channels). Every one comes
-    from `weights`. Raises UserError where one is missing or left over, or timm cannot adapt it, and timm's
-    errors for a size that the model cannot have at all.
+    from `weights`. Raises UserError where one is missing or left over, or timm cannot adapt it, and
+    timm's errors for a size that the model cannot have at all.
     """
     with torch.device("meta"):
         whole = timm.create_model(arch).state_dict()

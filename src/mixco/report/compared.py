@@ -43,9 +43,10 @@ def read_compared(run: Path) -> Compared | None:
         return None
     try:
         found, drawn = compared(content), content.get("picture")
+        drawn = None if drawn is None else run / Path(drawn).name
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged; remove it and compare again") from None
-    return found if drawn is None else replace(found, picture=_picture(run / Path(drawn).name))
+    return found if drawn is None else replace(found, picture=_picture(drawn))
 
 
 def _picture(path: Path) -> Picture | None:
