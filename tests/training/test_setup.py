@@ -18,8 +18,8 @@ from mixco.mixing import mixco
 from mixco.runtime.run_folder import read_metrics
 from mixco.training.setup import (
     build,
+    device_of,
     mixer_of,
-    pick_compute,
     plan,
     prepare,
     set_up,
@@ -55,7 +55,7 @@ def test_prepare_and_set_up_choose_the_same_settings(photos: Path, method: str, 
     with ExitStack() as stack:
         setup = prepare(asked, stack)
     images = opened_photos(photos)
-    other = set_up(asked, images, pick_compute(asked), [], workers=1)
+    other = set_up(asked, images, device_of(asked), [], workers=1)
     assert other.settings == setup.settings
     assert other.choices == setup.choices
     for name in ("members", "bank", "held_out"):

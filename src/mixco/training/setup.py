@@ -29,6 +29,7 @@ from mixco.models.encoder import (
     build_head,
     choose_stem,
     feature_dim,
+    input_channels,
     output_elements,
     takes_stems,
 )
@@ -39,7 +40,6 @@ from mixco.runtime.device import (
     keep_freed_memory,
     memory_bytes,
     pick_device,
-    pick_dtype,
     processors,
 )
 from mixco.runtime.distributed import (
@@ -51,6 +51,7 @@ from mixco.runtime.distributed import (
     world,
 )
 from mixco.runtime.locks import one_at_a_time
+from mixco.runtime.precision import Workload, fastest
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.seeding import generator_for
 from mixco.settings import defaults
@@ -162,7 +163,7 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
     """
     check_ranges(config)
     here = launch_env()
-    compute = pick_compute(config, here.local_rank)
+    device = device_of(config, here.local_rank)
     data = config.data
     cache, workers = data.cache, data.workers
     if workers is None:
@@ -175,7 +176,7 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
         source = list_images(*where, "pretrain", cache)
         source = dataclasses.replace(source, max_unreadable=data.max_unreadable)
         source = under_first_name(run_folder_of(config), where, source)
-        config, choices = choose_size(as_it_began(config), source, compute.device)
+        config, choices = choose_size(as_it_began(config), source, device)
         with counting(f"packing {source.name}") as on_progress:
             images = open_images(
                 source,
@@ -189,17 +190,17 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
                 on_progress=on_progress,
                 leave_out=left_out_before(run_folder_of(config)),
             )
-    stack.enter_context(process_group(compute.device, config.run.timeout_minutes))
-    setup = set_up(config, images, compute, choices, workers=workers, processes=here.processes)
+    stack.enter_context(process_group(device, config.run.timeout_minutes))
+    setup = set_up(config, images, device, choices, workers=workers, processes=here.processes)
     # Machines with another memory would choose another batch.
     return dataclasses.replace(setup, settings=broadcast_object(setup.settings))
 
 
-def pick_compute(config: PretrainConfig, local_rank: int = 0) -> Compute:
-    """The device and the number format of a run."""
+def device_of(config: PretrainConfig, local_rank: int = 0) -> torch.device:
+    """The device of a run."""
     device = pick_device(config.run.device, local_rank)
     keep_freed_memory(device)
-    return Compute(device, pick_dtype(device, config.run.precision))
+    return device
 
 
 def as_it_began(config: PretrainConfig) -> PretrainConfig:
@@ -232,7 +233,7 @@ def size_of(config: PretrainConfig) -> int:
 def set_up(
     config: PretrainConfig,
     images: Images,
-    compute: Compute,
+    device: torch.device,
     choices: list[Choice],
     *,
     workers: int,
@@ -247,7 +248,7 @@ def set_up(
     bank, held_out = split_holdout(images, config.run.holdout, config.run.seed)
     members = bank if config.run.exclude_holdout else torch.arange(len(images))
     choices = list(choices)
-    size, device, source = size_of(config), compute.device, images.source
+    size, source = size_of(config), images.source
     pixel = source.pixel
     config = _with_data(config, loading=images.loading, channels=pixel.channels, bits=pixel.bits)
     spread = None
@@ -259,27 +260,46 @@ def set_up(
             shown = f"{_numbers(mean)} ± {_numbers(std)}"
             choices.append(Choice("mean and --std", shown, "measured on these images"))
         config = _with_data(config, mean=config.data.mean or mean, std=config.data.std or std)
-    model, image_bytes = config.model, None
-    if model.stem == "auto" or config.optimisation.batch_size is None:
-        backbone = build_backbone(model.arch, size, model.stem, channels=pixel.channels)
-        image_bytes = step_bytes(backbone, config, compute.dtype.itemsize)
-        if model.stem == "auto" and takes_stems(backbone):
-            stem = choose_stem(size)
-            why = "its own" if stem == "standard" else "its own is for larger images"
-            choices.append(Choice("stem", stem, f"for a ResNet at {size} px; {why}"))
+    model = config.model
+    backbone = build_backbone(model.arch, size, model.stem, channels=pixel.channels)
+    if model.stem == "auto" and takes_stems(backbone):
+        stem = choose_stem(size)
+        why = "its own" if stem == "standard" else "its own is for larger images"
+        choices.append(Choice("stem", stem, f"for a ResNet at {size} px; {why}"))
+    config, compute = _with_fastest(config, backbone, device, choices)
 
     def tell(name: str, value: object, why: str) -> None:
         if why != defaults.UNUSED:
             choices.append(Choice(name.replace("_", "-"), str(value), why))
 
     devices = processes if device.type == "cuda" else 1
-    facts = Facts(
-        len(members), processes, device.type, device_memory(device) * devices, image_bytes
-    )
+    memory = device_memory(device) * devices
+    image_bytes = step_bytes(backbone, config, compute.dtype.itemsize)
+    facts = Facts(len(members), processes, device.type, memory, image_bytes)
     settings = resolve(config, facts, tell)
     return Setup(
         settings, images, bank, held_out, members, compute, tuple(choices), workers, spread
     )
+
+
+def _with_fastest(
+    config: PretrainConfig, backbone: nn.Module, device: torch.device, choices: list[Choice]
+) -> tuple[PretrainConfig, Compute]:
+    """The config with a number format and a memory format, and what they are for torch."""
+    run, size, channels = config.run, size_of(config), input_channels(backbone)
+    workload = Workload(config.model.arch, config.model.stem, size, channels, training=True)
+    formats, why = fastest(
+        backbone,
+        workload,
+        device,
+        config.data.cache,
+        precision=run.precision,
+        memory_format=run.memory_format,
+    )
+    if why:
+        choices.append(Choice("precision and --memory-format", " ".join(formats), why))
+    run = dataclasses.replace(run, **formats._asdict())
+    return dataclasses.replace(config, run=run), formats.compute(device)
 
 
 def split_holdout(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -347,7 +367,7 @@ def build(setup: Setup) -> nn.Module:
     """The method of a run on its device, its batch norms synchronised where the settings say so."""
     device = setup.compute.device
     method = build_method(setup.settings)
-    method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method = method.to(device, memory_format=setup.compute.memory_format)  # type: ignore[call-overload]
     if setup.settings.method.bn_over == "all":
         method = synchronise_batch_norms(method, device)
     return method
