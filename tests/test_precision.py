@@ -118,7 +118,7 @@ def test_the_shorter_of_two_steps_counts_after_one_to_warm_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = Recorder()
-    steps = dict.fromkeys(ALL, [0.1, 2.0, 2.0]) | {ALL[1]: [9.0, 4.0, 1.0]}
+    steps = {each: [0.1, 2.0, 2.0] for each in ALL} | {ALL[1]: [9.0, 4.0, 1.0]}
     clock(monkeypatch, network, steps)
     chosen, why = fastest(network, workload(), CPU, tmp_path)
     assert chosen == ALL[1] and "float32 channels_last 16," in why

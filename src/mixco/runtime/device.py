@@ -84,7 +84,7 @@ def pick_memory_format(name: str) -> torch.memory_format:
 def computes_bfloat16(kind: str) -> bool:
     """Does this machine's device of a kind (cpu, cuda, mps) compute in bfloat16 itself?"""
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
