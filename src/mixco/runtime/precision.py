@@ -43,6 +43,9 @@ FEWEST, MOST = {"cpu": 4, "cuda": 128}, {"cpu": 16, "cuda": 512}
 fewest. They are enough to keep the device busy: a GPU with few images waits for its host."""
 SIDE = 64
 
+_unwritten: dict[Path, dict[str, float]] = {}
+"""The figures of this process that the cache folder could not take, by their file."""
+
 
 class Workload(NamedTuple):
     """What is timed: a network on images of one size."""
@@ -139,12 +142,14 @@ def _rates(
         if rates is None:
             rates = _measure(network, workload, device, batch)
             if any(rates.values()):
-                _keep(path, {"key": key, "images_per_second": rates})
+                _keep(path, key, rates)
     return rates
 
 
 def _read(path: Path, key: dict[str, Any]) -> dict[str, float] | None:
     """The kept figures; None where there are none, or no whole ones."""
+    if path in _unwritten:
+        return _unwritten[path]
     try:
         kept = json.loads(path.read_text("utf-8"))
         return {name: float(kept["images_per_second"][name]) for name in key["formats"]}
@@ -152,10 +157,13 @@ def _read(path: Path, key: dict[str, Any]) -> dict[str, float] | None:
         return None
 
 
-def _keep(path: Path, figures: dict[str, Any]) -> None:
-    """Write the figures, if the folder can be written."""
-    with suppress(OSError), replacing(path) as temporary:
-        temporary.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+def _keep(path: Path, key: dict[str, Any], rates: dict[str, float]) -> None:
+    try:
+        with replacing(path) as temporary:
+            figures = {"key": key, "images_per_second": rates}
+            temporary.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    except OSError:
+        _unwritten[path] = rates
 
 
 def images_of_a_step(size: int, kind: str) -> int:

@@ -297,7 +297,8 @@ def _with_fastest(
         memory_format=run.memory_format,
     )
     if why:
-        choices.append(Choice("precision and --memory-format", " ".join(formats), why))
+        chosen = f"{formats.precision}, --memory-format {formats.memory_format}"
+        choices.append(Choice("precision", chosen, why))
     run = dataclasses.replace(run, **formats._asdict())
     return dataclasses.replace(config, run=run), formats.compute(device)
 
