@@ -30,6 +30,7 @@ from mixco.runtime.device import (
 from mixco.runtime.distributed import broadcast_object, rank
 from mixco.runtime.files import replacing
 from mixco.runtime.locks import one_at_a_time
+from mixco.runtime.progress import doing
 from mixco.runtime.seeding import generator_for, global_draws
 
 CLEARLY = 1.2
@@ -140,7 +141,8 @@ def _rates(
             held.enter_context(one_at_a_time(path.parent / ".lock"))
         rates = _read(path, key)
         if rates is None:
-            rates = _measure(network, workload, device, batch)
+            with doing("timing number formats"):
+                rates = _measure(network, workload, device, batch)
             if any(rates.values()):
                 _keep(path, key, rates)
     return rates
