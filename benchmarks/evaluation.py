@@ -126,12 +126,12 @@ def of_knn(a: Any) -> Figures:
 
 def of_features(evaluation: EvaluationConfig, a: Any) -> Figures:
     task = load_task(evaluation)
-    device, dtype = task.compute
+    device, dtype, memory_format = task.compute
     size, images = task.input.size, task.train.images
     index = torch.arange(len(images)).repeat(a.passes)
-    backbone = task.encoder.backbone.to(device, memory_format=torch.channels_last)
+    backbone = task.encoder.backbone.to(device, memory_format=memory_format)
     batch = torch.randn(min(FEATURE_BATCH, len(index)), 3, size, size, device=device)
-    batch = batch.to(dtype, memory_format=torch.channels_last)
+    batch = batch.to(dtype, memory_format=memory_format)
 
     def ours() -> None:
         where = {"compute": task.compute, "on_unreadable": print}

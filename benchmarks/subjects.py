@@ -30,12 +30,12 @@ from mixco.models.encoder import build_backbone, feature_dim
 from mixco.models.momentum import momentum_update
 from mixco.runtime.device import peak_memory, synchronise
 from mixco.runtime.progress import Stopwatch, waited
-from mixco.runtime.run_folder import read_metrics
+from mixco.runtime.run_folder import read_config, read_metrics
 from mixco.runtime.seeding import generator_for
 from mixco.training.optimisers import build_optimizer
 from mixco.training.pretrain import pretrain
 from mixco.training.run import opened
-from mixco.training.setup import Setup, build, mixer_of, pick_compute, prepare
+from mixco.training.setup import Setup, build, mixer_of, prepare
 from mixco.training.step import forward_backward, update
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
@@ -82,12 +82,12 @@ def ours(loading: str = "packed", precision: str = "auto", **settings: Any) -> F
     s = Settings(**settings)
     epochs = 3 if loading == "streamed" else 2
     run = settings_of_run(s, loading=loading, precision=precision, epochs=epochs, out=s.scratch)
-    config = config_of(**run)
-    record = read_metrics(pretrain(config))[1]
+    folder = pretrain(config_of(**run))
+    record = read_metrics(folder)[1]
     return {
         "images_per_second": record["images_per_second"],
         "waiting_share": record["data_wait"],
-        **described(s.on, str(pick_compute(config).dtype)),
+        **described(s.on, f"torch.{read_config(folder)['run']['precision']}"),
     }
 
 
@@ -135,12 +135,12 @@ def bare(plain_norms: bool = False, **settings: Any) -> Figures:
 
 def bare_step(setup: Setup) -> Callable[[], None]:
     """Forward and backward of the encoder, and MoCo's pass of the keys, as `bare` has them."""
-    (device, dtype), method = setup.compute, build(setup).train()
+    (device, dtype, memory_format), method = setup.compute, build(setup).train()
     size, batch = setup.settings.data.size, setup.settings.optimisation.batch_size
     base, mixer = METHODS[setup.settings.method.method], mixer_of(setup.settings.method.mix)
     passes = base.passes + (base.mixed_views * mixer.per_image if mixer else 0)
     images = torch.randn(int(batch * passes), 3, size, size, device=device)
-    images = images.to(dtype, memory_format=torch.channels_last)
+    images = images.to(dtype, memory_format=memory_format)
 
     def step() -> None:
         with setup.compute.autocast():

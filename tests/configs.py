@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from mixco.settings.commands import EvaluationConfig
 from mixco.settings.config import PretrainConfig, Settings
-from mixco.settings.resolve import Facts, resolve, with_settings
+from mixco.settings.resolve import Facts, resolve, to_values, with_settings
 
 T = TypeVar("T")
 
@@ -17,8 +17,10 @@ SEEN: dict[str, Any] = {
     "channels": 3,
     "bits": 8,
     "loading": "packed",
+    "precision": "float32",
+    "memory_format": "channels_last",
 }
-"""What a run finds out from its images, before the rest is chosen."""
+"""What a run finds out from its images and its machine, before the rest is chosen."""
 
 
 def config_of(kind: type[T], **settings: Any) -> T:
@@ -38,8 +40,8 @@ def evaluation_config(run: Path | None = None, **settings: Any) -> EvaluationCon
 
 def with_images(config: PretrainConfig) -> PretrainConfig:
     """The config as if its images had been looked at: RGB of 64 px, unless it says otherwise."""
-    parts = vars(config.model) | vars(config.data)
-    unset = {k: v for k, v in SEEN.items() if parts[k] in (None, "auto")}
+    values = to_values(config)
+    unset = {k: v for k, v in SEEN.items() if values[k] in (None, "auto")}
     return with_settings(config, unset, "the images")
 
 

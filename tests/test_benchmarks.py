@@ -102,3 +102,13 @@ def test_a_step_is_counted_without_being_computed() -> None:
     assert done.returncode == 0, done.stderr
     methods = [line.split("|")[1].strip() for line in done.stdout.splitlines()[-4:]]
     assert methods == ["moco", "moco + mixco", "simclr", "simclr + mixco"]
+
+
+@pytest.mark.slow
+def test_the_chosen_formats_are_compared_with_the_rule_before(tmp_path: Path) -> None:
+    options = ("--batch-size", "16", "--steps", "1")
+    (row,) = rows_of(tmp_path / "f.json", "precision.py", *options)
+    assert row["before"]["formats"] in row["choice"] and row["after"]["formats"] in row["choice"]
+    ratio = row["after"]["images_per_second"]["median"]
+    ratio /= row["before"]["images_per_second"]["median"]
+    assert row["after_over_before"]["median"] == pytest.approx(ratio, rel=0.01)

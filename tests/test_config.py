@@ -261,6 +261,7 @@ AFFECTS = [
     ("optimisation.lr", "learning", True),
     ("run.seed", "learning", False),  # other seeds repeat an experiment
     ("run.precision", "learning", True),
+    ("run.memory_format", "run", False),
     ("run.holdout", "learning", True),
     ("data.cache", "run", False),
     ("data.data_path", "run", False),

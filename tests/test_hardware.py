@@ -6,7 +6,16 @@ import sys
 import pytest
 import torch
 
-from mixco.runtime.device import describe, memory_bytes, pick_device, pick_dtype, processors
+from mixco.runtime.device import (
+    computes_bfloat16,
+    describe,
+    memory_bytes,
+    pick_device,
+    pick_dtype,
+    pick_memory_format,
+    processor,
+    processors,
+)
 from mixco.runtime.errors import UserError
 
 CPU = torch.device("cpu")
@@ -23,13 +32,21 @@ def test_the_device_is_the_named_one_or_an_error() -> None:
 def test_the_number_format_is_the_named_one() -> None:
     assert pick_dtype(CPU, "float32") == torch.float32
     assert pick_dtype(CPU, "bfloat16") == torch.bfloat16
-    assert pick_dtype(CPU, "auto") in (torch.float32, torch.bfloat16)
+    usual = torch.bfloat16 if computes_bfloat16("cpu") else torch.float32
+    assert pick_dtype(CPU, "auto") == usual
+
+
+def test_the_memory_format_is_the_named_one() -> None:
+    assert pick_memory_format("contiguous") == torch.contiguous_format
+    assert pick_memory_format("channels_last") == torch.channels_last
+    assert pick_memory_format("auto") == torch.channels_last
 
 
 def test_the_machine_is_described() -> None:
     assert describe(CPU).startswith("cpu, ")
     assert memory_bytes() > 2**28
     assert processors() >= 1
+    assert processor() == processor() != ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's memory")

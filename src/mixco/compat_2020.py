@@ -43,7 +43,7 @@ LEFT_OUT: dict[str, tuple[int | None, str]] = {
     "-p": (1, "a bar and a line for each epoch show the progress"),
     "--print-freq": (1, "a bar and a line for each epoch show the progress"),
     "--log_every_n_steps": (1, "a bar and a line for each epoch show the progress"),
-    "--fp16_precision": (0, "bfloat16 is used where the hardware has it; see --precision"),
+    "--fp16_precision": (0, "the fastest number format is used; see --precision"),
     "--save-freq": (1, "see --keep-every; the last epoch is always saved"),
     "--start-epoch": (1, "the same command resumes a run that was stopped"),
     "--resume": (1, "the same command resumes a run that was stopped"),

@@ -1,7 +1,7 @@
 """What a run has before its first step, and the run folder on one of several processes."""
 
 import dataclasses
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,18 @@ from mixco.data.datasets import list_images
 from mixco.data.loading import open_images
 from mixco.methods import METHODS, MIXERS
 from mixco.mixing import mixco
-from mixco.runtime.run_folder import read_metrics
+from mixco.runtime import precision
+from mixco.runtime.device import MEMORY_FORMATS, Compute, pick_dtype
+from mixco.runtime.errors import UserError
+from mixco.runtime.precision import Formats, formats
+from mixco.runtime.run_folder import read_config, read_metrics, write_json
+from mixco.training.monitor import watched_views
+from mixco.training.pretrain import pretrain
 from mixco.training.setup import (
     build,
+    device_of,
     load_teacher,
     mixer_of,
-    pick_compute,
     plan,
     prepare,
     set_up,
@@ -29,6 +35,7 @@ from mixco.training.setup import (
 )
 
 IMAGES = 48
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +66,65 @@ def test_prepare_and_set_up_choose_the_same_settings(photos: Path, method: str, 
         setup = prepare(asked, stack)
     images = opened_photos(photos)
     teacher = load_teacher(asked)
-    other = set_up(asked, images, pick_compute(asked), [], workers=1, teacher=teacher)
+    other = set_up(asked, images, device_of(asked), [], None, workers=1, teacher=teacher)
     assert other.settings == setup.settings
     assert other.choices == setup.choices
     for name in ("members", "bank", "held_out"):
         assert torch.equal(getattr(other, name), getattr(setup, name))
+
+
+def test_the_formats_of_a_run_are_chosen_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run has them from its folder, an older one had the usual ones without saying so."""
+
+    def wanted(**settings: Any) -> Any:
+        places = {"cache": tmp_path / "cache", "out": tmp_path / "run"}
+        return config(photos, **(places | settings))
+
+    best = Formats("float32", "contiguous")
+    rates = {" ".join(each): 1.0 + 9 * (each == best) for each in formats(CPU)}
+    monkeypatch.setattr(precision, "_measure", lambda *_: rates)
+    pretrain(wanted(), stop_after=1)
+    begun = read_config(tmp_path / "run")
+    assert (begun["run"]["precision"], begun["run"]["memory_format"]) == best
+
+    monkeypatch.delattr(precision, "_measure")
+    with ExitStack() as stack:
+        setup = prepare(wanted(cache=tmp_path / "another"), stack)
+    assert setup.compute[1:] == (torch.float32, torch.contiguous_format)
+    assert not any(choice.option.startswith("precision") for choice in setup.choices)
+    pretrain(wanted(cache=tmp_path / "another"), stop_after=2)
+    pretrain(wanted(memory_format="channels_last"), stop_after=3)
+    with pytest.raises(UserError, match="--precision was float32, is bfloat16"):
+        pretrain(wanted(precision="bfloat16"))
+
+    begun["run"] |= {"precision": "auto"}
+    del begun["run"]["memory_format"]
+    write_json(tmp_path / "run" / "config.json", begun)
+    with ExitStack() as stack:
+        compute = prepare(wanted(), stack).compute
+    assert compute == Compute(CPU, pick_dtype(CPU, "auto"), torch.channels_last)
+    assert (pretrain(wanted()) / "encoder.safetensors").exists()
+
+
+@pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("loading", ["packed", "streamed"])
+def test_weights_and_views_have_the_runs_memory_format(
+    photos: Path, loading: str, memory_format: str
+) -> None:
+    setup = prepared(photos, loading=loading, memory_format=memory_format, precision="float32")
+    wanted = MEMORY_FORMATS[memory_format]
+    weights = [p for p in build(setup).parameters() if p.ndim == 4 and p.shape[2] > 1]
+    with closing(setup.views(print)) as batches:
+        _, views = next(batches)
+    index = torch.arange(4)
+    parts = setup.images.evaluation_batches(
+        index, setup.input, compute=setup.compute, on_unreadable=print
+    )
+    seen = [view for _, view in parts]
+    for each in (*weights, *views, *seen, watched_views(setup)):
+        assert each.is_contiguous(memory_format=wanted)
 
 
 def test_a_plan_goes_on_where_it_was_left(photos: Path) -> None:

@@ -13,7 +13,7 @@ from mixco.data.run_images import Where, are_own, find_images, where_in
 from mixco.evaluation.doubts import refuse_one_class
 from mixco.evaluation.features import REMEDY
 from mixco.report.compared import FILE
-from mixco.runtime.device import Compute, keep_freed_memory, pick_device, pick_dtype
+from mixco.runtime.device import keep_freed_memory, pick_device
 from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError, explain_machine_failures
 from mixco.runtime.run_folder import changing_json, read_config
@@ -45,22 +45,22 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         pass  # it is made now: a folder that cannot be written ends the comparison before its work
     device = pick_device(config.device)
     keep_freed_memory(device)
-    compute = Compute(device, pick_dtype(device, config.precision))
     splits = _labelled_splits(config, where)
     if isinstance(splits, str):
-        found = compare_unlabelled(config, rows, where, path.parent, compute, splits)
+        found = compare_unlabelled(config, rows, where, path.parent, device, splits)
     else:
-        found = compare_labelled(config, rows, where, path, compute, *splits)
+        found = compare_labelled(config, rows, where, path, device, *splits)
     write_found(path, found)
     return found
 
 
 def _labelled_splits(config: CompareConfig, where: Where) -> tuple[ImageList, ImageList] | str:
     """The train and the test split; or why there are no labels to measure with."""
+    data, place, cache = where.data, where.data_path, config.cache
     folders = {"train_folder": config.train_folder, "test_folder": config.test_folder}
     try:
-        train = list_images(*where, "train", config.cache, **folders)
-        test = list_images(*where, "test", config.cache, **folders)
+        train = list_images(data, place, "train", cache, **folders)
+        test = list_images(data, place, "test", cache, **folders)
         refuse_one_class(train)
     except UserError as error:
         return str(error)

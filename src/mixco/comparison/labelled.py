@@ -25,12 +25,12 @@ from mixco.comparison.verdict import Verdict, judge, judge_labels
 from mixco.data.image_list import ImageList
 from mixco.data.run_images import Where, digest, some_bytes
 from mixco.evaluation.task import Task, load_task
-from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.progress import say
 from mixco.settings.commands import EvaluationConfig
 from mixco.settings.compare import CompareConfig
 from mixco.settings.resolve import with_settings
+from mixco.views.augment import Input
 
 # Settings that an evaluation has under the same name.
 SHARED = (
@@ -52,8 +52,8 @@ class Bench:
     labels: Labels
     depends_on: list[Any]
     """What every evaluation depends on: images, number format and seed."""
-    tasks: dict[tuple[int, int], Task] = field(default_factory=dict)
-    """By size and channels: the images, opened once for all such encoders."""
+    tasks: dict[tuple[str, str, Input], Task] = field(default_factory=dict)
+    """By architecture, stem and input: the images, opened once for all such encoders."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def compare_labelled(
     rows: list[Row],
     where: Where,
     path: Path,
-    compute: Compute,
+    device: torch.device,
     train: ImageList,
     test: ImageList,
 ) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def compare_labelled(
     path: compare.json.
     """
     images = [[digest(source), some_bytes(source)] for source in (train, test)]
-    depends_on = [*images, str(compute.dtype), compute.device.type, config.seed]
+    depends_on = [*images, config.precision, device.type, config.seed]
     bench = Bench(config, where, path, train, test, labels_of(train), depends_on)
     for sentence in bench.labels.left_out:
         say(sentence)
@@ -119,7 +119,8 @@ def _evaluation(bench: Bench, encoder: Encoder) -> EvaluationConfig:
 
 
 def _task(bench: Bench, encoder: Encoder) -> Task:
-    key = (encoder.description.size, encoder.description.channels)
+    about = encoder.description
+    key = (about.arch, about.stem, about.input)
     if key not in bench.tasks:
         bench.tasks[key] = load_task(_evaluation(bench, encoder))
     return bench.tasks[key]

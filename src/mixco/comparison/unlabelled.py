@@ -15,7 +15,8 @@ from mixco.data.image_list import ImageList
 from mixco.data.images import Images
 from mixco.data.loading import open_images
 from mixco.data.run_images import Where
-from mixco.runtime.device import Compute, memory_bytes, processors
+from mixco.embeddings.features import fastest_compute
+from mixco.runtime.device import memory_bytes, processors
 from mixco.runtime.errors import UserError
 from mixco.runtime.progress import counting, say
 from mixco.runtime.run_folder import read_config
@@ -43,7 +44,7 @@ def compare_unlabelled(
     rows: list[Row],
     where: Where,
     out: Path,
-    compute: Compute,
+    device: torch.device,
     reason: str,
 ) -> dict[str, Any]:
     """What compare.json holds; also draws compare-neighbours.png. reason: why there are no labels."""
@@ -61,7 +62,7 @@ def compare_unlabelled(
             if key not in opened:
                 bits = settings["data"].get("bits")
                 opened[key] = _open(config, source, encoder, bits)
-            found.append(_look(config, opened[key], encoder, settings["method"], compute))
+            found.append(_look(config, opened[key], encoder, settings["method"], device))
         looked.append((row, found, (time.perf_counter() - began) / len(found)))
 
     own = next(each for each in looked if each[0].kind == "run" and first in each[0].runs)
@@ -128,19 +129,20 @@ def _look(
     images: Images,
     encoder: Encoder,
     method: dict[str, Any],
-    compute: Compute,
+    device: torch.device,
 ) -> Looked:
     """method: the settings of the first run, whose augmentation makes the views."""
     named = AUGMENTATIONS.get(method.get("augmentation", ""), simclr)
     count = min(config.most_images, len(images))
+    loaded = encoder.load()
     return look(
-        encoder.load(),
+        loaded,
         images,
         torch.linspace(0, len(images) - 1, count).long(),
         weaken_jitter(named(encoder.description.input), method.get("jitter", 1.0)),
         k=config.k,
         seed=config.seed,
-        compute=compute,
+        compute=fastest_compute(loaded, device, config.precision, config.cache),
     )
 
 

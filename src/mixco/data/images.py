@@ -72,7 +72,7 @@ class Images(Protocol):
         count: int = 2,
         rows: Tensor | None = None,
     ) -> Generator[Views, None, None]:
-        """`count` views of each batch of a plan, of compute.dtype on the device (see `apply_view`).
+        """`count` views of each batch of a plan, on compute's device and in its formats (`apply_view`).
 
         The same draws make the same crops, packed and streamed. Streamed, the plan is read a few batches
         ahead.
@@ -96,8 +96,9 @@ class Images(Protocol):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The evaluation views (see `evaluation_view`) of those images that can be read, in order.
 
-        index: int64 [N]. Yields part after part of it, and [b, C, size, size] of compute.dtype on the
-        device; b may be 0. Raises UserError where too many files are unreadable (source.max_unreadable).
+        index: int64 [N]. Yields part after part of it, and [b, C, size, size] on compute's device
+        and in its formats; b may be 0. Raises UserError where too many files are unreadable
+        (source.max_unreadable).
         """
 
     def canvases(self, index: Tensor, side: int) -> tuple[Tensor, Tensor]:

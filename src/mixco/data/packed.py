@@ -74,7 +74,7 @@ class PackedImages:
                 batch = take_rows(images, index[here], compute.device)
                 extents = self.extents[index]
                 drawn = [sample_view(extents, augmentation, generator) for _ in range(count)]
-                views = [apply_view(batch, p[here], augmentation, compute.dtype) for p in drawn]
+                views = [apply_view(batch, p[here], augmentation, *compute.formats) for p in drawn]
                 yield index[here], views
 
         return batches()
@@ -90,7 +90,7 @@ class PackedImages:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         for part in torch.split(index, batch_size):
             batch = take_rows(self.images, part, compute.device)
-            yield part, evaluation_view(batch, self.extents[part], input, compute.dtype)
+            yield part, evaluation_view(batch, self.extents[part], input, *compute.formats)
 
     def canvases(self, index: Tensor, side: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         return self.images[index], self.extents[index]

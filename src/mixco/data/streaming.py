@@ -118,7 +118,7 @@ class StreamedImages:
             readable = read.readable
             crops = read.crops[0] if readable.all() else read.crops[0][readable]
             crops = send(crops, compute.device)
-            yield part[readable], views.finish_evaluation_view(crops, input, compute.dtype)
+            yield part[readable], views.finish_evaluation_view(crops, input, *compute.formats)
 
     def canvases(self, index: Tensor, side: int) -> tuple[Tensor, Tensor]:
         pixel = self.source.pixel
@@ -150,7 +150,7 @@ def _finished(
         yield (
             batch.files,
             [
-                views.finish_view(crop, rest, augmentation, compute.dtype)
+                views.finish_view(crop, rest, augmentation, *compute.formats)
                 for crop, rest in zip(crops, parameters.popleft(), strict=True)
             ],
         )

@@ -27,7 +27,7 @@ from mixco.doctor.page import show
 from mixco.doctor.survey import Header, copies, look_at, read_headers
 from mixco.doctor.trial import Trial, try_steps
 from mixco.methods.options import Advice
-from mixco.runtime.device import Compute, describe, device_memory, memory_bytes, processors
+from mixco.runtime.device import describe, device_memory, memory_bytes, processors
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import free_space
 from mixco.runtime.progress import doing
@@ -41,9 +41,9 @@ from mixco.training.setup import (
     as_it_began,
     build,
     choose_size,
+    device_of,
     find_initial,
     load_teacher,
-    pick_compute,
     set_up,
     size_of,
     step_bytes,
@@ -63,7 +63,7 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     Raises UserError if no image can be read.
     """
     wanted = as_it_began(config.pretrain)
-    compute = pick_compute(wanted)
+    device = device_of(wanted)
     workers = processors() if wanted.data.workers is None else wanted.data.workers
     cache = wanted.data.cache
     source = list_images(wanted.data.data, wanted.data.data_path, "pretrain", cache)
@@ -98,7 +98,7 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
 
     try:
         read = [header for header in headers.values() if isinstance(header, Header)]
-        setup = _set_up(wanted, source, good, compute, workers)
+        setup = _set_up(wanted, source, good, device, workers)
         run, of_run = _of_run(setup, source, good, read, decoding, tried=config.trial)
         found |= run
         advice += of_run
@@ -129,10 +129,10 @@ def _of_files(found: dict[str, Any], json: Path | None, max_unreadable: float) -
 
 
 def _set_up(
-    wanted: PretrainConfig, source: ImageList, good: list[int], compute: Compute, workers: int
+    wanted: PretrainConfig, source: ImageList, good: list[int], device: torch.device, workers: int
 ) -> Setup:
     """The run that would begin, with the images that can be read (good), as if they were streamed."""
-    config, choices = choose_size(wanted, source, compute.device)
+    config, choices = choose_size(wanted, source, device)
     size, cache = size_of(config), config.data.cache
     loading = config.data.loading
     if loading == "auto":
@@ -140,7 +140,7 @@ def _set_up(
         loading = "packed" if fits else "streamed"
     images, teacher = stream(_some(source, good), 0), load_teacher(config)
     setup = set_up(
-        config, images, compute, choices, find_initial(config), workers=workers, teacher=teacher
+        config, images, device, choices, find_initial(config), workers=workers, teacher=teacher
     )
     data = dataclasses.replace(setup.settings.data, loading=loading)
     return dataclasses.replace(setup, settings=dataclasses.replace(setup.settings, data=data))

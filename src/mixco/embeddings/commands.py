@@ -20,6 +20,7 @@ from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.run_images import Where, find_images, place_of, where_in
 from mixco.data.streaming import stream
 from mixco.embeddings.embedding import Embedder, load_encoder
+from mixco.embeddings.features import fastest_compute
 from mixco.embeddings.knn import neighbours as nearest_rows
 from mixco.embeddings.search import near_duplicates
 from mixco.embeddings.vectors import KINDS, Vectors, check_kind, is_vectors, read_vectors
@@ -27,7 +28,7 @@ from mixco.embeddings.writing import embed_to_file
 from mixco.encoders.checkpoint import fingerprint
 from mixco.encoders.published import is_published
 from mixco.plots import draw_neighbours
-from mixco.runtime.device import Compute, keep_freed_memory, pick_device, pick_dtype, processors
+from mixco.runtime.device import keep_freed_memory, pick_device, processors
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import open_table, replacing
 from mixco.runtime.progress import counting, say
@@ -87,7 +88,10 @@ def neighbours(config: NeighboursConfig) -> list[Neighbours]:
                 "the path"
             )
     device, precision = config.collection.device, config.collection.precision
-    embedded = iter(encoder.embed(outside, device=device, precision=precision) if outside else ())
+    cache = config.collection.cache
+    embedded = iter(
+        encoder.embed(outside, device=device, precision=precision, cache=cache) if outside else ()
+    )
     queries = torch.stack([next(embedded) if row is None else among.vectors[row] for row in own])
     similarities, rows = nearest_rows(among.vectors, queries, config.k + 1)
     found = []
@@ -199,6 +203,7 @@ def _embed(
         out = beside / "embeddings" / f"{source.name.split('/')[0]}-{key}.safetensors"
     device = pick_device(settings.device)
     keep_freed_memory(device)
+    compute = fastest_compute(encoder, device, settings.precision, settings.cache)
     workers = processors() if settings.workers is None else settings.workers
     if len(source.files) <= FEATURE_BATCH:
         workers = 0  # one batch: this process decodes it sooner than a worker starts
@@ -210,7 +215,7 @@ def _embed(
             notes,
             normalise=normalise,
             workers=workers,
-            compute=Compute(device, pick_dtype(device, settings.precision)),
+            compute=compute,
             on_progress=on_progress,
         )
     if written is not None:

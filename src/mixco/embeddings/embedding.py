@@ -17,11 +17,11 @@ from mixco.data.decode import as_decoded
 from mixco.data.image_list import Arrays, ImageList
 from mixco.data.images import FEATURE_BATCH
 from mixco.data.opening import UnreadableImage
-from mixco.embeddings.features import embed_batches, extract_features
+from mixco.embeddings.features import embed_batches, extract_features, fastest_compute
 from mixco.encoders import checkpoint
 from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.models.encoder import Stem
-from mixco.runtime.device import Compute, pick_device, pick_dtype
+from mixco.runtime.device import pick_device
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import at_home
 
@@ -43,6 +43,7 @@ class Embedder(LoadedEncoder):
         workers: int = 0,
         device: str = "auto",
         precision: str = "auto",
+        cache: str | PathLike[str] = "~/.cache/mixco",
     ) -> Tensor:
         """One vector an image: float32 [N, D] on the CPU, in the order of the images.
 
@@ -53,14 +54,16 @@ class Embedder(LoadedEncoder):
             similarity. False: the features of evaluation, unscaled.
         batch_size: images in one forward pass. workers: processes that decode; with more than 0 a
             script needs `if __name__ == "__main__":`.
-        device, precision: as on the command line. The backbone stays on the device.
+        device, precision, cache: as on the command line. The backbone stays on the device. cache keeps
+            which precision is the fastest on this machine.
 
         The tensor's .numpy() makes no copy.
 
         Raises UserError for an unreadable image, naming it, and for objects of another kind.
         """
         chosen = pick_device(device)
-        compute = Compute(chosen, pick_dtype(chosen, precision))
+        place = Path(at_home(str(Path(cache)), "cache"))
+        compute = fastest_compute(self, chosen, precision, place, tell=lambda _: None)
 
         def refuse(file: str, reason: str) -> None:
             raise UserError(

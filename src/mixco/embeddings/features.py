@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,31 @@ from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.runtime.device import Compute
 from mixco.runtime.distributed import gather_all, rank, world
 from mixco.runtime.errors import UserError
+from mixco.runtime.precision import Workload, fastest
+from mixco.runtime.progress import say
 from mixco.views.augment import Input
+
+
+def fastest_compute(
+    encoder: LoadedEncoder,
+    device: torch.device,
+    precision: str,
+    cache: Path,
+    *,
+    training: bool = False,
+    tell: Callable[[str], object] = say,
+) -> Compute:
+    """Where an encoder computes, in the given precision, or with "auto" in the fastest formats.
+
+    cache: see `precision.fastest`. training: is it to be trained? tell: gets a line with the figures,
+        where there was a choice.
+    """
+    about = encoder.description
+    workload = Workload(about.arch, about.stem, about.size, about.channels, training)
+    formats, why = fastest(encoder.backbone, workload, device, cache, precision=precision)
+    if why:
+        tell(f"computing in {' '.join(formats)}: {why}")
+    return formats.compute(device)
 
 
 def features_of(
@@ -105,7 +130,7 @@ def extract_features(backbone: nn.Module, views: Iterable[Tensor], compute: Comp
     Raises UserError when a feature is not finite.
     """
     training = backbone.training
-    backbone.eval().to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone.eval().to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
     features = []
     try:
         for batch in views:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mixco.evaluation.task import Task, load_task
-from mixco.runtime.distributed import process_group
+from mixco.runtime.device import pick_device
+from mixco.runtime.distributed import launch_env, process_group
 from mixco.runtime.errors import explain_machine_failures
 from mixco.settings.commands import EvaluationConfig
 
@@ -48,8 +49,9 @@ def compute_features(config: EvaluationConfig) -> Features:
 
     Under torchrun each process computes a part, and all return all features.
     """
-    task = load_task(config)
-    backbone = task.encoder.backbone
-    with process_group(task.compute.device, MINUTES):
+    device = pick_device(config.device, launch_env().local_rank)
+    with process_group(device, MINUTES):
+        task = load_task(config)  # the first process chooses the formats for all
+        backbone = task.encoder.backbone
         train, test = task.outputs(backbone, task.train), task.outputs(backbone, task.test)
     return Features(task, *train, *test)

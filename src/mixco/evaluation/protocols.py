@@ -203,8 +203,9 @@ def _train_and_test(
         raise UserError("--batch-size 1: batch norms need two images or more; give --batch-size 2")
     if folder is None:
         raise UserError("give --out, the folder for results.json and the classifier")
-    task = load_task(evaluation)
-    encoder, frozen, seed = task.encoder.description, kind == "linear_paper", evaluation.seed
+    frozen, seed = kind == "linear_paper", evaluation.seed
+    task = load_task(evaluation, training=not (frozen or config.evaluate))
+    encoder = task.encoder.description
     backbone = task.encoder.backbone
     if kind == "supervised":
         arch, stem = encoder.arch, encoder.stem

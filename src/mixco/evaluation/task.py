@@ -19,7 +19,7 @@ from mixco.data.image_list import ImageList
 from mixco.data.images import Images, refuse_lost_classes
 from mixco.data.loading import open_images
 from mixco.data.run_images import Where, are_own, find_images, where_in
-from mixco.embeddings.features import features_of
+from mixco.embeddings.features import fastest_compute, features_of
 from mixco.embeddings.knn import topk_accuracy
 from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
 from mixco.encoders.published import is_published
@@ -29,7 +29,6 @@ from mixco.runtime.device import (
     keep_freed_memory,
     memory_bytes,
     pick_device,
-    pick_dtype,
     processors,
 )
 from mixco.runtime.distributed import launch_env
@@ -145,8 +144,10 @@ class Task:
             write_confusions(self.folder, kind + self.suffix, dict(sorted(counts.items())))
 
 
-def load_task(config: EvaluationConfig) -> Task:
-    """Load the encoder; find the labelled images and pack them.
+def load_task(config: EvaluationConfig, *, training: bool = False) -> Task:
+    """Load the encoder; find the labelled images and pack them; choose number format and memory format.
+
+    training: is the whole network to be trained?
 
     Raises UserError for a missing or mismatching checkpoint: random features are never evaluated.
     """
@@ -214,7 +215,7 @@ def load_task(config: EvaluationConfig) -> Task:
         train=train,
         test=test,
         labels=config.labels,
-        compute=Compute(device, pick_dtype(device, config.precision)),
+        compute=fastest_compute(encoder, device, config.precision, cache, training=training),
         folder=folder,
         recipe_lr=recipe_lr,
         suffix=suffix,

@@ -74,7 +74,7 @@ def train_classifier(
     Raises UserError when the loss is not finite, RuntimeError when a frozen backbone has changed.
     """
     device = compute.device
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device, memory_format=compute.memory_format)  # type: ignore[call-overload]
     model.train(not frozen)
     model.backbone.requires_grad_(not frozen)
     before = fingerprint(model.backbone) if frozen else ""

@@ -34,9 +34,10 @@ from mixco.report.embedding import (
 from mixco.report.pictures import maps, neighbours, saw
 from mixco.report.run import Run, read_run
 from mixco.report.table import group, load
-from mixco.runtime.device import Compute, memory_bytes, pick_device, pick_dtype, processors
+from mixco.runtime.device import memory_bytes, pick_device, processors
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing
+from mixco.runtime.precision import Formats
 from mixco.runtime.progress import counting, say
 from mixco.runtime.run_folder import read_confusions, read_json
 from mixco.settings.commands import ReportConfig
@@ -190,6 +191,8 @@ def look(run: Run, config: ReportConfig) -> Looked:
         missing = "There is no encoder yet: the run has not written a checkpoint."
         return Looked(images, asked, seen, missing=(missing,))
     unreadable: list[str] = []
+    wanted = (settings.get(f"run.{name}", "auto") for name in Formats._fields)
+    compute = Formats(*wanted).compute(device)  # the run's; an older one had the usual
     try:
         with counting("features") as on_progress:
             embedding = embed(
@@ -199,7 +202,7 @@ def look(run: Run, config: ReportConfig) -> Looked:
                 held_out,
                 most=config.most_images,
                 seed=SEED,
-                compute=Compute(device, pick_dtype(device, settings.get("run.precision", "auto"))),
+                compute=compute,
                 on_unreadable=lambda file, _: unreadable.append(file),
                 on_progress=on_progress,
             )

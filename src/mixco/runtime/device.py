@@ -1,8 +1,10 @@
-"""Chooses the device and the number format; reads memory and processors of the machine."""
+"""The device, the number format, the memory format; memory and processors of the machine."""
 
 import ctypes
 import os
+import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,16 +13,37 @@ from torch import Tensor
 
 from mixco.runtime.errors import UserError
 
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
 
 class Compute(NamedTuple):
-    """Where a network runs, and in which number format."""
+    """Where a network runs, and in which number format and memory format."""
 
     device: torch.device
     dtype: torch.dtype
     """bfloat16: with autocast. float32: without."""
+    memory_format: torch.memory_format = torch.channels_last
+    """Of its weights and its images."""
+
+    @property
+    def formats(self) -> tuple[torch.dtype, torch.memory_format]:
+        """Of the images that it takes."""
+        return self.dtype, self.memory_format
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+AVAILABLE: dict[str, Callable[[], bool]] = {
+    "cuda": lambda: torch.cuda.is_available(),
+    "mps": lambda: torch.backends.mps.is_available(),
+    "cpu": lambda: True,
+}
+
+
+def device_kind(name: str) -> str:
+    """cuda, mps or cpu: the kind itself, or for "auto" the first of them that the machine has."""
+    return next(kind for kind, there in AVAILABLE.items() if there()) if name == "auto" else name
 
 
 def pick_device(name: str, number: int = 0) -> torch.device:
@@ -30,14 +53,8 @@ def pick_device(name: str, number: int = 0) -> torch.device:
 
     Raises UserError when the machine has no such device.
     """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    if not available[name]:
+    name = device_kind(name)
+    if not AVAILABLE[name]():
         raise UserError(f"--device {name}: torch finds no such device; give --device cpu")
     if name == "cuda":
         if number >= torch.cuda.device_count():
@@ -50,16 +67,27 @@ def pick_device(name: str, number: int = 0) -> torch.device:
 
 
 def pick_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """The number format by its name; "auto": bfloat16 if the hardware computes in it, else float32."""
-    if precision != "auto":
-        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    else:
-        fast = False
-    return torch.bfloat16 if fast else torch.float32
+    """The number format by its name; "auto": bfloat16 if the hardware computes in it, else float32.
+
+    Which of them is faster depends on the network: see precision.py.
+    """
+    if precision == "auto":
+        precision = "bfloat16" if computes_bfloat16(device.type) else "float32"
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]
+
+
+def pick_memory_format(name: str) -> torch.memory_format:
+    """The memory format by its name; "auto": channels_last."""
+    return MEMORY_FORMATS["channels_last" if name == "auto" else name]
+
+
+def computes_bfloat16(kind: str) -> bool:
+    """Does this machine's device of a kind (cpu, cuda, mps) compute in bfloat16 itself?"""
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
 
 
 def describe(device: torch.device) -> str:
@@ -129,6 +157,16 @@ def processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The model of the processor, and the instructions that torch uses of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):  # no Linux, or a processor that says none
+        model = platform.processor() or platform.machine()
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:

@@ -20,7 +20,10 @@ def _device() -> Any:
 
 
 def _precision() -> Any:
-    return setting("auto", "auto: bfloat16 where the hardware computes in it.")
+    return setting(
+        "auto",
+        "Number format. auto: the fastest for this encoder on this machine, by measurement.",
+    )
 
 
 def _workers() -> Any:

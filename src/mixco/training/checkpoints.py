@@ -20,6 +20,7 @@ from torch import nn
 
 from mixco.data.run_images import known_images, same_place
 from mixco.encoders.checkpoint import save_checkpoint
+from mixco.runtime.device import computes_bfloat16, device_kind
 from mixco.runtime.errors import UserError, of_the_machine, out_of_memory
 from mixco.runtime.locks import LockHeld, locked
 from mixco.runtime.run_folder import new_run_folder, read_config, read_results, write_json
@@ -37,6 +38,8 @@ STATE = {
 # Settings that are places, and those of them by which the images are found.
 PLACES = {"data.data", "data.data_path", "data.cache", "model.init", "run.out"}
 IMAGES = {"data.data", "data.data_path"}
+# Settings whose "auto" is chosen when a run begins.
+CHOSEN = {"data.loading", "run.precision", "run.memory_format"}
 ROLLING = 2  # the newest checkpoints, kept beside those of --keep-every
 
 
@@ -92,9 +95,13 @@ def begun_config(folder: Path) -> dict[str, Any] | None:
     if not (folder / "config.json").exists():
         return None
     config = read_config(folder)
-    # What older runs did not say: they had nothing else.
+    # What older runs had, without saying so.
     config["data"] = {"channels": 3, "bits": 8} | config["data"]
     config["model"] = {"bn_statistics": "batch"} | config.get("model", {})
+    run = config["run"] = {"memory_format": "channels_last"} | config["run"]
+    if run.get("precision") == "auto":
+        kind = device_kind(str(run.get("device")))
+        run["precision"] = "bfloat16" if computes_bfloat16(kind) else "float32"
     return config
 
 
@@ -112,7 +119,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def as_begun(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The config, its unset settings (None, or loading "auto") as they were when the run began.
+    """The config, its unset settings (None, or some with "auto") as they were when the run began.
 
     The images, the device, memory and disk may have changed since, and with them the choice.
     """
@@ -143,9 +150,7 @@ def _filled(
             section = begun.get(key)
             section = section if isinstance(section, dict) else {}
             result[key] = _filled(value, section, f"{name}.", kinds)
-        elif (value is None or (name, value) == ("data.loading", "auto")) and (
-            kinds[name] == "learning"
-        ):
+        elif (value is None and kinds[name] == "learning") or (value == "auto" and name in CHOSEN):
             result[key] = begun.get(key, value)
     return result
 

@@ -47,9 +47,9 @@ def start_from(backbone: nn.Module, initial: LoadedEncoder, size: int) -> None:
         weights = adapt_first_convolution(weights, backbone, there.channels)
     if _shapes(weights) != _shapes(backbone.state_dict()):
         raise UserError(
-            f"--init: weights of {there.arch} for {there.channels} channels of {there.size} pixels cannot "
-            f"be adapted to {channels} channels of {size} pixels; give --size {there.size}, or other "
-            "weights"
+            f"--init: weights of {there.arch} for {there.channels} channels of {there.size} pixels "
+            f"cannot be adapted to {channels} channels of {size} pixels; give --size {there.size}, or "
+            "other weights"
         )
     backbone.load_state_dict(weights)
 

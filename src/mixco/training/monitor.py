@@ -98,7 +98,8 @@ def watched_views(setup: Setup) -> Tensor:
     count = min(MOST, max(LEAST, len(members) // 16), len(members))
     index = members[torch.linspace(0, len(members) - 1, count).long()]
     canvases, extents = setup.images.canvases(index, 2 * setup.input.size)
-    return evaluation_view(canvases.to(compute.device), extents, setup.input, compute.dtype)
+    canvases = canvases.to(compute.device)
+    return evaluation_view(canvases, extents, setup.input, *compute.formats)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from mixco.data.loading import epoch_batches, open_images
 from mixco.data.normalisation import measure
 from mixco.data.pixel_format import LOOKED_AT, spread
 from mixco.data.run_images import Where, under_first_name
+from mixco.embeddings.features import fastest_compute
 from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
 from mixco.methods import METHODS, MIXERS, NO_MIXER
 from mixco.methods.options import DistilOptions
@@ -30,6 +31,7 @@ from mixco.models.encoder import (
     build_head,
     choose_stem,
     feature_dim,
+    input_channels,
     output_elements,
     resolve_stem,
     takes_stems,
@@ -42,7 +44,6 @@ from mixco.runtime.device import (
     keep_freed_memory,
     memory_bytes,
     pick_device,
-    pick_dtype,
     processors,
 )
 from mixco.runtime.distributed import (
@@ -54,6 +55,7 @@ from mixco.runtime.distributed import (
     world,
 )
 from mixco.runtime.locks import one_at_a_time
+from mixco.runtime.precision import Workload, fastest
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.seeding import generator_for
 from mixco.settings import defaults
@@ -177,7 +179,6 @@ class Setup:
                 self.teacher,
                 self.images,
                 self.members,
-                compute=self.compute,
                 on_unreadable=on_unreadable,
             )
         return batches
@@ -191,7 +192,7 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
     check_ranges(config)
     teacher = load_teacher(config)
     here = launch_env()
-    compute = pick_compute(config, here.local_rank)
+    device = device_of(config, here.local_rank)
     data = config.data
     cache, workers = data.cache, data.workers
     if workers is None:
@@ -206,7 +207,7 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
         source = under_first_name(run_folder_of(config), where, source)
         config = as_it_began(config)
         initial = find_initial(config)
-        config, choices = choose_size(config, source, compute.device)
+        config, choices = choose_size(config, source, device)
         with counting(f"packing {source.name}") as on_progress:
             images = open_images(
                 source,
@@ -220,11 +221,11 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
                 on_progress=on_progress,
                 leave_out=left_out_before(run_folder_of(config)),
             )
-    stack.enter_context(process_group(compute.device, config.run.timeout_minutes))
+    stack.enter_context(process_group(device, config.run.timeout_minutes))
     setup = set_up(
         config,
         images,
-        compute,
+        device,
         choices,
         initial,
         workers=workers,
@@ -235,11 +236,11 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
     return dataclasses.replace(setup, settings=broadcast_object(setup.settings))
 
 
-def pick_compute(config: PretrainConfig, local_rank: int = 0) -> Compute:
-    """The device and the number format of a run."""
+def device_of(config: PretrainConfig, local_rank: int = 0) -> torch.device:
+    """The device of a run."""
     device = pick_device(config.run.device, local_rank)
     keep_freed_memory(device)
-    return Compute(device, pick_dtype(device, config.run.precision))
+    return device
 
 
 def as_it_began(config: PretrainConfig) -> PretrainConfig:
@@ -283,7 +284,7 @@ def size_of(config: PretrainConfig) -> int:
 def set_up(
     config: PretrainConfig,
     images: Images,
-    compute: Compute,
+    device: torch.device,
     choices: list[Choice],
     initial: LoadedEncoder | None,
     *,
@@ -301,7 +302,7 @@ def set_up(
     bank, held_out = split_holdout(images, config.run.holdout, config.run.seed)
     members = bank if config.run.exclude_holdout else torch.arange(len(images))
     choices = list(choices)
-    size, device, source = size_of(config), compute.device, images.source
+    size, source = size_of(config), images.source
     pixel = source.pixel
     config = _with_data(config, loading=images.loading, channels=pixel.channels, bits=pixel.bits)
     spread = None
@@ -315,14 +316,13 @@ def set_up(
             shown = f"{_numbers(mean)} ± {_numbers(std)}"
             choices.append(Choice("mean and --std", shown, "measured on these images"))
         config = _with_data(config, mean=config.data.mean or mean, std=config.data.std or std)
-    model, image_bytes = config.model, None
-    if model.stem == "auto" or config.optimisation.batch_size is None:
-        backbone = build_backbone(arch_of(config), size, model.stem, channels=pixel.channels)
-        image_bytes = step_bytes(backbone, config, compute.dtype.itemsize)
-        if model.stem == "auto" and takes_stems(backbone):
-            stem = choose_stem(size)
-            why = "its own" if stem == "standard" else "its own is for larger images"
-            choices.append(Choice("stem", stem, f"for a ResNet at {size} px; {why}"))
+    model = config.model
+    backbone = build_backbone(arch_of(config), size, model.stem, channels=pixel.channels)
+    if model.stem == "auto" and takes_stems(backbone):
+        stem = choose_stem(size)
+        why = "its own" if stem == "standard" else "its own is for larger images"
+        choices.append(Choice("stem", stem, f"for a ResNet at {size} px; {why}"))
+    config, compute = _with_fastest(config, backbone, device, choices)
 
     def tell(name: str, value: object, why: str) -> None:
         if why != defaults.UNUSED:
@@ -334,13 +334,16 @@ def set_up(
         processes,
         device.type,
         device_memory(device) * devices,
-        image_bytes,
-        initial is not None and has_batch_norms(initial.backbone),
+        step_bytes(backbone, config, compute.dtype.itemsize),
+        has_batch_norms(backbone),
     )
     settings = resolve(config, facts, tell)
     setup = Setup(settings, images, bank, held_out, members, compute, (), workers, spread, initial)
     if teacher is not None:
-        taught = as_teacher(teacher, setup.input, device)
+        formats = fastest_compute(
+            teacher, device, config.run.precision, config.data.cache, tell=lambda _: None
+        )
+        taught = as_teacher(teacher, setup.input, formats)
         tell("dim", taught.dim, f"the features of {taught.name}, the teacher")
         model_settings = dataclasses.replace(settings.model, dim=taught.dim)
         settings = dataclasses.replace(settings, model=model_settings)
@@ -383,6 +386,27 @@ def choose_encoder(
 def arch_of(config: PretrainConfig) -> str:
     """The architecture of a config that names one, else the usual one."""
     return config.model.arch or USUAL_ARCH
+
+
+def _with_fastest(
+    config: PretrainConfig, backbone: nn.Module, device: torch.device, choices: list[Choice]
+) -> tuple[PretrainConfig, Compute]:
+    """The config with a number format and a memory format, and what they are for torch."""
+    run, size, channels = config.run, size_of(config), input_channels(backbone)
+    workload = Workload(arch_of(config), config.model.stem, size, channels, training=True)
+    formats, why = fastest(
+        backbone,
+        workload,
+        device,
+        config.data.cache,
+        precision=run.precision,
+        memory_format=run.memory_format,
+    )
+    if why:
+        chosen = f"{formats.precision}, --memory-format {formats.memory_format}"
+        choices.append(Choice("precision", chosen, why))
+    run = dataclasses.replace(run, **formats._asdict())
+    return dataclasses.replace(config, run=run), formats.compute(device)
 
 
 def split_holdout(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -465,7 +489,7 @@ def build(setup: Setup) -> nn.Module:
     """The method of a run on its device, its batch norms synchronised where the settings say so."""
     device = setup.compute.device
     method = build_method(setup.settings, setup.initial, setup.teacher)
-    method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method = method.to(device, memory_format=setup.compute.memory_format)  # type: ignore[call-overload]
     settings = setup.settings
     if settings.method.bn_over == "all" and settings.model.bn_statistics == "batch":
         method = synchronise_batch_norms(method, device)

@@ -33,10 +33,13 @@ class Teacher:
     """What the student's views are made for."""
     dim: int
     """D"""
+    compute: Compute
 
     @torch.no_grad()
     def __call__(self, views: Tensor) -> Tensor:
-        features: Tensor = self.backbone(change_input(views, self.views, self.input))
+        images = change_input(views, self.views, self.input).to(self.compute.dtype)
+        with self.compute.autocast():
+            features: Tensor = self.backbone(images)
         return features
 
     @cached_property
@@ -45,8 +48,11 @@ class Teacher:
         return fingerprint(self.backbone)
 
 
-def as_teacher(encoder: LoadedEncoder, views: Input, device: torch.device) -> Teacher:
-    """A loaded encoder as the teacher of views. Raises UserError where their channels differ."""
+def as_teacher(encoder: LoadedEncoder, views: Input, compute: Compute) -> Teacher:
+    """A loaded encoder as the teacher of views. Raises UserError where their channels differ.
+
+    compute: where it computes; it need not be fastest in the student's number format.
+    """
     about = encoder.description
     if about.channels != len(views.mean):
         raise UserError(
@@ -55,8 +61,8 @@ def as_teacher(encoder: LoadedEncoder, views: Input, device: torch.device) -> Te
         )
     backbone = encoder.backbone.eval()
     dim = feature_dim(backbone, about.size)
-    backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Teacher(backbone, about.arch, about.input, views, dim)
+    backbone.to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
+    return Teacher(backbone, about.arch, about.input, views, dim, compute)
 
 
 def with_central_outputs(
@@ -65,7 +71,6 @@ def with_central_outputs(
     images: Images,
     members: Tensor,
     *,
-    compute: Compute,
     on_unreadable: Callable[[str, str], None],
 ) -> Generator[Views, None, None]:
     """The views of each batch, and after them the teacher's outputs for its images: float32 [b, D].
@@ -80,7 +85,7 @@ def with_central_outputs(
             images,
             members,
             teacher.input,
-            compute=compute,
+            compute=teacher.compute,
             on_unreadable=on_unreadable,
             on_progress=on_progress,
         )
@@ -89,6 +94,6 @@ def with_central_outputs(
     def both() -> Generator[Views, None, None]:
         with closing(batches):
             for index, views in batches:
-                yield index, [*views, outputs[index].to(compute.device)]
+                yield index, [*views, outputs[index].to(teacher.compute.device)]
 
     return both()

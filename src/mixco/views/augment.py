@@ -216,13 +216,14 @@ def apply_view(
     parameters: ViewParameters,
     augmentation: Augmentation,
     dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> Tensor:
     """Apply the parameters: crop and antialiased resize, flip, colours, blur, normalisation.
 
     images: uint8 or uint16 [B, C, H, W] on any device; parameters: of the same B, on the CPU.
 
-    Returns [B, C, size, size] of `dtype`, channels_last, normalised. Arithmetic is in float32. On the
-    CPU it works in chunks that stay in the processor's cache.
+    Returns [B, C, size, size] of `dtype` in `memory_format`, normalised. Arithmetic is in float32. On
+    the CPU it works in chunks that stay in the processor's cache.
     """
 
     size = augmentation.input.size
@@ -231,7 +232,7 @@ def apply_view(
         p = parameters[part]
         return _colour(crop_resize(images[part], p.box, p.flip, size), p, augmentation)
 
-    return _in_chunks(view, images, size, dtype)
+    return _in_chunks(view, images, size, dtype, memory_format)
 
 
 def finish_view(
@@ -239,6 +240,7 @@ def finish_view(
     parameters: ViewParameters,
     augmentation: Augmentation,
     dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> Tensor:
     """`apply_view` after its crop: flip, colours, blur, normalisation.
 
@@ -250,18 +252,22 @@ def finish_view(
         flip = send(p.flip, x.device)[:, None, None, None]
         return _colour(torch.where(flip, x.flip(3), x), p, augmentation)
 
-    return _in_chunks(view, crops, augmentation.input.size, dtype)
+    return _in_chunks(view, crops, augmentation.input.size, dtype, memory_format)
 
 
 def _in_chunks(
-    view: Callable[[slice], Tensor], images: Tensor, size: int, dtype: torch.dtype
+    view: Callable[[slice], Tensor],
+    images: Tensor,
+    size: int,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
 ) -> Tensor:
     batch, channels = images.shape[:2]
     views = torch.empty(
         (batch, channels, size, size),
         dtype=dtype,
         device=images.device,
-        memory_format=torch.channels_last,
+        memory_format=memory_format,
     )
     chunk = batch if images.device.type != "cpu" else max(1, CHUNK // size**2)
     for start in range(0, batch, chunk):
@@ -286,10 +292,11 @@ def evaluation_view(
     extents: Tensor,
     input: Input,
     dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> Tensor:
     """The central square, resized and normalised, as evaluation sees it.
 
-    Returns [B, C, size, size] of `dtype`, channels_last.
+    Returns [B, C, size, size] of `dtype` in `memory_format`.
 
     images: uint8 or uint16 [B, C, H, W]; extents: int64 [B, 2] on the CPU. Above 112 pixels the
     square is 7/8 of the shorter side (224 of 256, as published for ImageNet); up to 112 pixels it is all
@@ -297,7 +304,7 @@ def evaluation_view(
     """
     box = central_squares(extents, input.size)
     x = crop_resize(images, box, torch.zeros(len(images), dtype=torch.bool), input.size)
-    return _normalise(x, input).to(dtype).contiguous(memory_format=torch.channels_last)
+    return _normalise(x, input).to(dtype).contiguous(memory_format=memory_format)
 
 
 def central_squares(extents: Tensor, size: int) -> Tensor:
@@ -308,11 +315,14 @@ def central_squares(extents: Tensor, size: int) -> Tensor:
 
 
 def finish_evaluation_view(
-    crops: Tensor, input: Input, dtype: torch.dtype = torch.float32
+    crops: Tensor,
+    input: Input,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> Tensor:
     """`evaluation_view` after its crop; crops: uint8 or uint16 [B, C, size, size]."""
     x = _normalise(unit(crops), input)
-    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+    return x.to(dtype).contiguous(memory_format=memory_format)
 
 
 def unit(images: Tensor) -> Tensor:
