@@ -1,5 +1,6 @@
 """`mixco compare`: was it worth it? Runs beside what they began with, on the same images."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,15 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
 def _labelled_splits(config: CompareConfig, where: Where) -> tuple[ImageList, ImageList] | str:
     """The train and the test split; or why there are no labels to measure with."""
-    data, place, cache = where.data, where.data_path, config.cache
-    folders = {"train_folder": config.train_folder, "test_folder": config.test_folder}
+    listed = partial(
+        list_images,
+        *where,
+        cache=config.cache,
+        train_folder=config.train_folder,
+        test_folder=config.test_folder,
+    )
     try:
-        train = list_images(data, place, "train", cache, **folders)
-        test = list_images(data, place, "test", cache, **folders)
+        train, test = listed(split="train"), listed(split="test")
         refuse_one_class(train)
     except UserError as error:
         return str(error)

@@ -40,10 +40,10 @@ def kept(path: Path, depends_on: list[Any], evaluate: Callable[[], Measured]) ->
             return _from_entry(finished[key])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged; remove it and compare again") from None
-    measured = evaluate()
+    entry = _to_entry(evaluate())
     with changing_json(path) as content:
-        content.setdefault(FINISHED, {})[key] = _to_entry(measured)
-    return measured
+        content.setdefault(FINISHED, {})[key] = entry
+    return _from_entry(entry)
 
 
 def _to_entry(measured: Measured) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def rows_of(runs: tuple[Path, ...], *, size: int | None, seed: int) -> list[Row]
         for folder, results in found.items():
             if results in alike.runs:
                 began = starts[folder].fingerprint if folder in starts else ""
-                together.setdefault((number, began), []).append(folder)
+                key = (number, began, of_runs[folder].description.input)
+                together.setdefault(key, []).append(folder)
     rows = [
         Row(
             "run",
