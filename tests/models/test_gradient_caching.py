@@ -17,7 +17,7 @@ def close(actual: Any, expected: Any, tolerance: float) -> None:
 
 @pytest.mark.parametrize("micro_batches", [2, 5])
 @pytest.mark.parametrize("mix", ["none", "mixco"])
-@pytest.mark.parametrize("method", ["moco", "simclr"])
+@pytest.mark.parametrize("method", ["moco", "simclr", "distil"])
 def test_steps_in_micro_batches_equal_whole_ones_without_batch_norm(
     method: str, mix: str, micro_batches: int
 ) -> None:

@@ -14,10 +14,13 @@ from sample_images import sample_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixco.data.packed import take_rows
+from mixco.methods import METHODS
+from mixco.models.encoder import build_backbone
 from mixco.runtime.device import Compute
 from mixco.runtime.seeding import generator_for
 from mixco.training.setup import build_method
 from mixco.training.step import forward_backward, update
+from mixco.training.teacher import Teacher
 from mixco.views import augment as views
 
 META = torch.device("meta")
@@ -45,15 +48,28 @@ class WaitingCopies(TorchDispatchMode):
 
 @pytest.mark.parametrize("augmentation", views.AUGMENTATIONS)
 @pytest.mark.parametrize("mix", ["none", "mixco"])
-@pytest.mark.parametrize("method", ["moco", "simclr"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_step_makes_no_round_trip(
     method: str, mix: str, augmentation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # "meta" has no autocast.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    own = {"queue": 64} if method == "moco" else {}
-    settings = resolved(images=64, size=32, method=method, mix=mix, batch_size=16, epochs=1, **own)
-    model = build_method(settings).to(META).train()
+    own = {
+        "simclr": {},
+        "moco": {"queue": 64},
+        "distil": {"queue": 64, "teacher": "a run", "dim": 96},
+    }
+    settings = resolved(
+        images=64, size=32, method=method, mix=mix, batch_size=16, epochs=1, **own[method]
+    )
+    teacher = Teacher(
+        build_backbone("test_resnet", 48, "standard").eval().to(META),
+        name="test_resnet",
+        input=views.Input(48, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)),
+        views=views.Input(32),
+        dim=96,
+    )
+    model = build_method(settings, teacher if METHODS[method].teacher else None).to(META).train()
     canvases = sample_images(32).to(META)
     extents = torch.tensor([[64, 64]]).expand(32, 2)
     index = torch.randperm(32, generator=torch.Generator().manual_seed(0))[:16]
@@ -66,7 +82,7 @@ def test_a_step_makes_no_round_trip(
         both = views.two_views(batch, extents[index], chosen, draws, torch.bfloat16)
         losses = forward_backward(
             model,
-            [view.float() for view in both],
+            [view.float() for view in both[: METHODS[method].views]],
             generator_for(0, "method"),
             compute=Compute(META, torch.float32),
         )

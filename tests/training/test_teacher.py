@@ -83,7 +83,7 @@ def test_a_teacher_sees_the_views_as_its_own_input(photos: Path, teacher: Path) 
     theirs, ours = load_encoder(teacher).description.input, Input(48, IMAGENET_MEAN, IMAGENET_STD)
     found = []
     for input in (theirs, ours):
-        function = as_teacher(load_encoder(teacher), input, torch.device("cpu"))
+        function = as_teacher(load_encoder(teacher), input, setup.compute)
         batches = setup.images.evaluation_batches(
             setup.members, input, compute=setup.compute, on_unreadable=lambda *_: None
         )

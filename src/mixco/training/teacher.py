@@ -12,7 +12,7 @@ from mixco.data.images import Images, Views
 from mixco.embeddings.features import features_of
 from mixco.encoders.checkpoint import LoadedEncoder, fingerprint
 from mixco.models.encoder import feature_dim
-from mixco.runtime.device import Compute
+from mixco.runtime.device import Compute, send
 from mixco.runtime.errors import UserError
 from mixco.runtime.progress import counting
 from mixco.views.augment import Input
@@ -94,6 +94,6 @@ def with_central_outputs(
     def both() -> Generator[Views, None, None]:
         with closing(batches):
             for index, views in batches:
-                yield index, [*views, outputs[index].to(teacher.compute.device)]
+                yield index, [*views, send(outputs[index], teacher.compute.device)]
 
     return both()
