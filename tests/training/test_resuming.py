@@ -53,6 +53,8 @@ def config(photos: Path, out: Path, **settings: Any) -> PretrainConfig:
         "knn_every": 1,
         "loading": "packed",
         "workers": 1,
+        # Given, since processes with another number of threads may find another one faster.
+        "precision": "float32",
     }
     if settings.get("arch") == "resnet18":  # its steps take long enough to kill the process
         usual["stem"] = "conv3s2"
@@ -143,6 +145,7 @@ def as_command(photos: Path, out: Path, method: str) -> list[str]:
     return [
         *("pretrain", "--data", str(photos), "--out", str(out)),
         *("--method", method, "--size", "32", "--stem", "conv3s2", "--device", "cpu"),
+        *("--precision", "float32"),
         *("--epochs", str(EPOCHS), "--batch-size", "16", "--knn-every", "1"),
         *("--cache", str(photos.parent / "cache"), "--loading", "packed", "--workers", "1"),
         *(("--queue", "20") if method == "moco" else ()),
