@@ -69,7 +69,7 @@ class EncoderDescription:
     @property
     def provenance(self) -> str:
         """How it was trained, and what is known of the published weights in it."""
-        return "; ".join(filter(None, (self.training, str(self.origin or ""))))
+        return self.training + (f" ({self.origin.details})" if self.origin else "")
 
     @property
     def input(self) -> Input:
@@ -206,7 +206,7 @@ def _load_published(
     weights = adapt(found.weights, found.arch, about.size, channels)
     _fill(backbone, weights, about, Path(what))
     feature_dim(backbone, about.size)  # refuses a size that the backbone cannot take
-    return LoadedEncoder(backbone.eval(), about, Path(what), len(weights), (str(found.origin),))
+    return LoadedEncoder(backbone.eval(), about, Path(what), len(weights), (f"{found.origin.name}: {found.origin.details}",))
 
 
 def _refuse_other_size(backbone: nn.Module, size: int, description: EncoderDescription) -> None:

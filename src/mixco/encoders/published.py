@@ -65,8 +65,9 @@ class Origin:
         """How the weights themselves were trained, as far as it is known."""
         return f"published weights {self.name}"
 
-    def __str__(self) -> str:
-        return f"{self.name}, licence {self.licence}, SHA-256 {self.sha256}, from {self.source}"
+    @property
+    def details(self) -> str:
+        return f"licence {self.licence}, from {self.source}, SHA-256 {self.sha256}"
 
 
 class Published(NamedTuple):

@@ -123,7 +123,7 @@ def _licence(about: EncoderDescription, licence: str | None) -> str:
     )
     if origin:
         began = "They are" if untouched else "Their training began with"
-        text += f" {began} published weights: {origin}."
+        text += f" {began} the published weights {origin.name}: {origin.details}."
     return text
 
 

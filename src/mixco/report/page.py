@@ -19,6 +19,7 @@ from mixco.data.loading import open_images
 from mixco.data.normalisation import measure
 from mixco.data.run_images import cache_of, find_images, where_in
 from mixco.encoders.checkpoint import load_encoder
+from mixco.encoders.published import is_published
 from mixco.evaluation.kinds import title_of
 from mixco.methods import MIXERS, NO_MIXER
 from mixco.report import curves, text
@@ -32,7 +33,7 @@ from mixco.report.embedding import (
     random_queries,
 )
 from mixco.report.pictures import maps, neighbours, saw
-from mixco.report.run import Run, read_run
+from mixco.report.run import Run, of_weights, read_run
 from mixco.report.table import group, load
 from mixco.runtime.device import memory_bytes, pick_device, processors
 from mixco.runtime.errors import UserError
@@ -67,10 +68,10 @@ def write_page(config: ReportConfig) -> Path:
         raise UserError("report: a page needs a run folder; for collections alone give --table")
     if config.most_images < 10:
         raise UserError(f"--most-images must be at least 10, got {config.most_images}")
-    runs = [read_run(folder) for folder in folders]
+    runs = [_read(folder, config) for folder in folders]
     run = runs[0]
     several = len(config.runs) > 1
-    beside = run.folder.absolute().parent if several else run.folder
+    beside = run.folder.absolute().parent if several or run.weights else run.folder
     out = config.out or beside / "report.html"
     if out.is_dir() or not out.suffix:
         raise UserError(f"--out must be a file that ends in .html, got {out}")
@@ -88,7 +89,16 @@ def write_page(config: ReportConfig) -> Path:
 def _is_collection(path: Path) -> bool:
     if path.is_dir():
         return not (path / "config.json").exists() and (path / "results.json").exists()
-    return path.is_file()
+    return path.is_file() and path.suffix == ".json"
+
+
+def _read(path: Path, config: ReportConfig) -> Run:
+    """A run folder, or else weights without a run."""
+    if path.is_dir() or not (path.is_file() or is_published(str(path))):
+        return read_run(path)
+    if config.data is None:
+        raise UserError(f"report {path}: weights without a run need images; give --data")
+    return of_weights(load_encoder(path, **vars(config.encoder)), config.data, config.data_path)
 
 
 def _content(config: ReportConfig, runs: list[Run], pictures: Path) -> dict[str, Any]:
@@ -143,14 +153,14 @@ def _content(config: ReportConfig, runs: list[Run], pictures: Path) -> dict[str,
         "comparison": curves.comparison(
             group([with_check(result, runs) for found in results for result in found]), pictures
         ),
-        "command": command_of(read_json(run.folder / "config.json")),
+        "command": "" if run.weights else command_of(read_json(run.folder / "config.json")),
         "pictures": pictures.name,
         "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
     }
 
 
 def _has_results(path: Path) -> bool:
-    return path.is_file() or (path / "results.json").exists()
+    return _is_collection(path) or (path / "results.json").exists()
 
 
 def with_check(result: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
@@ -187,17 +197,18 @@ def look(run: Run, config: ReportConfig) -> Looked:
     bank, held_out = split_holdout(images, settings.get("run.holdout", 0.1), seed)
     asked = len(held_out) or None
     seen = sees(run, images) if run.trained else None
-    if run.encoder is None:
-        missing = "There is no encoder yet: the run has not written a checkpoint."
-        return Looked(images, asked, seen, missing=(missing,))
     unreadable: list[str] = []
     wanted = (settings.get(f"run.{name}", "auto") for name in Formats._fields)
     compute = Formats(*wanted).compute(device)  # the run's; an older one had the usual
     try:
+        encoder = run.encoder
+        if encoder is None:
+            missing = "There is no encoder yet: the run has not written a checkpoint."
+            return Looked(images, asked, seen, missing=(missing,))
         with counting("features") as on_progress:
             embedding = embed(
                 images,
-                load_encoder(run.encoder),
+                encoder,
                 bank,
                 held_out,
                 most=config.most_images,

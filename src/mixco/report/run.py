@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
 from mixco.report.table import flat
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json, read_metrics
@@ -27,6 +28,8 @@ class Run:
     """The lines of unreadable.txt: file, tab, reason."""
     touched: str
     """When metrics.jsonl was last written; "" where there is none."""
+    weights: LoadedEncoder | None = None
+    """An encoder that is shown without a run."""
 
     @property
     def name(self) -> str:
@@ -42,8 +45,13 @@ class Run:
         return "pretrain" in self.results
 
     @property
-    def encoder(self) -> Path | None:
-        """The finished encoder, else the newest checkpoint; None where there is neither."""
+    def encoder(self) -> LoadedEncoder | None:
+        """The finished encoder, else that of the newest checkpoint; None where there is neither."""
+        path = self._encoder_file
+        return load_encoder(path) if path and not self.weights else self.weights
+
+    @property
+    def _encoder_file(self) -> Path | None:
         finished = self.folder / "encoder.safetensors"
         if finished.is_file():
             return finished
@@ -63,6 +71,22 @@ class Run:
     def last(self, name: str) -> float | None:
         values = self.column(name)
         return values[-1][1] if values else None
+
+
+def of_weights(weights: LoadedEncoder, data: str, data_path: Path | None) -> Run:
+    """Weights without a run, as the page shows them on some images."""
+    about = weights.description
+    config = {
+        "data.data": data,
+        "data.data_path": data_path,
+        "data.size": about.size,
+        "data.channels": about.channels,
+        "data.mean": about.mean,
+        "data.std": about.std,
+        "model.arch": about.arch,
+    }
+    results = {"pretrain": {"epochs": 0, "init": about.provenance}}
+    return Run(weights.path, config, [], results, {}, [], "", weights)
 
 
 def read_run(folder: Path) -> Run:

@@ -32,6 +32,8 @@ def what_was_trained(run: Run) -> str:
     """ "A resnet18, trained without labels by SimCLR with MixCo on 1,600 images of ..." """
     config, pretraining = run.config, run.results.get("pretrain", {})
     arch = config.get("model.arch", "network")
+    if not run.trained and "init" in pretraining:
+        return f"A {arch}, as it is, without training here: {pretraining['init']}."
     if not run.trained:
         return f"A {arch} with random weights, not trained: a baseline for trained ones."
     images = f"{pretraining['images']:,} images of " if "images" in pretraining else ""

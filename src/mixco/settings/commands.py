@@ -348,7 +348,8 @@ class ReportConfig:
 
     runs: tuple[Path, ...] = setting(
         MISSING,
-        "Run folders, or results.json files that hold several runs. Pictures are of the first.",
+        "Run folders, or results.json files that hold several runs. Pictures are of the first. Also a "
+        "file of weights or published ones, with --data.",
         metavar="RUN ...",
     )
     out: Path | None = setting(
@@ -370,6 +371,7 @@ class ReportConfig:
         may_be_path=True,
     )
     data_path: Path | None = _data_path()
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     device: Device = _device()
     table: bool = setting(
         False,
