@@ -19,7 +19,7 @@ from mixco.mixing import mixco
 from mixco.runtime import precision
 from mixco.runtime.device import MEMORY_FORMATS, Compute, pick_dtype
 from mixco.runtime.errors import UserError
-from mixco.runtime.precision import Formats, formats
+from mixco.runtime.precision import Formats, Rates, formats
 from mixco.runtime.run_folder import read_config, read_metrics, write_json
 from mixco.training.monitor import watched_views
 from mixco.training.pretrain import pretrain
@@ -83,7 +83,8 @@ def test_the_formats_of_a_run_are_chosen_once(
         return config(photos, **(places | settings))
 
     best = Formats("float32", "contiguous")
-    rates = {" ".join(each): 1.0 + 9 * (each == best) for each in formats(CPU)}
+    fast, slow = Rates(10.0, 10.0), Rates(1.0, 1.0)
+    rates = {" ".join(each): fast if each == best else slow for each in formats(CPU)}
     monkeypatch.setattr(precision, "_measure", lambda *_: rates)
     pretrain(wanted(), stop_after=1)
     begun = read_config(tmp_path / "run")

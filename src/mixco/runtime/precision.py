@@ -34,8 +34,9 @@ from mixco.runtime.progress import doing
 from mixco.runtime.seeding import generator_for, global_draws
 
 CLEARLY = 1.2
-"""A change must be this many times as fast. Timings of one network differ by a tenth on a quiet machine,
-and a smaller gain is not worth other rounding than on the next machine."""
+"""A change must be this many times as fast, its slower timed step than the faster one before. Timings of
+one network differ by a tenth on a quiet machine, and by any factor on a busy one, whose figures would be
+kept. And a smaller gain is not worth other rounding than on the next machine."""
 GIVE_UP, PATIENCE = 4.0, 1.0
 """A format is given up after one step that takes this many times the best one's time, and more than so
 many seconds."""
@@ -43,9 +44,6 @@ FEWEST, MOST = {"cpu": 4, "cuda": 128}, {"cpu": 16, "cuda": 512}
 """Images of a timed step: the most up to `SIDE` pixels, as many pixels beyond, but never less than the
 fewest. They are enough to keep the device busy: a GPU with few images waits for its host."""
 SIDE = 64
-
-_unwritten: dict[Path, dict[str, float]] = {}
-"""The figures of this process that the cache folder could not take, by their file."""
 
 
 class Workload(NamedTuple):
@@ -58,6 +56,17 @@ class Workload(NamedTuple):
     channels: int
     training: bool
     """Forward and backward; else forward alone, in evaluation mode."""
+
+
+class Rates(NamedTuple):
+    """Images a second in the faster and in the slower of the timed steps; 0 where a format failed."""
+
+    faster: float
+    slower: float
+
+
+_unwritten: dict[Path, dict[str, Rates]] = {}
+"""The figures of this process that the cache folder could not take, by their file."""
 
 
 class Formats(NamedTuple):
@@ -102,10 +111,10 @@ def fastest(
     rates = broadcast_object(_rates(network, workload, device, cache) if rank() == 0 else {})
     chosen = left[0]
     for other in left[1:]:
-        if rates[_name(other)] > CLEARLY * rates[_name(chosen)]:
+        if rates[_name(other)].slower > CLEARLY * rates[_name(chosen)].faster:
             chosen = other
-    figures = ", ".join(f"{_name(each)} {rates[_name(each)]:,.0f}" for each in left)
-    return chosen, f"no other is {CLEARLY:g} times as fast; images/s: {figures}"
+    figures = ", ".join(f"{_name(each)} {rates[_name(each)].faster:,.0f}" for each in left)
+    return chosen, f"no other is clearly faster; images/s: {figures}"
 
 
 def formats(device: torch.device) -> list[Formats]:
@@ -122,8 +131,8 @@ def _name(formats: Formats) -> str:
 
 def _rates(
     network: nn.Module, workload: Workload, device: torch.device, cache: Path
-) -> dict[str, float]:
-    """Images a second in each format, from the cache or measured now; 0 where a format failed."""
+) -> dict[str, Rates]:
+    """Of each format by its name, from the cache or measured now."""
     batch = images_of_a_step(workload.size, device.type)
     key = {
         **workload._asdict(),
@@ -143,23 +152,23 @@ def _rates(
         if rates is None:
             with doing("timing number formats"):
                 rates = _measure(network, workload, device, batch)
-            if any(rates.values()):
+            if any(each.faster for each in rates.values()):
                 _keep(path, key, rates)
     return rates
 
 
-def _read(path: Path, key: dict[str, Any]) -> dict[str, float] | None:
+def _read(path: Path, key: dict[str, Any]) -> dict[str, Rates] | None:
     """The kept figures; None where there are none, or no whole ones."""
     if path in _unwritten:
         return _unwritten[path]
     try:
-        kept = json.loads(path.read_text("utf-8"))
-        return {name: float(kept["images_per_second"][name]) for name in key["formats"]}
+        kept = json.loads(path.read_text("utf-8"))["images_per_second"]
+        return {name: Rates(*map(float, kept[name])) for name in key["formats"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def _keep(path: Path, key: dict[str, Any], rates: dict[str, float]) -> None:
+def _keep(path: Path, key: dict[str, Any], rates: dict[str, Rates]) -> None:
     try:
         with replacing(path) as temporary:
             figures = {"key": key, "images_per_second": rates}
@@ -175,19 +184,20 @@ def images_of_a_step(size: int, kind: str) -> int:
 
 def _measure(
     network: nn.Module, workload: Workload, device: torch.device, batch: int
-) -> dict[str, float]:
-    """Images a second in each format; 0 where it fails, for want of an operation or of memory."""
+) -> dict[str, Rates]:
+    """Of each format by its name; it may fail for want of an operation or of memory."""
     shape = (batch, workload.channels, workload.size, workload.size)
     images = torch.randn(shape, generator=generator_for(0, "precision"))
-    rates, best = {}, math.inf
+    rates: dict[str, Rates] = {}
+    best = math.inf
     # float32 first: it is never slow out of all proportion, so what is can be given up.
     for each in sorted(formats(device), key=lambda f: f.precision, reverse=True):
         try:
             seconds = _seconds(network, images, each.compute(device), workload.training, best)
         except Exception:  # of many kinds, depending on network and device
-            seconds = math.inf
-        best = min(best, seconds)
-        rates[_name(each)] = round(batch / seconds, 1)
+            seconds = (math.inf, math.inf)
+        best = min(best, *seconds)
+        rates[_name(each)] = Rates(*(round(batch / taken, 1) for taken in sorted(seconds)))
     if device.type == "cuda":  # the run has all memory again, and a peak of its own
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -196,10 +206,10 @@ def _measure(
 
 def _seconds(
     network: nn.Module, images: torch.Tensor, compute: Compute, training: bool, best: float
-) -> float:
-    """Seconds of a step: the shorter of two, after one to warm up.
+) -> tuple[float, float]:
+    """Seconds of two steps, after one to warm up.
 
-    best: of the formats before. A hopeless format makes only its first step, whose time is returned.
+    best: of the formats before. A hopeless format makes only its first step, which counts twice.
     """
     device, layout = compute.device, compute.memory_format
     copied = copy.deepcopy(network).train(training)
@@ -219,4 +229,5 @@ def _seconds(
 
     with global_draws(generator_for(0, "precision dropout"), device):
         first = timed()
-        return first if first > max(GIVE_UP * best, PATIENCE) else min(timed(), timed())
+        hopeless = first > max(GIVE_UP * best, PATIENCE)
+        return (first, first) if hopeless else (timed(), timed())
