@@ -47,8 +47,10 @@ def mixco(*arguments: object) -> None:
 
 
 def results_of(folder: Path) -> dict[str, Any]:
+    """What is done there: "pretrain", "knn" and "linear", without the data's name after "@"."""
     path = folder / "results.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return {key.partition("@")[0]: values for key, values in found.items()}
 
 
 def pretrained(out: Path, *options: object) -> dict[str, Any]:
