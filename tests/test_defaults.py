@@ -35,6 +35,15 @@ def test_size(median: tuple[int, int], device: str, size: int, why: str) -> None
     assert why in reason
 
 
+@pytest.mark.parametrize(
+    ("weights", "device", "size"),
+    [(224, "cpu", 96), (224, "cuda", 128), (64, "cpu", 64), (48, "cuda", 48), (128, "cuda", 128)],
+)
+def test_the_size_follows_the_weights_to_start_from(weights: int, device: str, size: int) -> None:
+    assert defaults.size(32, 32, device, weights)[0] == size
+    assert defaults.size(500, 375, device, weights)[0] == size
+
+
 @given(st.integers(1, 10_000), st.integers(1, 10_000), st.sampled_from(["cpu", "cuda", "mps"]))
 def test_a_size_never_enlarges_more_than_it_must(height: int, width: int, device: str) -> None:
     value, reason = defaults.size(height, width, device)

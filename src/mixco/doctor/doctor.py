@@ -132,16 +132,15 @@ def _set_up(
     wanted: PretrainConfig, source: ImageList, good: list[int], device: torch.device, workers: int
 ) -> Setup:
     """The run that would begin, with the images that can be read (good), as if they were streamed."""
-    config, choices = choose_size(wanted, source, device)
+    initial = find_initial(wanted)
+    config, choices = choose_size(wanted, source, device, initial)
     size, cache = size_of(config), config.data.cache
     loading = config.data.loading
     if loading == "auto":
         fits = fits_packed(source, size, cache, memory_bytes())
         loading = "packed" if fits else "streamed"
     images, teacher = stream(_some(source, good), 0), load_teacher(config)
-    setup = set_up(
-        config, images, device, choices, find_initial(config), workers=workers, teacher=teacher
-    )
+    setup = set_up(config, images, device, choices, initial, workers=workers, teacher=teacher)
     data = dataclasses.replace(setup.settings.data, loading=loading)
     return dataclasses.replace(setup, settings=dataclasses.replace(setup.settings, data=data))
 
@@ -187,7 +186,7 @@ def _of_run(
     bfloat16 = compute.dtype == torch.bfloat16
     advice = [
         *warnings.of_settings(settings, len(setup.members), bfloat16=bfloat16, spread=setup.spread),
-        *_of_sizes(read, settings.data.size, packed),
+        *_of_sizes(read, settings.data.size, packed, warned=setup.initial is None),
         *_of_disk(needs["disk"], settings),
         *warnings.of_trial(
             batch=settings.optimisation.batch_size,
@@ -242,10 +241,11 @@ def _of_trial(trial: Trial, seconds: float) -> dict[str, Any]:
     }
 
 
-def _of_sizes(read: list[Header], size: int, packed: bool) -> Iterator[Advice]:
+def _of_sizes(read: list[Header], size: int, packed: bool, *, warned: bool) -> Iterator[Advice]:
+    """warned: is it a loss to enlarge images? Weights do best at their own size, also on such."""
     sides = [(min(h.height, h.width), max(h.height, h.width)) for h in read]
     yield from warnings.of_sizes(
-        smaller=sum(short < size for short, _ in sides) / len(sides),
+        smaller=sum(short < size for short, _ in sides) / len(sides) if warned else 0.0,
         long=sum(long >= warnings.LONG_SIDES * short for short, long in sides) / len(sides),
         size=size,
         packed=packed,

@@ -206,7 +206,13 @@ def _load_published(
     weights = adapt(found.weights, found.arch, about.size, channels)
     _fill(backbone, weights, about, Path(what))
     feature_dim(backbone, about.size)  # refuses a size that the backbone cannot take
-    return LoadedEncoder(backbone.eval(), about, Path(what), len(weights), (f"{found.origin.name}: {found.origin.details}",))
+    return LoadedEncoder(
+        backbone.eval(),
+        about,
+        Path(what),
+        len(weights),
+        (f"{found.origin.name}: {found.origin.details}",),
+    )
 
 
 def _refuse_other_size(backbone: nn.Module, size: int, description: EncoderDescription) -> None:

@@ -127,10 +127,16 @@ class DistilConfig(QueueConfig):
 
     teacher: str | None = setting(
         None,
-        "The trained encoder that --method distil learns from: a run folder, an encoder or a "
-        "checkpoint.",
+        "The trained encoder that --method distil learns from: a run folder, a file of weights, or "
+        "published weights (timm:NAME, efficientnet-lite0).",
         chosen="nothing: none; distil needs it",
         may_be_path=True,
+    )
+    teacher_size: int | None = setting(
+        None,
+        "Side of the images that the teacher looks at, in pixels.",
+        chosen="the teacher",
+        at_least=1,
     )
     teacher_temperature: float | None = setting(
         None,

@@ -21,13 +21,21 @@ UNUSED = "unused"
 HELD = 1.3
 
 
-def size(height: int, width: int, device: str) -> tuple[int, str]:
+def size(height: int, width: int, device: str, weights: int | None = None) -> tuple[int, str]:
     """The side of the encoder's input, from the median image.
 
     At most its shorter side, since enlarged images hold nothing more; at most what the device has time
     for, since a forward pass costs about the square of the size.
+
+    weights: the side that the weights to start from are for; None for random ones. They do best near
+    it, also on images that must be enlarged (docs/from-weights.md).
     """
     limit = SLOW_SIZE if device == "cpu" else SIZES[-1]
+    if weights is not None:
+        limit = SIZES[-2] if device == "cpu" else SIZES[-1]
+        if weights <= limit:
+            return weights, "as the weights to start from"
+        return limit, f"the weights are for {weights} px, but more than {limit} takes long"
     side = min(height, width)
     value = max((s for s in SIZES if s <= min(side, limit)), default=SIZES[0])
     median = f"the median image is {width} x {height}"

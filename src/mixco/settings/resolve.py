@@ -281,7 +281,7 @@ def teacher_of(config: PretrainConfig) -> str | None:
     if METHODS[method].teacher and teacher is None:
         raise UserError(
             f"--method {method} learns from a trained encoder, and there is none; give --teacher with a "
-            "run folder, an encoder or a checkpoint"
+            "run folder, a file of weights, or published weights"
         )
     if teacher is not None and not METHODS[method].teacher:
         with_teacher = " or ".join(name for name, base in METHODS.items() if base.teacher)

@@ -35,10 +35,11 @@ def of_settings(
     method, optimisation = settings.method, settings.optimisation
     batch, epochs = optimisation.batch_size, optimisation.epochs
     steps = images // batch * epochs
-    if images < FEW_IMAGES:
+    random = settings.model.init is None
+    if random and images < FEW_IMAGES:
         yield Advice(
             f"{images:,} images are very few: an encoder learns little from less than {FEW_IMAGES:,}",
-            "add more, or start from published weights: mixco finetune --checkpoint FILE",
+            "add more, or start from published weights: --init timm",
         )
     if spread is not None and spread < FLAT:
         yield Advice(
@@ -56,7 +57,7 @@ def of_settings(
                 f"--{option} {value:g} is low for bfloat16, in which similarities err by some 0.004",
                 f"give --precision float32, or --{option} {LOW_TEMPERATURE} or more",
             )
-    if steps < FEW_STEPS and epochs < 100:
+    if random and steps < FEW_STEPS and epochs < 100:
         needed = -(-FEW_STEPS // max(1, images // batch))
         yield Advice(
             f"{steps:,} steps are few: the loss falls, but little is learned",

@@ -234,7 +234,8 @@ class Run:
             path.unlink(missing_ok=True)  # of a start at which some could not be read
         size, side = setup.settings.data.size, setup.images.longest_side
         smaller = max(SIZES[0], side or 0)
-        if side is not None and smaller < size:
+        # Weights do best at their own size, also on images that are enlarged for it.
+        if side is not None and smaller < size and setup.initial is None:
             say(
                 f"warning: no image is longer than {side} px, so --size {size} only enlarges them; "
                 f"--size {smaller} shows as much in less time"

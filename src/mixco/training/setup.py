@@ -69,6 +69,7 @@ from mixco.settings.resolve import (
     run_folder_of,
     teacher_of,
     to_dict,
+    to_values,
 )
 from mixco.training.checkpoints import as_begun, left_out_before
 from mixco.training.initial_weights import initial_weights, start_from
@@ -207,7 +208,7 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
         source = under_first_name(run_folder_of(config), where, source)
         config = as_it_began(config)
         initial = find_initial(config)
-        config, choices = choose_size(config, source, device)
+        config, choices = choose_size(config, source, device, initial)
         with counting(f"packing {source.name}") as on_progress:
             images = open_images(
                 source,
@@ -261,15 +262,19 @@ def find_initial(config: PretrainConfig) -> LoadedEncoder | None:
 
 
 def choose_size(
-    config: PretrainConfig, source: ImageList, device: torch.device
+    config: PretrainConfig,
+    source: ImageList,
+    device: torch.device,
+    initial: LoadedEncoder | None = None,
 ) -> tuple[PretrainConfig, list[Choice]]:
-    """The config with a size, chosen by the headers of some files from all over the list."""
+    """The config with a size, chosen by the weights to start from, or by the headers of some files."""
     if config.data.size is not None:
         return config, []
     sampled = spread(len(source.files), LOOKED_AT)
     sides = [side for i in sampled if min(side := picture_size(source, i)) > 0]
     height, width = (int(median(values)) for values in zip(*sides or [(64, 64)], strict=True))
-    size, why = defaults.size(height, width, device.type)
+    weights = initial.description.size if initial else None
+    size, why = defaults.size(height, width, device.type, weights)
     return _with_data(config, size=size), [Choice("size", str(size), why)]
 
 
@@ -359,7 +364,7 @@ def load_teacher(config: PretrainConfig) -> LoadedEncoder | None:
     what = teacher_of(config)
     if what is None:
         return None
-    loaded = load_encoder(what)
+    loaded = load_encoder(what, size=to_values(config)["teacher_size"])
     for line in loaded.report:
         say(f"--teacher: {line}")
     return loaded
