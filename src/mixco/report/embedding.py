@@ -259,13 +259,18 @@ def worst_confusions(
 
 def pca(features: Tensor) -> tuple[NDArray[np.float32], float]:
     """features [n, D] -> [n, 2], the two directions of most variance, and the part of it they hold."""
-    centred = features - features.mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    centred = (features - features.mean(0)).double()
+    # Of more features than images, the product of features has many eigenvalues of zero, and its
+    # decomposition may fail. That of images has the same others.
+    few = len(centred) < centred.shape[1]
+    values, vectors = torch.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
     axes = vectors[:, -2:].flip(1)
+    if few:
+        axes = F.normalize(centred.T @ axes, dim=0)
     # Either sign is right; one is chosen, so that a map is always the same.
     axes = axes * torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))
     explained = values[-2:].sum() / values.clamp(min=0).sum().clamp(min=1e-12)
-    return np.asarray((centred @ axes).numpy()), float(explained)
+    return np.asarray((centred @ axes).float().numpy()), float(explained)
 
 
 def umap(features: Tensor, seed: int) -> NDArray[np.float32] | None:
