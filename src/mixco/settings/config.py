@@ -67,7 +67,7 @@ class DataConfig:
         at_least=32,
         at_most=224,
         unit="pixels",
-        chosen="the median image: 32 to 128, at most 64 on a CPU",
+        chosen="the median image: 32 to 128, at most 64 on a CPU; with --init, from the weights",
         first=True,
     )
     max_unreadable: float = setting(
