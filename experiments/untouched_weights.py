@@ -22,8 +22,15 @@ from mixco.training.setup import build, prepare
 def held_out_knn(weights: str, data: str, size: int) -> float:
     """Percent of the held-out images whose nearest neighbours have their class."""
     settings = {
-        **{"data": data, "init": weights, "size": size, "precision": "float32", "epochs": 1},
-        **{"exclude_holdout": True, "holdout": 0.25, "knn_every": 1, "out": Path("never-made")},
+        "data": data,
+        "init": weights,
+        "size": size,
+        "precision": "float32",
+        "epochs": 1,
+        "exclude_holdout": True,
+        "holdout": 0.25,
+        "knn_every": 1,
+        "out": Path("never-made"),
     }
     with ExitStack() as stack:
         setup = prepare(with_settings(PretrainConfig(), settings, "untouched"), stack)

