@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from configs import pretrain_config, with_images
+from configs import pretrain_config, resolved, with_images
 from hypothesis import strategies as st
 from PIL import Image
 from run_folders import ARCH
@@ -302,7 +302,7 @@ def _replaced(draw: st.DrawFn, value: Any) -> Any:
 def run_jsons(draw: st.DrawFn) -> tuple[str, bytes]:
     name = draw(st.sampled_from(["config.json", "results.json", "versions.json", "all.json"]))
     content = {
-        "config.json": to_dict(PretrainConfig()),
+        "config.json": to_dict(resolved()),
         "results.json": _results(0),
         "versions.json": {"python": "3.11.7", "torch": "2.14.1", "hardware": "cpu, 1 threads"},
         "all.json": {"a": _results(0), "b": _results(1)},
@@ -317,7 +317,7 @@ def use_run(case: tuple[str, bytes], folder: Path) -> str:
     name, data = case
     run = folder / "run"
     (run / "checkpoints").mkdir(parents=True)
-    config = to_dict(PretrainConfig())
+    config = to_dict(resolved())
     (run / "config.json").write_text(json.dumps(config))
     (run / "results.json").write_text(json.dumps(_results(0)))
     (run / "encoder.safetensors").touch()

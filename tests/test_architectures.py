@@ -62,7 +62,9 @@ def config(
 def test_an_encoder_goes_the_whole_way(
     photos: Path, tmp_path: Path, arch: str, size: int, stem: str
 ) -> None:
-    run = pretrain(config(photos, tmp_path / "run", arch, size, stem=stem))
+    # In float32 the gradient of some biases is too small to move them in two steps.
+    settings = config(photos, tmp_path / "run", arch, size, stem=stem, precision="bfloat16")
+    run = pretrain(settings)
 
     loaded = load_encoder(run).backbone
     of_checkpoint = load_encoder(checkpoints(run)[-1]).backbone

@@ -115,13 +115,13 @@ def test_lincls_evaluates_the_run_of_the_name() -> None:
     assert (config.protocol, config.evaluation.run) == ("paper", Path("runs/X"))
     assert (config.classifier.lr, config.classifier.weight_decay) == (3.0, 0.0)
     assert (config.epochs, config.milestones) == (100, (0.6, 0.8))
-    assert config.evaluation.arch is None
+    assert config.evaluation.encoder.arch is None
 
 
 def test_lincls_takes_a_checkpoint_of_2020() -> None:
     config = linear("-a resnet18 --pretrained a/b.pth.tar --exp-name X --dataset cifar10 -e")
     assert config.evaluation.checkpoint == Path("a/b.pth.tar")
-    assert (config.evaluation.out, config.evaluation.arch) == (Path("runs/X"), "resnet18")
+    assert (config.evaluation.out, config.evaluation.encoder.arch) == (Path("runs/X"), "resnet18")
     assert (config.evaluation.data, config.evaluate) == ("cifar10", True)
 
 

@@ -440,7 +440,7 @@ def test_an_interrupt_in_the_terminal_ends_a_run_with_one_sentence(
         assert run.stderr is not None
         try:
             lines: list[str] = []
-            while not lines or (lines[-1] and "images/s" not in lines[-1]):  # workers are at work
+            while not lines or (lines[-1] and "data wait" not in lines[-1]):  # workers are at work
                 lines.append(run.stderr.readline())
             assert len(session(run.pid)) >= 4, lines
             os.killpg(run.pid, signal.SIGINT)

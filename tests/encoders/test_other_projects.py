@@ -401,7 +401,7 @@ def test_our_own_files_name_their_architecture(tmp_path: Path) -> None:
     description = EncoderDescription("resnet18", "auto", 32, (0.5,) * 3, (0.5,) * 3, "random")
     save_encoder(path, build_backbone("resnet18", 32), description)
     for given in (
-        {"arch": "resnet18"},
+        {"arch": "resnet34"},
         {"stem": "conv3s1"},
         {"prefix": "encoder_q"},
         {"mean": (0.5,) * 3, "std": (0.5,) * 3},

@@ -68,8 +68,10 @@ def test_a_step_makes_no_round_trip(
         input=views.Input(48, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)),
         views=views.Input(32),
         dim=96,
+        compute=Compute(META, torch.float32),
     )
-    model = build_method(settings, teacher if METHODS[method].teacher else None).to(META).train()
+    taught = teacher if METHODS[method].teacher else None
+    model = build_method(settings, teacher=taught).to(META).train()
     canvases = sample_images(32).to(META)
     extents = torch.tensor([[64, 64]]).expand(32, 2)
     index = torch.randperm(32, generator=torch.Generator().manual_seed(0))[:16]

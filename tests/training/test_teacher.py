@@ -79,7 +79,7 @@ def test_another_teacher_is_refused_on_resuming_and_a_moved_one_is_not(
 
 def test_a_teacher_sees_the_views_as_its_own_input(photos: Path, teacher: Path) -> None:
     """Features of the same images: made for the teacher, and made for the student first."""
-    setup = prepared(photos, size=48, stem="standard")
+    setup = prepared(photos, size=48, stem="standard", precision="float32")
     theirs, ours = load_encoder(teacher).description.input, Input(48, IMAGENET_MEAN, IMAGENET_STD)
     found = []
     for input in (theirs, ours):

@@ -64,11 +64,6 @@ def open_run(
         write_json(folder / "config.json", config)
         return lock
     if written_by_0_1(begun):
-        if not is_finished(folder):
-            raise UserError(
-                f"--out {folder} holds a run of mixco 0.1, which this version cannot resume; finish it "
-                "with mixco 0.1, or give another --out"
-            )
         optimisation = begun.setdefault("optimisation", {})
         optimisation["micro_batches"] = optimisation.pop("pieces", 1)
     compared = {"method.teacher"} | (IMAGES if known_images(folder) else set())
@@ -122,8 +117,16 @@ def as_begun(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """The config, its unset settings (None, or some with "auto") as they were when the run began.
 
     The images, the device, memory and disk may have changed since, and with them the choice.
+
+    Raises UserError for a run that cannot be resumed.
     """
-    return _filled(config, begun_config(folder) or {}, "", affects())
+    begun = begun_config(folder)
+    if begun is not None and written_by_0_1(begun) and not is_finished(folder):
+        raise UserError(
+            f"--out {folder} holds a run of mixco 0.1, which this version cannot resume; finish it with "
+            "mixco 0.1, or give another --out"
+        )
+    return _filled(config, begun or {}, "", affects())
 
 
 def left_out_before(folder: Path) -> dict[str, str]:
