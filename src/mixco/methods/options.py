@@ -138,6 +138,11 @@ class DistilConfig(QueueConfig):
         chosen="the teacher",
         at_least=1,
     )
+    teacher_precision: Literal["bfloat16", "float32"] | None = setting(
+        None,
+        "Number format of the teacher.",
+        chosen="this machine: the fastest for the teacher, by measurement",
+    )
     teacher_temperature: float | None = setting(
         None,
         "Temperature of the teacher's similarities.",

@@ -6,7 +6,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from statistics import median
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from mixco.data.loading import epoch_batches, open_images
 from mixco.data.normalisation import measure
 from mixco.data.pixel_format import LOOKED_AT, spread
 from mixco.data.run_images import Where, under_first_name
-from mixco.embeddings.features import fastest_compute
 from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
 from mixco.methods import METHODS, MIXERS, NO_MIXER
 from mixco.methods.options import DistilOptions
@@ -343,17 +342,41 @@ def set_up(
         has_batch_norms(backbone),
     )
     settings = resolve(config, facts, tell)
-    setup = Setup(settings, images, bank, held_out, members, compute, (), workers, spread, initial)
+    taught = None
     if teacher is not None:
-        formats = fastest_compute(
-            teacher, device, config.run.precision, config.data.cache, tell=lambda _: None
+        about, asked = teacher.description, to_values(config)["teacher_precision"]
+        formats, why = fastest(
+            teacher.backbone,
+            Workload(about.arch, about.stem, about.size, about.channels, training=False),
+            device,
+            config.data.cache,
+            precision=asked or "auto",
+            memory_format="channels_last",
         )
-        taught = as_teacher(teacher, setup.input, formats)
+        if why:
+            tell("teacher_precision", formats.precision, why)
+        seen = Input(size, settings.data.mean, settings.data.std)
+        taught = as_teacher(teacher, seen, formats.compute(device))
         tell("dim", taught.dim, f"the features of {taught.name}, the teacher")
-        model_settings = dataclasses.replace(settings.model, dim=taught.dim)
-        settings = dataclasses.replace(settings, model=model_settings)
-        setup = dataclasses.replace(setup, settings=settings, teacher=taught)
-    return dataclasses.replace(setup, choices=tuple(choices))
+        chosen: dict[str, Any] = {"teacher_precision": formats.precision}
+        settings = dataclasses.replace(
+            settings,
+            model=dataclasses.replace(settings.model, dim=taught.dim),
+            method=dataclasses.replace(settings.method, **chosen),
+        )
+    return Setup(
+        settings,
+        images,
+        bank,
+        held_out,
+        members,
+        compute,
+        tuple(choices),
+        workers,
+        spread,
+        initial,
+        taught,
+    )
 
 
 def load_teacher(config: PretrainConfig) -> LoadedEncoder | None:
