@@ -44,6 +44,21 @@ def test_the_size_follows_the_weights_to_start_from(weights: int, device: str, s
     assert defaults.size(500, 375, device, weights)[0] == size
 
 
+@pytest.mark.parametrize(
+    ("images", "batch", "device", "epochs"),
+    [(1600, 128, "cpu", 21), (100_000, 256, "cuda", 10), (300, 32, "cuda", 40)],
+)
+def test_runs_from_weights_are_short_and_careful(
+    images: int, batch: int, device: str, epochs: int
+) -> None:
+    assert defaults.epochs(images, batch, device, "timm")[0] == epochs
+    for optimizer in ("adamw", "sgd"):
+        scratch, _ = defaults.lr(optimizer, 0.3, batch, None)
+        assert defaults.lr(optimizer, 0.3, batch, "timm")[0] == pytest.approx(
+            0.4 * scratch, rel=1e-2
+        )
+
+
 @given(st.integers(1, 10_000), st.integers(1, 10_000), st.sampled_from(["cpu", "cuda", "mps"]))
 def test_a_size_never_enlarges_more_than_it_must(height: int, width: int, device: str) -> None:
     value, reason = defaults.size(height, width, device)

@@ -206,7 +206,8 @@ class OptimisationConfig:
         at_least=1,
         at_most=MOST,
         rule=Rule(defaults.epochs, ("images", "batch_size", "device_kind", "init")),
-        chosen="nothing: as many as make 20,000 steps, or 2,500 on a CPU; at least 100, at most 400",
+        chosen="nothing: as many as make 20,000 steps, or 2,500 on a CPU; at least 100, at most 400. With "
+        "--init a tenth of the steps; at least 10, at most 40",
         first=True,
     )
     batch_size: int | None = setting(
@@ -231,7 +232,7 @@ class OptimisationConfig:
         above=0,
         rule=Rule(defaults.lr, ("optimizer", "sgd_lr", "batch_size", "init")),
         chosen="the batch: 1e-3 x root of batch / 256 for adamw; 0.06 (moco), 0.3 (simclr) or 0.03 "
-        "(distil) x batch / 256 for sgd",
+        "(distil) x batch / 256 for sgd; with --init 0.4 of it",
     )
     weight_decay: float | None = setting(
         None,

@@ -14,6 +14,9 @@ FEWEST = 2 * FULL_PART
 """Images of a batch: two parts at least, or MoCo would leak."""
 STEPS = {"cuda": 20_000, "mps": 20_000, "cpu": 2_500}
 EPOCHS = (100, 400)
+EPOCHS_FROM_WEIGHTS = (10, 40)
+RATE_FROM_WEIGHTS = 0.4
+"""Of the rate from scratch. Chosen on held-out training images: experiments/choose_from_weights.txt."""
 USUAL_TEMPERATURE = 0.2
 UNUSED = "unused"
 
@@ -84,8 +87,15 @@ def bn_statistics(init: str | None, batch_norm: bool) -> tuple[str, str]:
 
 
 def epochs(images: int, batch: int, device: str, init: str | None) -> tuple[int, str]:
-    """As many as make the steps that an encoder needs; at least 100, as published, at most 400."""
+    """As many as make the steps that an encoder needs; at least 100, as published, at most 400.
+
+    init: the weights to start from, which need a tenth of the steps; None for random ones.
+    """
     a_epoch = max(1, images // batch)
+    if init is not None:
+        least, most = EPOCHS_FROM_WEIGHTS
+        value = min(max(-(-STEPS[device] // (10 * a_epoch)), least), most)
+        return value, f"from weights; they make {value * a_epoch:,} steps"
     steps = STEPS[device]
     wanted = -(-steps // a_epoch)
     value = min(max(wanted, EPOCHS[0]), EPOCHS[1])
@@ -104,9 +114,12 @@ def lr(optimizer: str, sgd_lr: float, batch: int, init: str | None) -> tuple[flo
     sgd_lr: the base's usual rate of SGD for a batch of 256. init: the weights to start from; None for
     random ones.
     """
+    part = 1.0 if init is None else RATE_FROM_WEIGHTS
+    note = "" if init is None else f"{part:g} of that from scratch, "
     if optimizer == "adamw":
-        return float(f"{1e-3 * (batch / 256) ** 0.5:.3g}"), "1e-3 x root of batch / 256 (AdamW)"
-    return sgd_lr * batch / 256, f"{sgd_lr:g} x batch / 256 (SGD)"
+        value = float(f"{part * 1e-3 * (batch / 256) ** 0.5:.3g}")
+        return value, f"{note}1e-3 x root of batch / 256 (AdamW)"
+    return part * sgd_lr * batch / 256, f"{note}{sgd_lr:g} x batch / 256 (SGD)"
 
 
 def weight_decay(optimizer: str) -> tuple[float, str]:
