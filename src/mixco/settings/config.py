@@ -206,8 +206,8 @@ class OptimisationConfig:
         at_least=1,
         at_most=MOST,
         rule=Rule(defaults.epochs, ("images", "batch_size", "device_kind", "init")),
-        chosen="nothing: as many as make 20,000 steps, or 2,500 on a CPU; at least 100, at most 400. With "
-        "--init a tenth of the steps; at least 10, at most 40",
+        chosen="nothing: as many as make 20,000 steps, or 2,500 on a CPU; at least 100, at most 400. "
+        "With --init a tenth of the steps; at least 10, at most 40",
         first=True,
     )
     batch_size: int | None = setting(
