@@ -37,11 +37,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     )
     plain, mixed = (of_demo(config, "demo", mix) for mix in (NO_MIXER, "mixco"))
     runs = [random_encoder(plain, out / "random"), pretrain(plain), pretrain(mixed)]
-    goes_on = of_demo(config, "demo_from_weights", "mixco")
-    try:
-        runs += [published_encoder(goes_on, out / PUBLISHED), pretrain(goes_on)]
-    except UserError as error:
-        say(f"without the rows that start from ImageNet weights: {error}")
+    runs += from_weights(config)
 
     results: dict[str, Any] = {}
     for folder in runs:
@@ -56,9 +52,10 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         )
         results[folder.name] = read_json(folder / "results.json")
     write_json(out / "results.json", results)
-    curves = {folder.name: records for folder in runs if (records := read_metrics(folder))}
+    trained = [folder for folder in runs if results[folder.name]["pretrain"]["epochs"]]
+    curves = {folder.name: read_metrics(folder) for folder in trained}
     draw_curves(out / "curves.png", curves)
-    draw_comparison(out / "comparison.png", results)
+    draw_comparison(out / "comparison.png", {title_of(n): found for n, found in results.items()})
     for picture in ("views.png", "neighbours.png"):
         if (runs[-1] / picture).exists():
             (out / picture).write_bytes((runs[-1] / picture).read_bytes())
@@ -95,13 +92,20 @@ def random_encoder(recipe: PretrainConfig, folder: Path) -> Path:
     return untrained(recipe, folder, build_backbone(arch, size, model.stem, seed), about, "random")
 
 
-def published_encoder(recipe: PretrainConfig, folder: Path) -> Path:
-    """The run folder of the weights that a recipe starts from: what going on from them has to beat.
+def from_weights(config: DemoConfig) -> list[Path]:
+    """The run folders of ImageNet weights as they are, and of a run that goes on from them.
 
-    Raises UserError where they are not installed.
+    None where the weights are not installed, which is said.
     """
-    encoder = load_encoder(PUBLISHED, size=size_of(recipe))
-    return untrained(recipe, folder, encoder.backbone, encoder.description, "published")
+    goes_on = of_demo(config, "demo_from_weights", "mixco")
+    try:
+        encoder = load_encoder(PUBLISHED, size=size_of(goes_on))
+    except UserError as error:
+        say(f"without the rows that start from ImageNet weights: {error}")
+        return []
+    as_they_are = config.out / PUBLISHED
+    untrained(goes_on, as_they_are, encoder.backbone, encoder.description, "published")
+    return [as_they_are, pretrain(goes_on)]
 
 
 def untrained(
@@ -132,16 +136,22 @@ def make_room(out: Path) -> None:
     say(f"{out} held an earlier demo; it is now {aside}")
 
 
+def title_of(name: str) -> str:
+    """ "ImageNet + simclr+mixco" of "efficientnet-lite0+simclr+mixco"."""
+    own = name.replace(f"{PUBLISHED}+", "ImageNet + ")
+    return "ImageNet weights" if own == PUBLISHED else own
+
+
 def print_table(results: dict[str, Any]) -> None:
     table = Table(title="Test split of the sample: 400 images, 10 classes (chance: 10 %)")
     table.add_column("encoder", no_wrap=True)
-    for column in ("kNN top-1", "linear top-1", "top-5", "pretraining", "images/s"):
+    for column in ("kNN", "linear", "its top-5", "trained", "images/s"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, result in results.items():
         seconds = result["pretrain"].get("seconds")
         rate = result["pretrain"].get("images_per_second")
         table.add_row(
-            name.replace(PUBLISHED, "ImageNet weights"),
+            title_of(name),
             f"{result['knn']['top1']:.1f} %",
             f"{result['linear']['top1']:.1f} %",
             f"{result['linear']['top5']:.1f} %" if "top5" in result["linear"] else "",

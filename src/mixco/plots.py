@@ -4,6 +4,7 @@ Functions that begin with `draw_` write a PNG file; the others return a Figure, 
 take tensors and plain values and know nothing of runs or settings.
 """
 
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,7 +128,8 @@ def draw_neighbours(
     names: of the queries' classes, or of the queries.
     """
     frames = "solid green: of the same class; dashed orange: of another; "
-    title = f"{shown(title)}\n{frames if correct is not None else ''}below: cosine similarity"
+    lines = textwrap.fill(shown(title), 11 * (similarities.shape[1] + 2))
+    title = f"{lines}\n{frames if correct is not None else ''}below: cosine similarity"
     count, k = similarities.shape
     figure = Figure(figsize=(0.75 * (k + 1.9), 0.79 * count + 0.68), layout="constrained")
     figure.suptitle(title, fontsize=8.5)
