@@ -18,13 +18,17 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
+from configs import pretrain_config
 from hub_stand_in import StandIn, running
 from safetensors.torch import save
+from sample_images import unpack_sample
 from torch import Tensor
 
 from mixco.encoders import published as module
+from mixco.encoders.checkpoint import load_encoder
 from mixco.encoders.published import Package, is_published, published
 from mixco.runtime.errors import UserError
+from mixco.training.pretrain import pretrain
 
 NAME, ARCH, TAG = "timm/test_resnet.r160_in1k", "test_resnet", "r160_in1k"
 TOKEN = "hf_secretsecretsecret"
@@ -416,3 +420,30 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     gone = there._replace(distribution="not-installed-here")
     monkeypatch.setitem(module.PACKAGES, "efficientnet-lite0", gone)
     assert "pip install 'mixco[demo]'" in refusal("efficientnet-lite0")
+
+
+@pytest.mark.parametrize("what", ["timm", f"timm:{ARCH}"])
+def test_a_run_starts_from_the_hub_and_goes_on_without_it(
+    what: str, hub: StandIn, cache: Path, tmp_path: Path
+) -> None:
+    photos = unpack_sample(tmp_path / "photos", train=8, test=1, classes=2)
+    arch = ARCH if what == "timm" else None
+    settings = pretrain_config(
+        data=str(photos),
+        init=what,
+        arch=arch,
+        size=32,
+        batch_size=8,
+        epochs=2,
+        out=tmp_path / "run",
+        cache=tmp_path / "packed",
+        workers=1,
+    )
+    pretrain(settings, stop_after=1)
+    kept = load_encoder(tmp_path / "run" / "init.safetensors").description
+    assert kept.origin is not None
+    assert (kept.arch, kept.origin.name, kept.origin.licence) == (ARCH, NAME, "cc-by-4.0")
+    hub.repositories.clear()
+    shutil.rmtree(cache)
+    pretrain(settings)
+    assert load_encoder(tmp_path / "run").description.origin == kept.origin

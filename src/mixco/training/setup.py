@@ -254,10 +254,10 @@ def find_initial(config: PretrainConfig) -> LoadedEncoder | None:
     model = config.model
     if model.init is None:
         return None
-    folder = run_folder_of(config)
-    return initial_weights(
-        model.init, folder, arch=model.arch, stem=model.stem, prefix=model.prefix
-    )
+    folder, arch = run_folder_of(config), model.arch
+    if model.init == "timm":  # of the architecture that a run has anyway
+        arch = arch_of(config)
+    return initial_weights(model.init, folder, arch=arch, stem=model.stem, prefix=model.prefix)
 
 
 def choose_size(
