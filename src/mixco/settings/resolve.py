@@ -381,7 +381,9 @@ def _refuse(config: PretrainConfig, facts: Facts, batch: int) -> None:
     _refuse_few(config, facts, batch)
     channels = data.channels or 3
     if any(values is not None and len(values) != channels for values in (data.mean, data.std)):
-        raise UserError(f"--mean and --std need {channels} values each, one for each channel")
+        raise UserError(
+            f"--mean and --std: expected {channels} values each, one for each channel; give as many"
+        )
     if config.model.bn_statistics == "frozen" and config.model.init is None:
         raise UserError(
             "--bn-statistics frozen: random weights have no statistics yet; give --init too, or leave "

@@ -62,6 +62,7 @@ from mixco.settings.config import DataConfig, ModelConfig, PretrainConfig, Setti
 from mixco.settings.resolve import (
     Choice,
     Facts,
+    Tell,
     check_ranges,
     from_dict,
     resolve,
@@ -344,26 +345,7 @@ def set_up(
     settings = resolve(config, facts, tell)
     taught = None
     if teacher is not None:
-        about, asked = teacher.description, to_values(config)["teacher_precision"]
-        formats, why = fastest(
-            teacher.backbone,
-            Workload(about.arch, about.stem, about.size, about.channels, training=False),
-            device,
-            config.data.cache,
-            precision=asked or "auto",
-            memory_format="channels_last",
-        )
-        if why:
-            tell("teacher_precision", formats.precision, why)
-        seen = Input(size, settings.data.mean, settings.data.std)
-        taught = as_teacher(teacher, seen, formats.compute(device))
-        tell("dim", taught.dim, f"the features of {taught.name}, the teacher")
-        chosen: dict[str, Any] = {"teacher_precision": formats.precision}
-        settings = dataclasses.replace(
-            settings,
-            model=dataclasses.replace(settings.model, dim=taught.dim),
-            method=dataclasses.replace(settings.method, **chosen),
-        )
+        settings, taught = _with_teacher(settings, teacher, device, tell)
     return Setup(
         settings,
         images,
@@ -377,6 +359,32 @@ def set_up(
         initial,
         taught,
     )
+
+
+def _with_teacher(
+    settings: Settings, teacher: LoadedEncoder, device: torch.device, tell: Tell
+) -> tuple[Settings, Teacher]:
+    """The teacher on the device, in its number format, and the settings that follow from it."""
+    about, asked = teacher.description, cast(Any, settings.method).teacher_precision
+    formats, why = fastest(
+        teacher.backbone,
+        Workload(about.arch, about.stem, about.size, about.channels, training=False),
+        device,
+        settings.data.cache,
+        precision=asked or "auto",
+        memory_format="channels_last",
+    )
+    if why:
+        tell("teacher_precision", formats.precision, why)
+    views = Input(settings.data.size, settings.data.mean, settings.data.std)
+    taught = as_teacher(teacher, views, formats.compute(device))
+    tell("dim", taught.dim, f"the features of {taught.name}, the teacher")
+    chosen: dict[str, Any] = {"teacher_precision": formats.precision}
+    return dataclasses.replace(
+        settings,
+        model=dataclasses.replace(settings.model, dim=taught.dim),
+        method=dataclasses.replace(settings.method, **chosen),
+    ), taught
 
 
 def load_teacher(config: PretrainConfig) -> LoadedEncoder | None:
