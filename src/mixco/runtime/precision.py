@@ -1,7 +1,7 @@
 """Which number format and memory format a network is fastest in on this machine, by measurement.
 
 No rule fits all: on a CPU with AMX, bfloat16 makes a ResNet faster and a network of depthwise
-convolutions up to 40 times slower. So each combination is timed on the run's own network. The figures
+convolutions several times slower. So each combination is timed on the run's own network. The figures
 are kept in the cache folder, where the next run on this machine finds them: a clock may say something
 else each time, and two runs with one seed must be equal bit for bit.
 """
