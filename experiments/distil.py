@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# What was chosen by --choose.
+# Not yet chosen by --choose: a first guess.
 CHOSEN = ("--epochs", 60, "--lr", 1e-3, "--batch-size", 128)
 STUDENTS = {
     "simclr": ("--method", "simclr", "--mix", "none"),
