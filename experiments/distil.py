@@ -47,7 +47,7 @@ def mixco(*arguments: object) -> None:
 
 
 def results_of(folder: Path) -> dict[str, Any]:
-    """What is done there: "pretrain", "knn" and "linear", without the data's name after "@"."""
+    """The results in a folder, by kind: "pretrain", "knn", "linear". Names of data are cut off."""
     path = folder / "results.json"
     found = json.loads(path.read_text("utf-8")) if path.exists() else {}
     return {key.partition("@")[0]: values for key, values in found.items()}

@@ -21,7 +21,7 @@ FINISHED = "finished"
 
 
 def write_found(path: Path, found: dict[str, Any]) -> None:
-    """Put what a comparison found in the place of an earlier one; keep the evaluations."""
+    """Replace the result of an earlier comparison. Its evaluations stay."""
     with changing_json(path) as content:
         finished = content.get(FINISHED, {})
         content.clear()

@@ -125,13 +125,13 @@ def nearest_others(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
     k = min(k, len(features) - 1)
     similarities, found = neighbours(features, features, k + 1)
     other = found != torch.arange(len(features))[:, None]
-    # Of equal images, the row itself may not be among the nearest: then the last is left out.
+    # Where several images are equal, a row may be missing among its own nearest. Then drop the last one.
     other[other.all(1), -1] = False
     return found[other].view(-1, k), similarities[other].view(-1, k)
 
 
 def shared(first: Tensor, second: Tensor) -> Tensor:
-    """Of each row's neighbours in `first`, the share that are in `second` too: float [n], 0 to 1.
+    """For each row, the share of its neighbours in `first` that `second` has too: float [n], 0 to 1.
 
     first, second: int64 [n, k].
     """
