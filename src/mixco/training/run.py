@@ -105,7 +105,12 @@ class Run:
         """Keep the weights that the run starts from, where there are any, and say what they are."""
         initial = self.setup.initial
         if initial is not None and self.first:
-            for line in (initial.description.training, *initial.report):
+            about = initial.description
+            training = () if about.origin and initial.report else (about.training,)
+            for line in (
+                *training,
+                *initial.report,
+            ):  # a report says where published weights are from
                 say(f"  --init: {line}")
             keep(self.folder, initial, self.setup.encoder, method.get_submodule("encoder.backbone"))
 
