@@ -32,7 +32,7 @@ from mixco.models.encoder import Encoder, build_backbone, build_head, feature_di
 from mixco.runtime.device import Compute
 from mixco.settings.config import Settings
 from mixco.settings.resolve import Facts, resolve
-from mixco.training.setup import build_method
+from mixco.training.build import build_method
 from mixco.training.step import forward_backward
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
 

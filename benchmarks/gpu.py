@@ -58,8 +58,9 @@ from torch import Tensor
 from mixco.runtime.device import pick_device
 from mixco.runtime.run_folder import read_json
 from mixco.runtime.seeding import generator_for
+from mixco.training.build import build
 from mixco.training.optimisers import build_optimizer
-from mixco.training.setup import Setup, build, prepare
+from mixco.training.setup import Setup, prepare
 from mixco.training.step import forward_backward, update
 
 HERE = Path(__file__).parent

@@ -25,17 +25,18 @@ import torch.nn.functional as F
 from harness import Figures, config_of
 from torch import Tensor, nn
 
-from mixco.methods import METHODS
+from mixco.methods import METHODS, mixer_of
 from mixco.models.encoder import build_backbone, feature_dim
 from mixco.models.momentum import momentum_update
 from mixco.runtime.device import peak_memory, synchronise
 from mixco.runtime.progress import Stopwatch, waited
 from mixco.runtime.run_folder import read_config, read_metrics
 from mixco.runtime.seeding import generator_for
+from mixco.training.build import build
 from mixco.training.optimisers import build_optimizer
 from mixco.training.pretrain import pretrain
 from mixco.training.run import opened
-from mixco.training.setup import Setup, build, mixer_of, prepare
+from mixco.training.setup import Setup, prepare
 from mixco.training.step import forward_backward, update
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
 

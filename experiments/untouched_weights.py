@@ -15,8 +15,9 @@ from typing import cast
 from mixco.models.encoder import Encoder
 from mixco.settings.config import PretrainConfig
 from mixco.settings.resolve import with_settings
+from mixco.training.build import build
 from mixco.training.monitor import monitor, watched_views
-from mixco.training.setup import build, prepare
+from mixco.training.setup import prepare
 
 
 def held_out_knn(weights: str, data: str, size: int) -> float:

@@ -10,9 +10,10 @@ from configs import pretrain_config
 from mixco.runtime.distributed import rank
 from mixco.runtime.seeding import generator_for
 from mixco.settings.config import PretrainConfig
+from mixco.training.build import build
 from mixco.training.optimisers import build_optimizer
 from mixco.training.run import opened
-from mixco.training.setup import Setup, build, prepare
+from mixco.training.setup import Setup, prepare
 from mixco.training.step import forward_backward, update
 
 BATCH = 16

@@ -110,6 +110,7 @@ def test_the_config_stops_at_the_entry_functions() -> None:
         *("__init__", "api", "cli", "compat_2020", "demo", "doctor.doctor"),
         *("comparison.compare", "comparison.labelled"),
         *("training.pretrain", "training.setup", "embeddings.commands"),
+        *("training.build", "training.initial_weights", "training.teacher"),  # parts of the set-up
         *("evaluation.features", "evaluation.protocols", "evaluation.task"),
         *("export.export", "export.push", "report.command", "report.page"),
         # These read no config, only what is declared of a setting, or write Setup's down.

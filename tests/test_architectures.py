@@ -20,9 +20,9 @@ from mixco.models.split_batchnorm import SPLIT, split_batch_norms
 from mixco.runtime.errors import UserError
 from mixco.settings.commands import KNNConfig
 from mixco.settings.config import PretrainConfig
+from mixco.training.build import build_method
 from mixco.training.checkpoints import checkpoints
 from mixco.training.pretrain import pretrain
-from mixco.training.setup import build_method
 
 
 @pytest.fixture(scope="module")

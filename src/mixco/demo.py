@@ -19,9 +19,9 @@ from mixco.runtime.progress import say
 from mixco.runtime.run_folder import add_result, new_run_folder, read_json, read_metrics, write_json
 from mixco.settings.commands import DemoConfig, EvaluationConfig
 from mixco.settings.config import PretrainConfig
-from mixco.settings.resolve import load_recipe, to_dict, with_settings
+from mixco.settings.resolve import arch_of, load_recipe, to_dict, with_settings
 from mixco.training.pretrain import pretrain
-from mixco.training.setup import arch_of, size_of
+from mixco.training.setup import size_of
 
 PUBLISHED = "efficientnet-lite0"
 

@@ -6,7 +6,7 @@ from configs import resolved
 from sample_images import sample_images
 
 from mixco.runtime.seeding import generator_for
-from mixco.training.setup import build_method
+from mixco.training.build import build_method
 
 
 @pytest.mark.parametrize("method", ["moco", "simclr"])

@@ -21,9 +21,10 @@ from mixco.runtime.run_folder import read_json
 from mixco.settings.config import PretrainConfig
 from mixco.training import pretrain as loop
 from mixco.training import rehearsal, run
+from mixco.training.build import build
 from mixco.training.pretrain import pretrain
 from mixco.training.rehearsal import rehearse
-from mixco.training.setup import build, prepare
+from mixco.training.setup import prepare
 
 SETTINGS = {
     "arch": "test_resnet",

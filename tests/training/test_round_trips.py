@@ -18,7 +18,7 @@ from mixco.methods import METHODS
 from mixco.models.encoder import build_backbone
 from mixco.runtime.device import Compute
 from mixco.runtime.seeding import generator_for
-from mixco.training.setup import build_method
+from mixco.training.build import build_method
 from mixco.training.step import forward_backward, update
 from mixco.training.teacher import Teacher
 from mixco.views import augment as views

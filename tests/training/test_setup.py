@@ -13,26 +13,25 @@ from sample_images import unpack_sample
 from several_processes import in_processes
 
 from mixco.data.datasets import list_images
+from mixco.data.holdout import split_holdout
 from mixco.data.loading import open_images
-from mixco.methods import METHODS, MIXERS
+from mixco.methods import METHODS, MIXERS, mixer_of
 from mixco.mixing import mixco
 from mixco.runtime import precision
 from mixco.runtime.device import MEMORY_FORMATS, Compute, pick_dtype
 from mixco.runtime.errors import UserError
 from mixco.runtime.precision import Formats, Rates, formats
 from mixco.runtime.run_folder import read_config, read_metrics, write_json
+from mixco.training.build import build
 from mixco.training.monitor import watched_views
 from mixco.training.pretrain import pretrain
 from mixco.training.setup import (
-    build,
     device_of,
-    load_teacher,
-    mixer_of,
     plan,
     prepare,
     set_up,
-    split_holdout,
 )
+from mixco.training.teacher import load_teacher
 
 IMAGES = 48
 CPU = torch.device("cpu")

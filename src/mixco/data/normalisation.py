@@ -39,3 +39,8 @@ def measure(images: Images) -> tuple[Channels, Channels]:
 def _digits(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Channels:
     """Rounded to four significant digits."""
     return tuple(float(f"{value:.4g}") for value in values)
+
+
+def shown(mean: Channels, std: Channels) -> str:
+    """ "0.485 0.456 0.406 ± 0.229 0.224 0.225" """
+    return " ± ".join(" ".join(f"{value:.3f}" for value in values) for values in (mean, std))

@@ -36,18 +36,18 @@ from mixco.settings import warnings
 from mixco.settings.commands import DoctorConfig
 from mixco.settings.config import PretrainConfig, Settings
 from mixco.settings.resolve import Choice, to_dict
+from mixco.training.build import build
+from mixco.training.initial_weights import find_initial
 from mixco.training.setup import (
     Setup,
     as_it_began,
-    build,
     choose_size,
     device_of,
-    find_initial,
-    load_teacher,
     set_up,
     size_of,
     step_bytes,
 )
+from mixco.training.teacher import load_teacher
 
 # The most seconds of each part; together less than a minute.
 HEADERS, COPIES, LOOKS, TRIAL = 20, 8, 15, 12

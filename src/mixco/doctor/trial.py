@@ -36,7 +36,7 @@ class Trial(NamedTuple):
 def try_steps(setup: Setup, method: nn.Module, *, seconds: float) -> Trial:
     """Time ten steps on real images, after two to warm up; fewer in little time.
 
-    method: as `training.setup.build` returns it; it is trained. seconds: no step begins after them, once
+    method: as `training.build.build` returns it; it is trained. seconds: no step begins after them, once
         two are timed.
     """
     optimisation, seed = setup.settings.optimisation, setup.settings.run.seed

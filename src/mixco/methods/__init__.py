@@ -4,7 +4,8 @@ Nothing heavy is imported here, so that the command line can name them without l
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixco.methods.options import (
     Advice,
@@ -16,6 +17,9 @@ from mixco.methods.options import (
     nothing_refused,
     refuse_moco,
 )
+
+if TYPE_CHECKING:
+    from mixco.mixing import Mixer
 
 
 class Base(NamedTuple):
@@ -103,6 +107,11 @@ MIXERS: dict[str, MixerEntry] = {
 }
 
 NO_MIXER = "none"
+
+
+def mixer_of(mix: str) -> "Mixer | None":
+    """The mixer by its name; None for none. It loads torch."""
+    return None if mix == NO_MIXER else resolve_name(MIXERS[mix].mixer)
 
 
 def title(method: str, mix: str) -> str:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from mixco.data.datasets import list_images
 from mixco.data.decode import RGB
+from mixco.data.holdout import split_holdout
 from mixco.data.images import Images
 from mixco.data.loading import open_images
 from mixco.data.normalisation import measure
@@ -45,7 +46,6 @@ from mixco.settings.commands import ReportConfig
 from mixco.settings.config import DataConfig
 from mixco.settings.resolve import command_of
 from mixco.training.pictures import preview_of
-from mixco.training.setup import split_holdout
 from mixco.views import augment as views
 from mixco.views.preview import Preview
 

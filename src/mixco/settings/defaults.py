@@ -17,6 +17,7 @@ EPOCHS = (100, 400)
 EPOCHS_FROM_WEIGHTS = (10, 40)
 RATE_FROM_WEIGHTS = 0.4
 """Of the rate from scratch. Chosen on held-out training images: experiments/choose_from_weights.txt."""
+ARCH = "resnet18"
 USUAL_TEMPERATURE = 0.2
 UNUSED = "unused"
 

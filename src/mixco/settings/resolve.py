@@ -292,6 +292,11 @@ def teacher_of(config: PretrainConfig) -> str | None:
     return typing.cast(str | None, teacher)
 
 
+def arch_of(config: PretrainConfig) -> str:
+    """The architecture of a config that names one, else the usual one."""
+    return config.model.arch or defaults.ARCH
+
+
 def run_folder_of(config: PretrainConfig) -> Path:
     data, method, run = Path(config.data.data), config.method, config.run
     name = data.name

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mixco.data.normalisation import shown
 from mixco.encoders.checkpoint import (
     EncoderDescription,
     LoadedEncoder,
@@ -14,10 +15,23 @@ from mixco.encoders.checkpoint import (
     save_encoder,
 )
 from mixco.models.adapt import adapt, adapt_first_convolution
-from mixco.models.encoder import Stem, input_channels
+from mixco.models.encoder import Stem, input_channels, resolve_stem
 from mixco.runtime.errors import UserError
+from mixco.settings.config import PretrainConfig
+from mixco.settings.resolve import Choice, arch_of, run_folder_of
 
 KEPT = "init.safetensors"
+
+
+def find_initial(config: PretrainConfig) -> LoadedEncoder | None:
+    """The weights that the run starts from; None for random ones."""
+    model = config.model
+    if model.init is None:
+        return None
+    folder, arch = run_folder_of(config), model.arch
+    if model.init == "timm":  # of the architecture that a run has anyway
+        arch = arch_of(config)
+    return initial_weights(model.init, folder, arch=arch, stem=model.stem, prefix=model.prefix)
 
 
 def initial_weights(
@@ -31,6 +45,28 @@ def initial_weights(
     if (folder / KEPT).is_file():
         return load_encoder(folder / KEPT)
     return load_encoder(init, arch=arch, stem=None if stem == "auto" else stem, prefix=prefix)
+
+
+def choose_encoder(
+    config: PretrainConfig, initial: LoadedEncoder | None
+) -> tuple[PretrainConfig, list[Choice]]:
+    """The config with an architecture, and with what the initial weights bring along."""
+    if initial is None:
+        model = dataclasses.replace(config.model, arch=arch_of(config))
+        return dataclasses.replace(config, model=model), []
+    weights, channels = initial.description, config.data.channels
+    stem = resolve_stem(weights.stem, weights.size, initial.backbone)  # type: ignore[arg-type]
+    choices = []
+    if config.model.arch is None:
+        choices.append(Choice("arch", weights.arch, "of the weights"))
+    if config.data.mean is None and config.data.std is None and weights.channels == channels:
+        numbers = shown(weights.mean, weights.std)
+        why = "those that the weights were trained with"
+        choices.append(Choice("mean and --std", numbers, why))
+        data = dataclasses.replace(config.data, mean=weights.mean, std=weights.std)
+        config = dataclasses.replace(config, data=data)
+    model = dataclasses.replace(config.model, arch=weights.arch, stem=stem)
+    return dataclasses.replace(config, model=model), choices
 
 
 def start_from(backbone: nn.Module, initial: LoadedEncoder, size: int) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 
 from mixco.data.images import Images
+from mixco.methods import mixer_of
 from mixco.plots import draw_curves, draw_views
 from mixco.runtime.seeding import generator_for
-from mixco.training.setup import Setup, mixer_of
+from mixco.training.setup import Setup
 from mixco.training.state import Record
 from mixco.views.augment import Augmentation
 from mixco.views.preview import Preview, preview

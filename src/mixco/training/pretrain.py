@@ -11,6 +11,7 @@ from mixco.runtime.errors import explain_machine_failures
 from mixco.runtime.progress import say, training, waited
 from mixco.runtime.seeding import generator_for
 from mixco.settings.config import PretrainConfig
+from mixco.training.build import build
 from mixco.training.checkpoints import is_finished, signals_noticed
 from mixco.training.loggers import require
 from mixco.training.monitor import monitor, watched_views
@@ -18,7 +19,7 @@ from mixco.training.optimisers import build_optimizer
 from mixco.training.rehearsal import Rehearsal, rehearse
 from mixco.training.run import leave, not_finite, opened
 from mixco.training.schedules import learning_rate
-from mixco.training.setup import Setup, build, prepare
+from mixco.training.setup import Setup, prepare
 from mixco.training.step import forward_backward, update
 
 # Other settings would make it another run, but for the micro-batches.

@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from pkgutil import resolve_name
 from statistics import median
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,29 +13,24 @@ from torch import Tensor, nn
 from mixco import methods
 from mixco.data.datasets import DATASETS, list_images
 from mixco.data.datasets.download import download
+from mixco.data.holdout import split_holdout
 from mixco.data.image_list import ImageList, picture_size
 from mixco.data.images import Images, Views
 from mixco.data.loading import epoch_batches, open_images
-from mixco.data.normalisation import measure
+from mixco.data.normalisation import measure, shown
 from mixco.data.pixel_format import LOOKED_AT, spread
 from mixco.data.run_images import Where, under_first_name
-from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
-from mixco.methods import METHODS, MIXERS, NO_MIXER
+from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
+from mixco.methods import METHODS, mixer_of
 from mixco.methods.options import DistilOptions
-from mixco.mixing import Mixer
 from mixco.models.encoder import (
-    Encoder,
     build_backbone,
-    build_head,
     choose_stem,
-    feature_dim,
     input_channels,
     output_elements,
-    resolve_stem,
     takes_stems,
 )
-from mixco.models.frozen_batchnorm import freeze_batch_norms, has_batch_norms
-from mixco.models.sync_batchnorm import synchronise_batch_norms
+from mixco.models.frozen_batchnorm import has_batch_norms
 from mixco.runtime.device import (
     Compute,
     device_memory,
@@ -58,25 +52,22 @@ from mixco.runtime.precision import Workload, fastest
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.seeding import generator_for
 from mixco.settings import defaults
-from mixco.settings.config import DataConfig, ModelConfig, PretrainConfig, Settings
+from mixco.settings.config import DataConfig, PretrainConfig, Settings
 from mixco.settings.resolve import (
     Choice,
     Facts,
-    Tell,
+    arch_of,
     check_ranges,
     from_dict,
     resolve,
     run_folder_of,
-    teacher_of,
     to_dict,
-    to_values,
 )
 from mixco.training.checkpoints import as_begun, left_out_before
-from mixco.training.initial_weights import initial_weights, start_from
-from mixco.training.teacher import Teacher, as_teacher, with_central_outputs
-from mixco.views.augment import AUGMENTATIONS, Augmentation, Channels, Input, weaken_jitter
+from mixco.training.initial_weights import choose_encoder, find_initial
+from mixco.training.teacher import Teacher, load_teacher, with_central_outputs, with_teacher
+from mixco.views.augment import AUGMENTATIONS, Augmentation, Input, weaken_jitter
 
-USUAL_ARCH = "resnet18"
 # The loss is read this often, to see whether it is finite: on a GPU each look waits for the device.
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 20, "mps": 20}
 
@@ -250,17 +241,6 @@ def as_it_began(config: PretrainConfig) -> PretrainConfig:
     return from_dict(PretrainConfig, begun, "config.json")
 
 
-def find_initial(config: PretrainConfig) -> LoadedEncoder | None:
-    """The weights that the run starts from; None for random ones."""
-    model = config.model
-    if model.init is None:
-        return None
-    folder, arch = run_folder_of(config), model.arch
-    if model.init == "timm":  # of the architecture that a run has anyway
-        arch = arch_of(config)
-    return initial_weights(model.init, folder, arch=arch, stem=model.stem, prefix=model.prefix)
-
-
 def choose_size(
     config: PretrainConfig,
     source: ImageList,
@@ -318,8 +298,8 @@ def set_up(
         mean, std = (source.mean, source.std) if named else measure(images)
         if not named:
             spread = max((value for value in std if value < 1), default=0.0)  # 1: constant
-            shown = f"{_numbers(mean)} ± {_numbers(std)}"
-            choices.append(Choice("mean and --std", shown, "measured on these images"))
+            why = "measured on these images"
+            choices.append(Choice("mean and --std", shown(mean, std), why))
         config = _with_data(config, mean=config.data.mean or mean, std=config.data.std or std)
     model = config.model
     backbone = build_backbone(arch_of(config), size, model.stem, channels=pixel.channels)
@@ -345,7 +325,7 @@ def set_up(
     settings = resolve(config, facts, tell)
     taught = None
     if teacher is not None:
-        settings, taught = _with_teacher(settings, teacher, device, tell)
+        settings, taught = with_teacher(settings, teacher, device, tell)
     return Setup(
         settings,
         images,
@@ -359,69 +339,6 @@ def set_up(
         initial,
         taught,
     )
-
-
-def _with_teacher(
-    settings: Settings, teacher: LoadedEncoder, device: torch.device, tell: Tell
-) -> tuple[Settings, Teacher]:
-    """The teacher on the device, in its number format, and the settings that follow from it."""
-    about, asked = teacher.description, cast(Any, settings.method).teacher_precision
-    formats, why = fastest(
-        teacher.backbone,
-        Workload(about.arch, about.stem, about.size, about.channels, training=False),
-        device,
-        settings.data.cache,
-        precision=asked or "auto",
-        memory_format="channels_last",
-    )
-    if why:
-        tell("teacher_precision", formats.precision, why)
-    views = Input(settings.data.size, settings.data.mean, settings.data.std)
-    taught = as_teacher(teacher, views, formats.compute(device))
-    tell("dim", taught.dim, f"the features of {taught.name}, the teacher")
-    chosen: dict[str, Any] = {"teacher_precision": formats.precision}
-    return dataclasses.replace(
-        settings,
-        model=dataclasses.replace(settings.model, dim=taught.dim),
-        method=dataclasses.replace(settings.method, **chosen),
-    ), taught
-
-
-def load_teacher(config: PretrainConfig) -> LoadedEncoder | None:
-    """The encoder that a run learns from; None for a base that learns from none.
-
-    Raises UserError as `teacher_of` and `load_encoder` do.
-    """
-    what = teacher_of(config)
-    if what is None:
-        return None
-    loaded = load_encoder(what, size=to_values(config)["teacher_size"])
-    for line in loaded.report:
-        say(f"--teacher: {line}")
-    return loaded
-
-
-def choose_encoder(
-    config: PretrainConfig, initial: LoadedEncoder | None
-) -> tuple[PretrainConfig, list[Choice]]:
-    """The config with an architecture, and with what the initial weights bring along."""
-    if initial is None:
-        return _with_model(config, arch=arch_of(config)), []
-    weights, channels = initial.description, config.data.channels
-    stem = resolve_stem(weights.stem, weights.size, initial.backbone)  # type: ignore[arg-type]
-    choices = []
-    if config.model.arch is None:
-        choices.append(Choice("arch", weights.arch, "of the weights"))
-    if config.data.mean is None and config.data.std is None and weights.channels == channels:
-        shown = f"{_numbers(weights.mean)} ± {_numbers(weights.std)}"
-        choices.append(Choice("mean and --std", shown, "those that the weights were trained with"))
-        config = _with_data(config, mean=weights.mean, std=weights.std)
-    return _with_model(config, arch=weights.arch, stem=stem), choices
-
-
-def arch_of(config: PretrainConfig) -> str:
-    """The architecture of a config that names one, else the usual one."""
-    return config.model.arch or USUAL_ARCH
 
 
 def _with_fastest(
@@ -445,36 +362,9 @@ def _with_fastest(
     return dataclasses.replace(config, run=run), formats.compute(device)
 
 
-def split_holdout(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the training images, int64: (bank, held out) for the kNN check, class by class.
-
-    Without at least two classes nothing is held out. The draw depends on the seed alone, so runs with
-    the same seed hold out the same images.
-    """
-    everything = torch.arange(len(images))
-    if images.labels is None or len(images.classes) < 2:
-        return everything, everything[:0]
-    generator = generator_for(seed, "holdout")
-    mask = torch.zeros(len(everything), dtype=torch.bool)
-    for label in torch.unique(images.labels):
-        members = everything[images.labels == label]
-        chosen = torch.randperm(len(members), generator=generator)[: int(len(members) * share)]
-        mask[members[chosen]] = True
-    return everything[~mask], everything[mask]
-
-
 def _with_data(config: PretrainConfig, **changes: object) -> PretrainConfig:
     data: DataConfig = dataclasses.replace(config.data, **changes)  # type: ignore[arg-type]
     return dataclasses.replace(config, data=data)
-
-
-def _with_model(config: PretrainConfig, **changes: object) -> PretrainConfig:
-    model: ModelConfig = dataclasses.replace(config.model, **changes)  # type: ignore[arg-type]
-    return dataclasses.replace(config, model=model)
-
-
-def _numbers(values: Channels) -> str:
-    return " ".join(f"{value:.3f}" for value in values)
 
 
 def step_bytes(backbone: nn.Module, config: PretrainConfig | Settings, itemsize: int) -> float:
@@ -485,51 +375,6 @@ def step_bytes(backbone: nn.Module, config: PretrainConfig | Settings, itemsize:
         raise ValueError("the size must be chosen first")
     outputs = output_elements(backbone, config.data.size) * itemsize
     return defaults.HELD * passes * outputs / config.optimisation.micro_batches
-
-
-def mixer_of(mix: str) -> Mixer | None:
-    """The mixer by its name; None for none."""
-    if mix == NO_MIXER:
-        return None
-    mixer: Mixer = resolve_name(MIXERS[mix].mixer)
-    return mixer
-
-
-def build_method(
-    settings: Settings, initial: LoadedEncoder | None = None, teacher: Teacher | None = None
-) -> nn.Module:
-    """The method (methods/protocol.py), with weights drawn from the seed of the run.
-
-    initial: the backbone's weights, in place of random ones.
-    """
-    data, model, method, seed = settings.data, settings.model, settings.method, settings.run.seed
-    backbone = build_backbone(model.arch, data.size, model.stem, seed, data.channels)
-    if initial is not None:
-        start_from(backbone, initial, data.size)
-    if model.bn_statistics == "frozen":
-        freeze_batch_norms(backbone)
-    head = build_head(feature_dim(backbone, data.size), model.dim, model.head, seed)
-    built: nn.Module = resolve_name(METHODS[method.method].build)(
-        Encoder(backbone, head),
-        mixer_of(method.mix),
-        method,
-        dim=model.dim,
-        micro_batches=settings.optimisation.micro_batches,
-        generator=generator_for(seed, "queue"),
-        teacher=teacher,
-    )
-    return built
-
-
-def build(setup: Setup) -> nn.Module:
-    """The method of a run on its device, its batch norms synchronised where the settings say so."""
-    device = setup.compute.device
-    method = build_method(setup.settings, setup.initial, setup.teacher)
-    method = method.to(device, memory_format=setup.compute.memory_format)  # type: ignore[call-overload]
-    settings = setup.settings
-    if settings.method.bn_over == "all" and settings.model.bn_statistics == "batch":
-        method = synchronise_batch_norms(method, device)
-    return method
 
 
 def plan(setup: Setup, start: int = 0) -> Iterator[tuple[Tensor, torch.Generator]]:

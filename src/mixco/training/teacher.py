@@ -1,22 +1,41 @@
 """The teacher of a run: a trained encoder that looks at the student's images and is not trained."""
 
+import dataclasses
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mixco.data.images import Images, Views
 from mixco.embeddings.features import features_of
-from mixco.encoders.checkpoint import LoadedEncoder, fingerprint
+from mixco.encoders.checkpoint import LoadedEncoder, fingerprint, load_encoder
 from mixco.models.encoder import feature_dim
 from mixco.runtime.device import Compute, send
 from mixco.runtime.errors import UserError
-from mixco.runtime.progress import counting
+from mixco.runtime.precision import Workload, fastest
+from mixco.runtime.progress import counting, say
+from mixco.settings.config import PretrainConfig, Settings
+from mixco.settings.resolve import Tell, teacher_of, to_values
 from mixco.views.augment import Input
 from mixco.views.change_input import change_input
+
+
+def load_teacher(config: PretrainConfig) -> LoadedEncoder | None:
+    """The encoder that a run learns from; None for a base that learns from none.
+
+    Raises UserError as `teacher_of` and `load_encoder` do.
+    """
+    what = teacher_of(config)
+    if what is None:
+        return None
+    loaded = load_encoder(what, size=to_values(config)["teacher_size"])
+    for line in loaded.report:
+        say(f"--teacher: {line}")
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -63,6 +82,32 @@ def as_teacher(encoder: LoadedEncoder, views: Input, compute: Compute) -> Teache
     dim = feature_dim(backbone, about.size)
     backbone.to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
     return Teacher(backbone, about.arch, about.input, views, dim, compute)
+
+
+def with_teacher(
+    settings: Settings, teacher: LoadedEncoder, device: torch.device, tell: Tell
+) -> tuple[Settings, Teacher]:
+    """The teacher on the device, in its number format, and the settings that follow from it."""
+    about, asked = teacher.description, cast(Any, settings.method).teacher_precision
+    formats, why = fastest(
+        teacher.backbone,
+        Workload(about.arch, about.stem, about.size, about.channels, training=False),
+        device,
+        settings.data.cache,
+        precision=asked or "auto",
+        memory_format="channels_last",
+    )
+    if why:
+        tell("teacher_precision", formats.precision, why)
+    views = Input(settings.data.size, settings.data.mean, settings.data.std)
+    taught = as_teacher(teacher, views, formats.compute(device))
+    tell("dim", taught.dim, f"the features of {taught.name}, the teacher")
+    chosen: dict[str, Any] = {"teacher_precision": formats.precision}
+    return dataclasses.replace(
+        settings,
+        model=dataclasses.replace(settings.model, dim=taught.dim),
+        method=dataclasses.replace(settings.method, **chosen),
+    ), taught
 
 
 def with_central_outputs(
