@@ -97,6 +97,7 @@ def test_the_usual_formats_stay_unless_others_are_clearly_faster(
     clock(monkeypatch, network, dict(zip(ALL, seconds, strict=True)))
     chosen, why = fastest(network, workload(), CPU, tmp_path)
     assert chosen == wanted
+    assert why.startswith("no other" if chosen == USUAL else "clearly faster than bfloat16")
     batch = images_of_a_step(32, "cpu")
     for each, taken in zip(ALL, seconds, strict=True):
         assert f"{' '.join(each)} {batch / taken:,.0f}" in why

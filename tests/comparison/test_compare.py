@@ -14,6 +14,7 @@ import mixco
 import mixco.cli
 from mixco.comparison import labelled
 from mixco.encoders.checkpoint import load_encoder, save_encoder
+from mixco.encoders.published import Origin
 from mixco.models.encoder import build_backbone
 from mixco.report.page import write_page
 from mixco.runtime.run_folder import read_json, write_json
@@ -50,7 +51,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             **more,
         )
     description = load_encoder(place / "s0").description
-    start = dataclasses.replace(description, training="published weights")
+    origin = Origin("some/weights", "https://weights.example", "mit", "0" * 64)
+    start = dataclasses.replace(description, training=origin.training, origin=origin)
     for name in ("s0", "s1", "flat-run"):
         save_encoder(place / name / "init.safetensors", build_backbone(ARCH, 32, seed=7), start)
     return place
@@ -72,7 +74,7 @@ def test_the_rows(found: tuple[Path, dict[str, Any]]) -> None:
     rows = found[1]["rows"]
     assert [(row["kind"], row["name"], row["seeds"]) for row in rows] == [
         ("random", "random weights", 1),
-        ("start", "starting weights", 1),
+        ("start", "published weights some/weights", 1),
         ("run", "s0, s1", 2),
         ("run", "other", 1),
         ("supervised", "from scratch with labels", 1),
@@ -115,7 +117,7 @@ def test_what_is_written(place: Path, found: tuple[Path, dict[str, Any]]) -> Non
 def test_the_verdicts(found: tuple[Path, dict[str, Any]]) -> None:
     pairs = [(verdict["row"], verdict["against"]) for verdict in found[1]["verdicts"]]
     assert pairs == [
-        ("s0, s1", "starting weights"),
+        ("s0, s1", "published weights some/weights"),
         ("other", "random weights"),
         ("s0, s1", "from scratch with labels"),
         ("other", "from scratch with labels"),

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from distributed_runs import config, prepared
 from run_folders import random_run, random_teacher
 from run_states import assert_equal, final_state
 from sample_images import unpack_sample
 
+import mixco.cli
 from mixco.doctor.doctor import doctor
 from mixco.embeddings.features import features_of
 from mixco.encoders.checkpoint import fingerprint, load_encoder
@@ -125,6 +127,23 @@ def test_a_base_and_its_teacher_go_together(photos: Path, teacher: Path, tmp_pat
     with pytest.raises(UserError, match="give --channels 1, or another teacher"):
         prepared(photos, method="distil", teacher=str(grey), out=out)
     assert not out.exists()
+
+
+def test_a_file_that_does_not_tell_its_architecture_is_exported_first(
+    photos: Path, tmp_path: Path
+) -> None:
+    arch = "test_efficientnet"
+    backbone = timm.create_model(arch, num_classes=0)
+    torch.save(backbone.state_dict(), tmp_path / "plain.pt")
+    options = {"method": "distil", "out": tmp_path / "run"}
+    with pytest.raises(UserError, match="mixco export FILE --arch NAME --out FOLDER"):
+        prepared(photos, teacher=str(tmp_path / "plain.pt"), **options)
+    out = tmp_path / "exported"
+    line = ("export", tmp_path / "plain.pt", "--arch", arch, "--size", 64, "--out", out)
+    mixco.cli.main(list(map(str, line)))
+    setup = prepared(photos, teacher=str(out / "model.safetensors"), **options)
+    assert setup.teacher is not None
+    assert setup.teacher.name == arch
 
 
 def test_a_run_folder_is_a_teacher_and_the_doctor_tries_it(photos: Path, tmp_path: Path) -> None:

@@ -122,21 +122,30 @@ def baseline_of(row: Row, rows: Iterable[Row]) -> Row:
 
 
 def _distinct(kind: Kind, name: str, of: dict[Path, Encoder], names: dict[Path, str]) -> list[Row]:
-    """A row for each distinct encoder, called after its runs where there are several."""
+    """A row for each distinct encoder. Published weights are called by their own name.
+
+    Rows that would have the same name are called after their runs, too.
+    """
     by_fingerprint: dict[Any, list[Path]] = {}
     for folder, encoder in of.items():
         key = (encoder.fingerprint, encoder.description.input)
         by_fingerprint.setdefault(key, []).append(folder)
-    several = len(by_fingerprint) > 1
+    called = [_published(of[folders[0]].description) or name for folders in by_fingerprint.values()]
     return [
         Row(
             kind,
-            f"{name} of {_listed([names[f] for f in folders])}" if several else name,
+            f"{own} of {_listed([names[f] for f in folders])}" if called.count(own) > 1 else own,
             (of[folders[0]],),
             tuple(folders),
         )
-        for folders in by_fingerprint.values()
+        for own, folders in zip(called, by_fingerprint.values(), strict=True)
     ]
+
+
+def _published(about: EncoderDescription) -> str | None:
+    """ "published weights timm/resnet18.a1_in1k"; None for what was trained since."""
+    origin = about.origin
+    return about.training if origin and about.training == origin.training else None
 
 
 def _results(folder: Path) -> dict[str, Any]:

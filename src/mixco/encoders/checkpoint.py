@@ -47,6 +47,14 @@ from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Input
 LARGEST = 4096  # pixels of an encoder's input; a file with a larger side is damaged
 
 
+class UnknownArchitecture(UserError):
+    """A file that does not tell its architecture."""
+
+    def __init__(self, why: str, remedy: str = "give --arch, timm's name of it") -> None:
+        super().__init__(f"{why}; {remedy}")
+        self.why = why
+
+
 @dataclass(frozen=True)
 class EncoderDescription:
     """How to build the backbone, and what images it expects."""
@@ -266,9 +274,7 @@ def _load_other_project(
     found = other_projects.recognise(weights, where, expected, prefix, groups)
     name = arch or resnet_name(found.backbone)
     if name is None:
-        raise UserError(
-            f"{path}: {other_projects.unknown_arch(found)}; give --arch, timm's name of it"
-        )
+        raise UnknownArchitecture(f"{path}: {other_projects.unknown_arch(found)}")
     assumed = ""
     if stem is None:
         stem = "standard"

@@ -114,7 +114,12 @@ def fastest(
         if rates[_name(other)].slower > CLEARLY * rates[_name(chosen)].faster:
             chosen = other
     figures = ", ".join(f"{_name(each)} {rates[_name(each)].faster:,.0f}" for each in left)
-    return chosen, f"no other is clearly faster; images/s: {figures}"
+    why = (
+        "no other is clearly faster"
+        if chosen == left[0]
+        else f"clearly faster than {_name(left[0])}"
+    )
+    return chosen, f"{why}; images/s: {figures}"
 
 
 def formats(device: torch.device) -> list[Formats]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mixco.data.images import Images, Views
 from mixco.embeddings.features import features_of
-from mixco.encoders.checkpoint import LoadedEncoder, fingerprint, load_encoder
+from mixco.encoders.checkpoint import LoadedEncoder, UnknownArchitecture, fingerprint, load_encoder
 from mixco.models.encoder import feature_dim
 from mixco.runtime.device import Compute, send
 from mixco.runtime.errors import UserError
@@ -32,7 +32,13 @@ def load_teacher(config: PretrainConfig) -> LoadedEncoder | None:
     what = teacher_of(config)
     if what is None:
         return None
-    loaded = load_encoder(what, size=to_values(config)["teacher_size"])
+    try:
+        loaded = load_encoder(what, size=to_values(config)["teacher_size"])
+    except UnknownArchitecture as error:
+        how = "let `mixco export FILE --arch NAME --out FOLDER` write FOLDER/model.safetensors"
+        raise UnknownArchitecture(
+            error.why, f"--arch is the student's; {how}, and give that"
+        ) from error
     for line in loaded.report:
         say(f"--teacher: {line}")
     return loaded
