@@ -43,6 +43,8 @@ TRIED: tuple[tuple[object, ...], ...] = (
     ("--teacher-views", "central"),
     ("--teacher-views", "central", "--teacher-size", 128),
     ("--epochs", 60),
+    ("--queue", 1024),
+    ("--queue", 1024, "--teacher-temperature", 0.04),
 )
 
 

@@ -20,7 +20,14 @@ from mixco.comparison.measure import (
     labels_of,
     measure,
 )
-from mixco.comparison.rows import Encoder, Row, about, baseline_of, pretraining_seconds
+from mixco.comparison.rows import (
+    Encoder,
+    Row,
+    about,
+    baseline_of,
+    names_of_published,
+    pretraining_seconds,
+)
 from mixco.comparison.verdict import Verdict, judge, judge_labels
 from mixco.data.image_list import ImageList
 from mixco.data.run_images import Where, digest, some_bytes
@@ -294,6 +301,7 @@ def _notes(labels: Labels, done: list[Done], sizes_differ: bool) -> Iterable[str
         "first ones are with all labels."
     )
     yield from labels.left_out
+    yield from names_of_published(each.row for each in done)
     if any(len(row.encoders) > 1 for row in runs):
         yield "(seeds ...): the standard deviation over seeds of pretraining. The verdicts count it."
     if any(len(row.encoders) == 1 for row in runs):

@@ -115,6 +115,14 @@ def pretraining_seconds(row: Row) -> float | None:
     return round(mean(known), 1) if known else None
 
 
+def names_of_published(rows: Iterable[Row]) -> Iterable[str]:
+    """Sentences: which published weights the rows are that have only "published weights" as a name."""
+    for row in rows:
+        origin = row.description.origin
+        if row.kind == "start" and is_published(row.description) and origin:
+            yield f"The {row.name} are {origin.name}."
+
+
 def baseline_of(row: Row, rows: Iterable[Row]) -> Row:
     """What a row of runs began with: its starting weights, or else random weights."""
     theirs = [r for r in rows if r.kind in ("start", "random") and row.runs[0] in r.runs]
@@ -122,15 +130,15 @@ def baseline_of(row: Row, rows: Iterable[Row]) -> Row:
 
 
 def _distinct(kind: Kind, name: str, of: dict[Path, Encoder], names: dict[Path, str]) -> list[Row]:
-    """A row for each distinct encoder. Published weights are called by their own name.
-
-    Rows that would have the same name are called after their runs, too.
-    """
+    """A row for each distinct encoder, called after its runs where the name is of several."""
     by_fingerprint: dict[Any, list[Path]] = {}
     for folder, encoder in of.items():
         key = (encoder.fingerprint, encoder.description.input)
         by_fingerprint.setdefault(key, []).append(folder)
-    called = [_published(of[folders[0]].description) or name for folders in by_fingerprint.values()]
+    called = [
+        "published weights" if is_published(of[folders[0]].description) else name
+        for folders in by_fingerprint.values()
+    ]
     return [
         Row(
             kind,
@@ -142,10 +150,9 @@ def _distinct(kind: Kind, name: str, of: dict[Path, Encoder], names: dict[Path, 
     ]
 
 
-def _published(about: EncoderDescription) -> str | None:
-    """ "published weights timm/resnet18.a1_in1k"; None for what was trained since."""
-    origin = about.origin
-    return about.training if origin and about.training == origin.training else None
+def is_published(about: EncoderDescription) -> bool:
+    """Is it published weights, not trained since?"""
+    return about.origin is not None and about.training == about.origin.training
 
 
 def _results(folder: Path) -> dict[str, Any]:

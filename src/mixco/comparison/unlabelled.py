@@ -9,7 +9,14 @@ from typing import Any
 import torch
 
 from mixco.comparison.geometry import Geometry, Looked, draw_changed, look, shared
-from mixco.comparison.rows import Encoder, Row, about, baseline_of, pretraining_seconds
+from mixco.comparison.rows import (
+    Encoder,
+    Row,
+    about,
+    baseline_of,
+    names_of_published,
+    pretraining_seconds,
+)
 from mixco.data.datasets import list_images
 from mixco.data.image_list import ImageList
 from mixco.data.images import Images
@@ -98,6 +105,7 @@ def compare_unlabelled(
         "verdicts": [],
         "notes": [
             f"No labels: {reason}",
+            *names_of_published(rows),
             *(text.format(k=config.k, first=own[0].name) for text in KNOWN),
         ],
         "picture": PICTURE,

@@ -75,9 +75,10 @@ class EncoderDescription:
         return len(self.mean)
 
     @property
-    def provenance(self) -> str:
-        """How it was trained, and what is known of the published weights in it."""
-        return self.training + (f" ({self.origin.details})" if self.origin else "")
+    def provenance(self) -> dict[str, str]:
+        """Of a run that begins with it, for results.json: what it is, and where it was published."""
+        published = {"init_published": self.origin.details} if self.origin else {}
+        return {"init": self.training, **published}
 
     @property
     def input(self) -> Input:

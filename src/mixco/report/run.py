@@ -85,7 +85,7 @@ def of_weights(weights: LoadedEncoder, data: str, data_path: Path | None) -> Run
         "data.std": about.std,
         "model.arch": about.arch,
     }
-    results = {"pretrain": {"epochs": 0, "init": about.provenance}}
+    results = {"pretrain": {"epochs": 0, **about.provenance}}
     return Run(weights.path, config, [], results, {}, [], "", weights)
 
 

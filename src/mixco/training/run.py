@@ -195,7 +195,7 @@ class Run:
             "seed": setup.settings.run.seed,
         }
         if setup.initial is not None:
-            result["init"] = setup.initial.description.provenance
+            result |= setup.initial.description.provenance
         add_result(folder, "pretrain", result)
 
     def _remember_images(self) -> None:
