@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-CHOSEN = ("--epochs", 30, "--lr", 1e-3, "--batch-size", 128)
+CHOSEN = ("--epochs", 60, "--lr", 1e-3, "--batch-size", 128)
 TEACHING = ("--teacher-size", 64)
 STUDENTS = {
     "simclr": ("--method", "simclr", "--mix", "none"),
