@@ -12,6 +12,7 @@ with the missing runs. DIR/from_weights.json has every run, and the table is pri
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from cifar10_10k import Parts, lay_out
+
+from mixco.encoders.checkpoint import load_encoder, save_encoder
+from mixco.models.encoder import build_backbone
 
 WEIGHTS = "efficientnet-lite0"
 USUAL = ("--size", 64, "--jitter", 0.25, "--batch-size", 128, "--precision", "float32")
@@ -62,13 +66,22 @@ def run(name: str, data: str, seed: int, out: Path) -> dict[str, Any]:
     """Pretrain and evaluate one row with one seed; what is done stays."""
     options = ROWS[name]
     folder = out / f"{name.replace(', ', '-').replace(' + ', '+').replace(' ', '-')}-s{seed}"
-    if name == "ImageNet weights":
-        place = ("--checkpoint", WEIGHTS, "--data", data, "--size", 64, "--out", folder)
+    if options is None:
+        encoder = WEIGHTS if name == "ImageNet weights" else untrained(folder, seed)
+        place = ("--checkpoint", encoder, "--data", data, "--size", 64, "--out", folder)
         return evaluated(folder, (*place, "--seed", seed))
-    if options is None:  # random weights: one step with a rate of next to nothing
-        options = (*SCRATCH[:-1], 1, "--mix", "none", "--lr", 1e-12)
     mixco("pretrain", "--data", data, "--out", folder, "--seed", seed, "--knn-every", 0, *options)
     return evaluated(folder, ("--run", folder))
+
+
+def untrained(folder: Path, seed: int) -> Path:
+    """The file of the same network with random weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = load_encoder(WEIGHTS, size=64).description
+    random = dataclasses.replace(about, training=f"random weights, seed {seed}", origin=None)
+    backbone = build_backbone(about.arch, about.size, "standard", seed)
+    save_encoder(folder / "encoder.safetensors", backbone, random)
+    return folder / "encoder.safetensors"
 
 
 def main() -> None:
