@@ -106,11 +106,9 @@ class Run:
         initial = self.setup.initial
         if initial is not None and self.first:
             about = initial.description
+            # A report says where published weights are from.
             training = () if about.origin and initial.report else (about.training,)
-            for line in (
-                *training,
-                *initial.report,
-            ):  # a report says where published weights are from
+            for line in (*training, *initial.report):
                 say(f"  --init: {line}")
             keep(self.folder, initial, self.setup.encoder, method.get_submodule("encoder.backbone"))
 
