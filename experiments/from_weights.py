@@ -70,7 +70,9 @@ def run(name: str, data: str, seed: int, out: Path) -> dict[str, Any]:
         encoder = WEIGHTS if name == "ImageNet weights" else untrained(folder, seed)
         place = ("--checkpoint", encoder, "--data", data, "--size", 64, "--out", folder)
         return evaluated(folder, (*place, "--seed", seed))
-    mixco("pretrain", "--data", data, "--out", folder, "--seed", seed, "--knn-every", 0, *options)
+    if "pretrain" not in results_of(folder):
+        place = ("--data", data, "--out", folder, "--seed", seed)
+        mixco("pretrain", *place, "--knn-every", 0, *options)
     return evaluated(folder, ("--run", folder))
 
 
