@@ -13,6 +13,7 @@ from sample_images import unpack_sample
 import mixco
 import mixco.cli
 from mixco.comparison import labelled
+from mixco.comparison.rows import _called
 from mixco.encoders.checkpoint import load_encoder, save_encoder
 from mixco.encoders.published import Origin
 from mixco.models.encoder import build_backbone
@@ -268,3 +269,11 @@ def test_mistakes_name_a_remedy(
         mixco.cli.main(["compare", *arguments, "--out", str(tmp_path), "--cache", "cache"])
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_rows_of_several_seeds_have_short_names() -> None:
+    rows = [["cars-s0", "cars-s1", "cars-s2"], ["cats_seed1", "cats_seed2"], ["cars"], ["s0", "s1"]]
+    expected = ["cars (3 seeds)", "cats (2 seeds)", "cars", "s0, s1"]
+    assert _called(rows) == expected
+    alike = [["cars-s0", "cars-s1"], ["cars-s2", "cars-s3"]]
+    assert _called(alike) == ["cars-s0, cars-s1", "cars-s2, cars-s3"]

@@ -1,6 +1,7 @@
 """Which encoders are compared: random weights, the weights that runs began with, and the runs."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,15 +75,16 @@ def rows_of(runs: tuple[Path, ...], *, size: int | None, seed: int) -> list[Row]
                 began = starts[folder].fingerprint if folder in starts else ""
                 key = (number, began, of_runs[folder].description.input)
                 together.setdefault(key, []).append(folder)
+    called = _called([[names[folder] for folder in folders] for folders in together.values()])
     rows = [
         Row(
             "run",
-            _listed([names[folder] for folder in folders]),
+            name,
             tuple(of_runs[folder] for folder in folders),
             tuple(folders),
             tuple(found[folder]["pretrain"] for folder in folders),
         )
-        for folders in together.values()
+        for name, folders in zip(called, together.values(), strict=True)
     ]
     untrained = _distinct(
         "random",
@@ -188,6 +190,16 @@ def _names(folders: Iterable[Path]) -> dict[Path, str]:
     last = {folder: shown(folder.resolve().name) for folder in folders}
     taken = list(last.values())
     return {f: name if taken.count(name) == 1 else shown(str(f)) for f, name in last.items()}
+
+
+def _called(rows: list[list[str]]) -> list[str]:
+    """A name for the runs of each row: "a (2 seeds)" for a-s0 and a-s1, or all their names."""
+    short = []
+    for names in rows:
+        stems = {re.sub(r"[-_. ]*(s|seed)?\d+$", "", name) for name in names}
+        one = len(names) > 1 and len(stems) == 1 and "" not in stems
+        short.append(f"{stems.pop()} ({len(names)} seeds)" if one else _listed(names))
+    return short if len(set(short)) == len(short) else [_listed(names) for names in rows]
 
 
 def _listed(names: list[str]) -> str:
