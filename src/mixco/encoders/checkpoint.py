@@ -76,7 +76,7 @@ class EncoderDescription:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Of a run that begins with it, for results.json: what it is, and where it was published."""
+        """What results.json says of the weights that a run began with."""
         published = {"init_published": self.origin.details} if self.origin else {}
         return {"init": self.training, **published}
 
