@@ -49,12 +49,12 @@ def test_nothing_at_all_has_rank_zero() -> None:
 def test_it_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     records: list[dict[str, float]] = []
     said = []
-    for record in (HEALTHY, GONE, GONE, HEALTHY, FLAT):
-        records.append(record)
-        warn_of_collapse(records)
+    for epoch, record in enumerate((GONE, HEALTHY, GONE, GONE, HEALTHY, FLAT), 1):
+        records.append({"epoch": epoch, **record})
+        warn_of_collapse(records, warmup=1.0)
         said.append("has collapsed" in capsys.readouterr().err)
-    assert said == [False, True, False, False, False]
-    warn_of_collapse([HEALTHY, FLAT])
+    assert said == [False, False, True, False, False, False]
+    warn_of_collapse([{"epoch": 1, **FLAT}], warmup=0.5)
     assert "effective rank 1.1" in capsys.readouterr().err
 
 

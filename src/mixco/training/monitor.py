@@ -118,9 +118,12 @@ def collapsed(record: Mapping[str, float]) -> bool:
     return record.get("spread", 1.0) < 0.05 or record.get("effective_rank", 9.0) < 1.2
 
 
-def warn_of_collapse(records: Sequence[Mapping[str, float]]) -> None:
-    """Warn once, at the first epoch that shows a collapse; a resumed run does not warn again."""
-    *before, last = map(collapsed, records)
+def warn_of_collapse(records: Sequence[Mapping[str, float]], warmup: float) -> None:
+    """Warn once, at the first epoch that shows a collapse; a resumed run does not warn again.
+
+    warmup: in epochs. Untrained networks can look collapsed, so epochs before its end do not count.
+    """
+    *before, last = (record["epoch"] > warmup and collapsed(record) for record in records)
     if last and not any(before):
         numbers = records[-1]
         say(

@@ -120,7 +120,7 @@ class Run:
         self._log(state.records)
         left = (self.setup.steps - state.step) * optimisation.batch_size
         say_epoch(record, optimisation.epochs, left)
-        warn_of_collapse(state.records)
+        warn_of_collapse(state.records, optimisation.warmup * optimisation.epochs)
 
     def save(
         self,
