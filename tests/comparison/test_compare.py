@@ -15,7 +15,7 @@ import mixco.cli
 from mixco.comparison import labelled
 from mixco.comparison.rows import _called
 from mixco.encoders.checkpoint import load_encoder, save_encoder
-from mixco.encoders.published import Origin
+from mixco.encoders.download import Origin
 from mixco.models.encoder import build_backbone
 from mixco.report.page import write_page
 from mixco.runtime.run_folder import read_json, write_json

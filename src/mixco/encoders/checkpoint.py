@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mixco.encoders import other_projects
+from mixco.encoders.download import Origin
 from mixco.encoders.file_kinds import DOWNLOAD, is_safetensors, why_unreadable
-from mixco.encoders.published import Origin, is_published, published
+from mixco.encoders.published import is_published, published
 from mixco.encoders.resnets import is_resnet, resnet_name
 from mixco.encoders.safe_load import safe_load
 from mixco.models.adapt import adapt
