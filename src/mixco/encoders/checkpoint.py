@@ -45,6 +45,7 @@ from mixco.runtime.files import refuse_other_than_utf8, replacing
 from mixco.runtime.setting import option
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Input
 
+IN_FOLDERS = ("encoder.safetensors", "model.safetensors")  # of runs, and of exports
 LARGEST = 4096  # pixels of an encoder's input; a file with a larger side is damaged
 
 
@@ -141,8 +142,8 @@ def load_encoder(
     """Build the backbone that a file describes, and load all of its weights.
 
     what: an encoder.safetensors, a checkpoint of a run (checkpoints/*.pt), a run folder, another
-        project's checkpoint (see encoders/other_projects.py), or the name of published weights (see
-        encoders/published.py). No code in it is run.
+        project's checkpoint (see encoders/other_projects.py), the folder of an export, or the name of
+        published weights (see encoders/published.py). No code in it is run.
     size: the side of the images in pixels, if not the one in the file.
 
     The others are for another project's encoder, where its file does not tell:
@@ -161,7 +162,9 @@ def load_encoder(
         return _load_published(str(what), arch, size, others)
     path = Path(what)
     if path.is_dir():
-        path = path / "encoder.safetensors"
+        path = next(
+            (path / name for name in IN_FOLDERS if (path / name).exists()), path / IN_FOLDERS[0]
+        )
     if not path.is_file():
         raise UserError(
             f"{path}: there is no such file; give a run, a file of weights, or published weights "
