@@ -35,7 +35,6 @@ ROWS: dict[str, tuple[object, ...] | None] = {
     "random weights": None,
     "ImageNet weights": None,
     "from scratch, SimCLR": (*SCRATCH, "--mix", "none"),
-    "from scratch, SimCLR + MixCo": (*SCRATCH, "--mix", "mixco"),
     "from ImageNet, SimCLR": (*FROM, "--mix", "none"),
     "from ImageNet, SimCLR + MixCo": (*FROM, "--mix", "mixco"),
     "from ImageNet, MoCo": (*FROM, "--mix", "none", "--method", "moco"),
