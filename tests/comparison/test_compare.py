@@ -161,6 +161,7 @@ def test_a_stopped_comparison_goes_on(
     assert len(measured) == 3
     assert [row["kind"] for row in content["rows"]] == ["random", "start", "run", "supervised"]
     assert content["rows"][:3] == before["rows"]
+    assert any("epochs: 1 with 100%" in note for note in content["notes"])
     monkeypatch.setattr(labelled, "from_scratch", stop)
     assert compared(place, tmp_path, "s0", supervised_epochs=1) == content
     assert compared(place, tmp_path, "s0", k=3, supervised=False)["k"] == 3

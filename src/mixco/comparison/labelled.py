@@ -1,7 +1,7 @@
 """Runs, what they began with, and labels alone, measured on labelled images; the table and verdicts."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -157,24 +157,16 @@ def _train_from_scratch(bench: Bench, untrained: Row, run: Row) -> Done:
 
     run: with this architecture; the training sees about as many images as its pretraining did.
     """
-    encoder, pretraining, asked = untrained.encoders[0], run.pretraining[0], bench.config
-    labelled = {share: len(part.files) for share, part in bench.labels.kept.items()}
-    tested = len(bench.test.files)
-    if asked.supervised_epochs is None:
-        seen = pretraining["images"] * pretraining["epochs"]
-    else:
-        seen = asked.supervised_epochs * (labelled[ALL] + tested / 3)
-    epochs = {share: epochs_for(seen, count, tested) for share, count in labelled.items()}
-    planned = ", ".join(f"{number:,} epochs with {share}" for share, number in epochs.items())
-    seconds = pretraining_seconds(run) if asked.supervised_epochs is None else None
+    encoder, epochs = untrained.encoders[0], _epochs_from_scratch(bench, run)
+    seconds = pretraining_seconds(run) if bench.config.supervised_epochs is None else None
     each = (
         f", about {max(1, round(seconds / 2)):,} s each where the run was trained"
         if seconds
         else ""
     )
     say(
-        f"now {encoder.description.arch} from scratch with the labels: {planned}{each}. What is done is "
-        "kept if you stop it; --no-supervised leaves it out"
+        f"now {encoder.description.arch} from scratch, {_planned(epochs)}{each}. What is "
+        "done is kept if you stop it; --no-supervised leaves it out"
     )
     description = encoder.description
     parts = []
@@ -190,6 +182,22 @@ def _train_from_scratch(bench: Bench, untrained: Row, run: Row) -> Done:
     measured = Measured({"supervised": answers}, sum(part.seconds for part in parts))
     name = untrained.name.replace("random weights", "from scratch with labels")
     return Done(dataclasses.replace(untrained, kind="supervised", name=name), (measured,))
+
+
+def _epochs_from_scratch(bench: Bench, run: Row) -> dict[str, int]:
+    """Epochs of the training with each share of the labels."""
+    labelled = {share: len(part.files) for share, part in bench.labels.kept.items()}
+    pretraining, asked, tested = run.pretraining[0], bench.config, len(bench.test.files)
+    if asked.supervised_epochs is None:
+        seen = pretraining["images"] * pretraining["epochs"]
+    else:
+        seen = asked.supervised_epochs * (labelled[ALL] + tested / 3)
+    return {share: epochs_for(seen, count, tested) for share, count in labelled.items()}
+
+
+def _planned(epochs: Mapping[str, int]) -> str:
+    parts = ", ".join(f"{number:,} with {share}" for share, number in epochs.items())
+    return f"epochs: {parts} of the labels"
 
 
 def summary(bench: Bench, done: list[Done]) -> dict[str, Any]:
@@ -216,7 +224,7 @@ def summary(bench: Bench, done: list[Done]) -> dict[str, Any]:
         "seed": bench.config.seed,
         "rows": [_line(each, sizes_differ) for each in done],
         "verdicts": list(_verdicts(done)),
-        "notes": list(_notes(bench.labels, done, sizes_differ)),
+        "notes": list(_notes(bench, done, sizes_differ)),
     }
 
 
@@ -290,7 +298,7 @@ def _plain(own: Done, other: Done, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _notes(labels: Labels, done: list[Done], sizes_differ: bool) -> Iterable[str]:
+def _notes(bench: Bench, done: list[Done], sizes_differ: bool) -> Iterable[str]:
     runs = [each.row for each in done if each.row.kind == "run"]
     yield (
         "Top-1 in percent ± its standard error from the number of test images. Seconds: training + "
@@ -300,7 +308,14 @@ def _notes(labels: Labels, done: list[Done], sizes_differ: bool) -> Iterable[str
         "Nothing was chosen on the test images. Verdicts are paired tests on them, 95 % certain; the "
         "first ones are with all labels."
     )
-    yield from labels.left_out
+    yield from bench.labels.left_out
+    for each in done:
+        if each.row.kind == "supervised":
+            run = next(row for row in runs if row.runs[0] in each.row.runs)
+            yield (
+                f"{each.row.name}, {_planned(_epochs_from_scratch(bench, run))}. Longer training may "
+                "reach more (--supervised-epochs)."
+            )
     yield from names_of_published(each.row for each in done)
     if any(len(row.encoders) > 1 for row in runs):
         yield "(seeds ...): the standard deviation over seeds of pretraining. The verdicts count it."
