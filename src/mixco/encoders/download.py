@@ -49,7 +49,7 @@ class Origin:
     licence: str
     """An SPDX id in lower case, as the hub says it, or "unknown"."""
     sha256: str
-    """Of the file, in 64 hexadecimal digits."""
+    """The SHA-256 of the file: 64 hexadecimal digits."""
 
     @property
     def training(self) -> str:
