@@ -56,7 +56,7 @@ from mixco.data import file_index
 from mixco.data.datasets import list_images
 from mixco.data.datasets.folders import EXTENSIONS
 from mixco.data.image_list import ImageList
-from mixco.data.images import Images
+from mixco.data.images import Images, view_batches
 from mixco.data.loading import open_images
 from mixco.data.packing import pack
 from mixco.data.streaming import stream
@@ -78,7 +78,8 @@ def views_of(
             draws = generator_for(0, "benchmark", step=step)
             yield torch.randint(len(images), (batch,), generator=draws), draws
 
-    return images.view_batches(
+    return view_batches(
+        images,
         plan(),
         moco_v2(Input(size)),
         members=torch.arange(len(images)),

@@ -193,12 +193,14 @@ def time_steps(
         if began is not None:
             stack.enter_context(opened(setup)).restore(method, optimizer)
         method.train()
-        batches = stack.enter_context(closing(setup.views(print)))
+        batches = stack.enter_context(closing(setup.batches(print)))
         before, watch = peak_memory(device), Stopwatch()
         clock = Parts(device, method) if parts else None
         untimed += setup.images.prefetched
-        for step, (_, views) in enumerate(waited(batches, watch), 1):
+        for step, drawn in enumerate(waited(batches, watch), 1):
             draws = generator_for(seed, "method", step=step)
+            with clock.part("views") if clock else nullcontext():
+                views = setup.make_views(drawn)
             with clock.part("passes") if clock else nullcontext():
                 losses = forward_backward(method, views, draws, compute=setup.compute)
             with clock.part("optimiser") if clock else nullcontext():
@@ -268,7 +270,7 @@ class Parts:
             momentum = self.seconds["alone"]
         s, whole = self.seconds, watch.seconds
         found = {
-            "views": watch.waited,
+            "views": s["views"] + watch.waited,
             "queries": s["queries"],
             "keys": s["keys"],
             "momentum": momentum,

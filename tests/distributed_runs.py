@@ -47,9 +47,9 @@ def a_run_with_a_folder_each(photos: Path, places: Path, rank_of_folder: dict[in
     with opened(setup) as run:
         assert not run.finished
         state = run.restore(method, optimizer)
-        views = setup.views(run.on_unreadable)
+        batches = setup.batches(run.on_unreadable)
         for step in range(setup.steps_per_epoch):
-            _, both = next(views)
+            both = setup.make_views(next(batches))
             draws = generator_for(0, "method", step=step)
             losses = forward_backward(method, both, draws, compute=setup.compute, batch=BATCH)
             state.add(losses, 0.1)
@@ -60,6 +60,6 @@ def a_run_with_a_folder_each(photos: Path, places: Path, rank_of_folder: dict[in
         run.log(state)
         run.save(method, optimizer, state)
         run.finish(method, state)
-        views.close()
+        batches.close()
     with opened(setup) as again:
         return {"finished": again.finished, "step": state.step}

@@ -84,7 +84,10 @@ class Pull(nn.Module):
         with torch.no_grad():
             targets = F.normalize(self.target(views[1]).float(), dim=1)
         images = views[0]
-        mixed = mixed_queries(self.mix, images, parts, draws) if self.mix else None
+        mixed = None
+        if self.mix:
+            pairs = self.mix.draw(sum(map(len, parts)), draws)
+            mixed = mixed_queries(self.mix, images, parts, pairs)
         if mixed is not None:
             images = torch.cat([images, mixed.images])
         predictions = F.normalize(self.predictor(self.encoder(images)).float(), dim=1)

@@ -17,7 +17,7 @@ from sample_images import mosaics, sample_images
 
 from mixco.data.datasets import list_images
 from mixco.data.decode import GREY, RGB, Box, Pixel, decode, decode_crops, read_header
-from mixco.data.images import Images
+from mixco.data.images import Images, view_batches
 from mixco.data.loading import open_images
 from mixco.data.normalisation import measure
 from mixco.data.opening import UnreadableImage
@@ -261,7 +261,8 @@ def test_packed_and_streamed_hold_the_same_pixels(
     plain = Input(32, (0.0,) * channels, (1.0,) * channels)
     views = []
     for images in (packed, streamed):
-        ((_, (view,)),) = images.view_batches(
+        ((_, (view,)),) = view_batches(
+            images,
             [(index, torch.Generator().manual_seed(7))],
             crop_and_flip(plain),
             members=index,
@@ -320,7 +321,8 @@ def test_views_of_tall_and_wide_ones_hold_no_margin_and_evaluation_sees_their_mi
     plain = Input(64, (0.0,) * 3, (1.0,) * 3)
     how = {"compute": Compute(torch.device("cpu"), torch.float32), "on_unreadable": print}
     plan = [(index, torch.Generator().manual_seed(0))]
-    ((_, (views,)),) = images.view_batches(
+    ((_, (views,)),) = view_batches(
+        images,
         plan,
         crop_and_flip(plain),
         members=index[:1],

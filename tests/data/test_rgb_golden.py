@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mixco.data.datasets import list_images
-from mixco.data.images import Images
+from mixco.data.images import Images, view_batches
 from mixco.data.loading import open_images
 from mixco.data.workers import Request, decode_batches
 from mixco.runtime.device import Compute
@@ -59,7 +59,8 @@ def test_streamed_crops() -> None:
 def test_views(tmp_path: Path) -> None:
     """To what float32 keeps: processors add in different orders."""
     a = simclr(Input(40, SOURCE.mean, SOURCE.std))
-    batches = opened(tmp_path, "packed").view_batches(
+    batches = view_batches(
+        opened(tmp_path, "packed"),
         [(INDEX, torch.Generator().manual_seed(7))],
         a,
         members=torch.arange(1600),

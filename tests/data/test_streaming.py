@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mixco.data import loading, workers
 from mixco.data.datasets import list_images
-from mixco.data.images import Images, refuse_lost_classes
+from mixco.data.images import Images, refuse_lost_classes, view_batches
 from mixco.data.loading import open_images
 from mixco.data.workers import CroppedFiles, FileNames
 from mixco.runtime.device import Compute
@@ -86,7 +86,8 @@ def drawn(
     members = torch.arange(len(images)) if members is None else members
     return [
         (view_q, view_k)
-        for _, (view_q, view_k) in images.view_batches(
+        for _, (view_q, view_k) in view_batches(
+            images,
             plan_of(members, steps, batch),
             augmentation,
             members=members,
@@ -283,7 +284,8 @@ def test_the_indices_are_those_of_the_images_that_are_shown(damaged: Path) -> No
     images = opened(damaged, "streamed", 1)
     everything = torch.arange(len(images))
     asked = torch.tensor([3, 4, 5, 6])
-    ((index, (view,)),) = images.view_batches(
+    ((index, (view,)),) = view_batches(
+        images,
         [(asked, torch.Generator())],
         CROPS,
         members=everything,
@@ -333,7 +335,8 @@ def test_too_little_shared_memory_is_reported_beforehand(
 def test_a_worker_that_is_killed_is_reported(photos: Path) -> None:
     images = opened(photos, "streamed", 1)
     everything = torch.arange(len(images))
-    batches = images.view_batches(
+    batches = view_batches(
+        images,
         plan_of(everything, 100, 20),
         CROPS,
         members=everything,
@@ -391,13 +394,15 @@ def test_workers_end_with_a_run_that_is_killed(photos: Path) -> None:
     code = """if True:
         import itertools, sys, torch
         from mixco.data.datasets import list_images
+        from mixco.data.images import view_batches
         from mixco.data.streaming import stream
         from mixco.runtime.device import Compute
         from mixco.views.augment import Augmentation, Input
         images = stream(list_images(sys.argv[1], None, "pretrain"), 2)
         everything = torch.arange(len(images))
         plan = ((everything[:4], torch.Generator()) for _ in itertools.count())
-        batches = images.view_batches(
+        batches = view_batches(
+            images,
             plan, Augmentation(Input(32)), members=everything, batch_size=4,
             compute=Compute(torch.device("cpu"), torch.float32), on_unreadable=print,
         )

@@ -116,8 +116,8 @@ def test_weights_and_views_have_the_runs_memory_format(
     setup = prepared(photos, loading=loading, memory_format=memory_format, precision="float32")
     wanted = MEMORY_FORMATS[memory_format]
     weights = [p for p in build(setup).parameters() if p.ndim == 4 and p.shape[2] > 1]
-    with closing(setup.views(print)) as batches:
-        _, views = next(batches)
+    with closing(setup.batches(print)) as batches:
+        views = setup.make_views(next(batches))
     index = torch.arange(4)
     parts = setup.images.evaluation_batches(
         index, setup.input, compute=setup.compute, on_unreadable=print

@@ -107,7 +107,7 @@ def test_central_outputs_go_with_their_images(photos: Path, teacher: Path, tmp_p
         on_unreadable=lambda *_: None,
     )
     rows = dict(zip(index.tolist(), features, strict=True))
-    steps = list(setup.views(lambda *_: None))
+    steps = [(drawn.images, setup.make_views(drawn)) for drawn in setup.batches(lambda *_: None)]
     assert len(steps) == setup.steps
     for batch, views in steps:
         assert [len(each) for each in views] == [16, 16]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixco.data.images import Images
+from mixco.data.images import Images, view_batches
 from mixco.embeddings.features import extract_features, features_of
 from mixco.embeddings.knn import neighbours
 from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
@@ -98,7 +98,8 @@ def look(
         (part, generator_for(seed, "compared views", step=step))
         for step, part in enumerate(torch.split(index, BATCH))
     )
-    pairs = images.view_batches(
+    pairs = view_batches(
+        images,
         plan,
         augmentation,
         members=index,

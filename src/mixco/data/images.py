@@ -1,7 +1,8 @@
 """What packed and streamed images have in common."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Literal, Protocol
+from contextlib import closing
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from mixco.data.image_list import ImageList
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import shown
-from mixco.views.augment import Augmentation, Input
+from mixco.views.augment import Augmentation, Input, ViewFunctions, ViewParameters
 
 FEATURE_BATCH = 512
 
@@ -19,6 +20,20 @@ Plan = Iterable[tuple[Tensor, torch.Generator]]
 
 Views = tuple[Tensor, list[Tensor]]
 """The indices of a batch's images, int64 [B] on the CPU, and its views, each [B, C, size, size]."""
+
+
+class Drawn(NamedTuple):
+    """What the views of a batch are made from. The tensors are on the CPU, until they are sent."""
+
+    images: Tensor
+    """int64 [b]: their indices."""
+    pixels: Tensor
+    """Where their pixels are. int64 [b]: rows of images that are on the device already; or uint8 or
+    uint16 [b, C, S, S]: canvases, or [count, b, C, size, size]: crops, one for each view."""
+    parameters: tuple[ViewParameters, ...]
+    """Of each view."""
+    others: tuple[Tensor, ...] = ()
+    """[b, ...]: what the method takes after the views, as it is."""
 
 
 class Images(Protocol):
@@ -60,19 +75,19 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def view_batches(
+    def draw_batches(
         self,
         plan: Plan,
         augmentation: Augmentation,
         *,
         members: Tensor,
         batch_size: int,
-        compute: Compute,
+        device: torch.device,
         on_unreadable: Callable[[str, str], None],
         count: int = 2,
         rows: Tensor | None = None,
-    ) -> Generator[Views, None, None]:
-        """`count` views of each batch of a plan, on compute's device and in its formats (`apply_view`).
+    ) -> Generator[Drawn, None, None]:
+        """What `count` views of each batch of a plan are made from; device: of the views.
 
         The same draws make the same crops, packed and streamed. Streamed, the plan is read a few batches
         ahead.
@@ -83,6 +98,18 @@ class Images(Protocol):
             members takes its place.
 
         Closing the generator ends its worker processes. Raises UserError as `decode_batches` does.
+        """
+
+    def make_views(
+        self,
+        drawn: Drawn,
+        augmentation: Augmentation,
+        compute: Compute,
+        functions: ViewFunctions = ...,
+    ) -> list[Tensor]:
+        """The views of a batch, each [b, C, size, size] on compute's device and in its formats.
+
+        After them drawn.others, on the device.
         """
 
     def evaluation_batches(
@@ -107,6 +134,15 @@ class Images(Protocol):
         An image lies in the top left of its canvas; the rest is 0, and so is all of an unreadable one.
         side: of the canvases of streamed images.
         """
+
+
+def view_batches(
+    images: Images, plan: Plan, augmentation: Augmentation, *, compute: Compute, **how: Any
+) -> Generator[Views, None, None]:
+    """The views of each batch of a plan; how: the arguments of `Images.draw_batches`."""
+    with closing(images.draw_batches(plan, augmentation, device=compute.device, **how)) as batches:
+        for drawn in batches:
+            yield drawn.images, images.make_views(drawn, augmentation, compute)
 
 
 def refuse_lost_classes(source: ImageList, labels: Tensor) -> None:

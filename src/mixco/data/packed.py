@@ -1,7 +1,7 @@
 """Images that were decoded once, in one memory-mapped file."""
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mixco.data.image_list import ImageList
-from mixco.data.images import FEATURE_BATCH, Plan, Views
+from mixco.data.images import FEATURE_BATCH, Drawn, Plan
 from mixco.runtime.device import Compute, send
-from mixco.views.augment import Augmentation, Input, apply_view, evaluation_view, sample_view
+from mixco.views.augment import Augmentation, Input, ViewFunctions, evaluation_view, sample_view
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class PackedImages:
     source: ImageList
     path: Path
     """The packed file."""
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -54,30 +55,59 @@ class PackedImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def view_batches(
+    def near(self, device: torch.device) -> Tensor:
+        """The images on the device, copied there once, where they fit; else as they are.
+
+        They fit a GPU when they take at most half of its free memory. On a CPU the memory-mapped file is
+        the copy: the system keeps its pages in memory.
+        """
+        if device.type != "cuda":
+            return self.images
+        if device not in self._copies:
+            fit = self.images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
+            self._copies[device] = self.images.to(device) if fit else self.images
+        return self._copies[device]
+
+    def draw_batches(
         self,
         plan: Plan,
         augmentation: Augmentation,
         *,
         members: Tensor,  # noqa: ARG002
         batch_size: int,  # noqa: ARG002
-        compute: Compute,
+        device: torch.device,
         on_unreadable: Callable[[str, str], None],  # noqa: ARG002
         count: int = 2,
         rows: Tensor | None = None,
-    ) -> Generator[Views, None, None]:
-        images = make_resident(self.images, compute.device)
+    ) -> Generator[Drawn, None, None]:
         here = slice(None) if rows is None else rows
+        # Large images stay in the machine's memory, from where each batch is sent.
+        sent = device.type == "cuda" and self.near(device).device != device
+        for index, generator in plan:
+            extents = self.extents[index]
+            drawn = [sample_view(extents, augmentation, generator) for _ in range(count)]
+            pixels = (
+                take_rows(self.images, index[here], self.images.device) if sent else index[here]
+            )
+            yield Drawn(index[here], pixels, tuple(p.rows(here) for p in drawn))
 
-        def batches() -> Generator[Views, None, None]:
-            for index, generator in plan:
-                batch = take_rows(images, index[here], compute.device)
-                extents = self.extents[index]
-                drawn = [sample_view(extents, augmentation, generator) for _ in range(count)]
-                views = [apply_view(batch, p[here], augmentation, *compute.formats) for p in drawn]
-                yield index[here], views
-
-        return batches()
+    def make_views(
+        self,
+        drawn: Drawn,
+        augmentation: Augmentation,
+        compute: Compute,
+        functions: ViewFunctions = ViewFunctions(),  # noqa: B008
+    ) -> list[Tensor]:
+        images = self.near(compute.device)
+        if drawn.pixels.ndim == 1:
+            batch = take_rows(images, drawn.pixels, compute.device)
+        else:
+            batch = send(drawn.pixels, compute.device)
+        views = [
+            functions.apply(batch, parameters, augmentation, *compute.formats)
+            for parameters in drawn.parameters
+        ]
+        return [*views, *(send(other, compute.device) for other in drawn.others)]
 
     def evaluation_batches(
         self,
@@ -89,21 +119,11 @@ class PackedImages:
         batch_size: int = FEATURE_BATCH,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         for part in torch.split(index, batch_size):
-            batch = take_rows(self.images, part, compute.device)
+            batch = take_rows(self.near(compute.device), part, compute.device)
             yield part, evaluation_view(batch, self.extents[part], input, *compute.formats)
 
     def canvases(self, index: Tensor, side: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         return self.images[index], self.extents[index]
-
-
-def make_resident(images: Tensor, device: torch.device) -> Tensor:
-    """Copy images [N, C, S, S] to a GPU when they take at most half of its free memory.
-
-    On a CPU the memory-mapped file is the resident copy: the system keeps its pages in memory.
-    """
-    if device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
-        return images.to(device)
-    return images
 
 
 def take_rows(images: Tensor, index: Tensor, device: torch.device) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mixco.data.image_list import ImageList, read_reduced, torch_type
-from mixco.data.images import FEATURE_BATCH, Plan, Views
-from mixco.data.workers import PREFETCHED, Batch, Request, decode_batches
+from mixco.data.images import FEATURE_BATCH, Drawn, Plan
+from mixco.data.workers import PREFETCHED, Request, decode_batches
 from mixco.runtime.device import Compute, send
 from mixco.views import augment as views
-from mixco.views.augment import Augmentation, Input, ViewParameters
+from mixco.views.augment import Augmentation, Input, ViewFunctions, ViewParameters
 
 
 @dataclass(frozen=True)
@@ -58,25 +58,25 @@ class StreamedImages:
     def __len__(self) -> int:
         return len(self.source.files)
 
-    def view_batches(
+    def draw_batches(
         self,
         plan: Plan,
         augmentation: Augmentation,
         *,
         members: Tensor,
         batch_size: int,
-        compute: Compute,
+        device: torch.device,
         on_unreadable: Callable[[str, str], None],
         count: int = 2,
         rows: Tensor | None = None,
-    ) -> Generator[Views, None, None]:
+    ) -> Generator[Drawn, None, None]:
         here = slice(None) if rows is None else rows
-        parameters: deque[list[ViewParameters]] = deque()
+        parameters: deque[tuple[ViewParameters, ...]] = deque()
 
         def requests() -> Iterator[Request]:
             for index, generator in plan:
                 drawn = [views.draw_view(len(index), augmentation, generator) for _ in range(count)]
-                parameters.append([rest[here] for _, rest in drawn])
+                parameters.append(tuple(rest.rows(here) for _, rest in drawn))
                 crops = torch.stack([crops[:, here] for crops, _ in drawn], dim=2)
                 yield Request(index[here].numpy(), crops.numpy())
 
@@ -90,9 +90,23 @@ class StreamedImages:
             on_unreadable=on_unreadable,
             augmentation=augmentation,
             members=members,
-            pin=compute.device.type == "cuda",
+            pin=device.type == "cuda",
         )
-        return _finished(decoded, parameters, augmentation, compute)
+        return (Drawn(b.files, b.crops, parameters.popleft()) for b in decoded)
+
+    def make_views(
+        self,
+        drawn: Drawn,
+        augmentation: Augmentation,
+        compute: Compute,
+        functions: ViewFunctions = ViewFunctions(),  # noqa: B008
+    ) -> list[Tensor]:
+        crops = send(drawn.pixels, compute.device)
+        views = [
+            functions.finish(crop, parameters, augmentation, *compute.formats)
+            for crop, parameters in zip(crops, drawn.parameters, strict=True)
+        ]
+        return [*views, *(send(other, compute.device) for other in drawn.others)]
 
     def evaluation_batches(
         self,
@@ -137,20 +151,3 @@ def stream(source: ImageList, workers: int) -> StreamedImages:
     """workers: processes that decode; 0 decodes in this one."""
     labels = None if source.labels is None else torch.tensor(source.labels)
     return StreamedImages(source, labels, workers)
-
-
-def _finished(
-    decoded: Iterator[Batch],
-    parameters: deque[list[ViewParameters]],
-    augmentation: Augmentation,
-    compute: Compute,
-) -> Generator[Views, None, None]:
-    for batch in decoded:
-        crops = send(batch.crops, compute.device)
-        yield (
-            batch.files,
-            [
-                views.finish_view(crop, rest, augmentation, *compute.formats)
-                for crop, rest in zip(crops, parameters.popleft(), strict=True)
-            ],
-        )

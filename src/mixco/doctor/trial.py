@@ -9,13 +9,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-from mixco.data.images import Views
-from mixco.models.encoder import drops_at_random
+from mixco.data.images import Drawn
 from mixco.runtime.device import peak_memory, synchronise
-from mixco.runtime.seeding import generator_for
+from mixco.training.capture import build_step
 from mixco.training.optimisers import build_optimizer
 from mixco.training.setup import Setup
-from mixco.training.step import forward_backward, update
 
 WARM_UP, FEWEST, MOST = 2, 2, 10  # steps
 
@@ -39,15 +37,15 @@ def try_steps(setup: Setup, method: nn.Module, *, seconds: float) -> Trial:
     method: as `training.build.build` returns it; it is trained. seconds: no step begins after them, once
         two are timed.
     """
-    optimisation, seed = setup.settings.optimisation, setup.settings.run.seed
+    optimisation, steps = setup.settings.optimisation, setup.steps
     batch, compute = min(optimisation.batch_size, len(setup.members)), setup.compute
     endless = dataclasses.replace(optimisation, batch_size=batch, epochs=10**6)
     setup = dataclasses.replace(
         setup, settings=dataclasses.replace(setup.settings, optimisation=endless)
     )
     optimizer = build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
-    batches, drops = setup.views(lambda _file, _reason: None), drops_at_random(method)
-    method.train()
+    batches = setup.batches(lambda _file, _reason: None)
+    take = build_step(setup, method.train(), method, optimizer, steps)
     rates: list[float] = []
     waited = 0.0
     with closing(batches):
@@ -58,17 +56,10 @@ def try_steps(setup: Setup, method: nn.Module, *, seconds: float) -> Trial:
                 break
             warm = step >= WARM_UP or (step > 0 and time.monotonic() > end)
             began = time.perf_counter()
-            _, views = next(batches)
-            synchronise(compute.device)
+            drawn = next(batches)
             has_images = time.perf_counter()
-            forward_backward(
-                method,
-                views,
-                generator_for(seed, "method", step=step),
-                compute=compute,
-                dropout=generator_for(seed, "dropout", step=step) if drops else None,
-            )
-            update(optimizer, 0.0)
+            take.losses(drawn, step)
+            take.update(0.0)
             synchronise(compute.device)
             if warm:
                 rates.append(batch / (time.perf_counter() - began))
@@ -77,7 +68,7 @@ def try_steps(setup: Setup, method: nn.Module, *, seconds: float) -> Trial:
     return Trial(rates, waited / total, peak_memory(compute.device))
 
 
-def _use_up(batches: Iterator[Views], prefetched: int, seconds: float) -> None:
+def _use_up(batches: Iterator[Drawn], prefetched: int, seconds: float) -> None:
     """Take what worker processes have prepared ahead, which would make the first steps too fast."""
     end = time.monotonic() + seconds
     for _ in range(prefetched):

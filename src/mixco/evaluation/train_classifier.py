@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixco.data.images import Plan
+from mixco.data.images import Plan, view_batches
 from mixco.data.loading import epoch_batches
 from mixco.encoders.checkpoint import fingerprint
 from mixco.evaluation.classifier import Classifier
@@ -85,7 +85,8 @@ def train_classifier(
     batch_size = min(batch_size, len(members))
     steps_per_epoch = len(members) // batch_size
     steps = epochs * steps_per_epoch
-    views = train.images.view_batches(
+    views = view_batches(
+        train.images,
         plan(members, batch_size, epochs, seed),
         augmentation,
         members=members,

@@ -15,11 +15,17 @@ from torch import Tensor, nn
 from mixco.losses import contrastive_accuracy, similarity_logits, soft_cross_entropy, soft_infonce
 from mixco.methods.mixed import mixed_queries
 from mixco.methods.options import DistilOptions
-from mixco.mixing import Mixer
+from mixco.mixing import Mixer, Pairs
 from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
 from mixco.models.key_queue import KeyQueue
-from mixco.runtime.device import send
-from mixco.runtime.distributed import Parts, gather, rank, scale_local_mean, split_batch, world
+from mixco.runtime.distributed import (
+    Parts,
+    gather,
+    local_rows,
+    scale_local_mean,
+    split_batch,
+    world,
+)
 
 
 def build(
@@ -89,14 +95,21 @@ class Distil(nn.Module):
         self.mix_weight = mix_weight
         self.micro_batches = micro_batches
 
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Pairs, ...]:
+        """The draws of a step: the pairs of the mixer, where there is one."""
+        return (self.mix.draw(batch, generator),) if self.mix else ()
+
     def forward(
-        self, views: Sequence[Tensor], draws: torch.Generator, batch: int | None = None
+        self,
+        views: Sequence[Tensor],
+        draws: torch.Generator | tuple[Pairs, ...],
+        batch: int | None = None,
     ) -> dict[str, Tensor]:
         """The losses of a batch: scalars loss, clean, accuracy, and mixed where there is a mixer.
 
         views: one of [b, 3, S, S], and after it the teacher's outputs [b, D] for these images where they
             are known already; otherwise the teacher looks at the view.
-        draws: on the CPU, equal on all processes; for the pairs of the mixer.
+        draws: what `draw` gives, equal on all processes, or a generator on the CPU to draw it from.
         batch: B, the images of all processes, of which this one holds b (`distributed.split_batch`);
             None with one process. The mean of the losses over the processes does not depend on how many
             there are.
@@ -108,15 +121,16 @@ class Distil(nn.Module):
         here = len(view)
         batch = batch or here
         parts = split_batch(batch, world())
-        mixed = mixed_queries(self.mix, view, parts, draws) if self.mix else None
+        pairs = self.draw(batch, draws) if isinstance(draws, torch.Generator) else draws
+        mixed = mixed_queries(self.mix, view, parts, *pairs) if self.mix else None
         images = view if mixed is None else torch.cat([view, mixed.images])
         students = _unit(encode_in_micro_batches(self.encoder, images, self.micro_batches))
         taught = self.teach(view, known, parts)  # [B, D]
         candidates = torch.cat([taught, self.queue.keys])  # [B + K, D]
 
         # Fang et al. 2021, eq. 2 to 5: the candidates are the own output and the queue.
-        rows = send(parts[rank()], view.device)
-        own = torch.eye(batch, device=view.device)[rows]  # [b, B]
+        rows = local_rows(batch, view.device)
+        own = (rows[:, None] == torch.arange(batch, device=view.device)).float()  # [b, B]
         others = F.pad(own == 0, (0, len(candidates) - batch))  # [b, B + K]
         targets = similarity_logits(taught[rows], candidates, self.teacher_temperature, others)
         logits = similarity_logits(students[:here], candidates, self.temperature, others)
@@ -143,7 +157,7 @@ class Distil(nn.Module):
         """
         (teacher,), micro = self._teacher, view.tensor_split(self.micro_batches)
         outputs = known[0] if known else torch.cat([teacher(part) for part in micro])
-        return gather(_unit(outputs), parts)
+        return _unit(outputs) if world() == 1 else gather(_unit(outputs), parts)
 
 
 def _unit(outputs: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixco.mixing import Mixer, soft_targets
-from mixco.runtime.distributed import Parts, all_to_all_rows, rank, world
+from mixco.mixing import Mixer, Pairs, soft_targets
+from mixco.runtime.distributed import Parts, all_to_all_rows, rank, split_batch, world
 
 
 class MixedQueries(NamedTuple):
@@ -21,21 +21,21 @@ class MixedQueries(NamedTuple):
 
 
 @torch.no_grad()
-def mixed_queries(mixer: Mixer, view: Tensor, parts: Parts, draws: torch.Generator) -> MixedQueries:
+def mixed_queries(mixer: Mixer, view: Tensor, parts: Parts, pairs: Pairs) -> MixedQueries:
     """Mix the images of one view.
 
-    view: [b, C, S, S], the rows parts[rank()] of the batch. draws: on the CPU, equal on all processes.
+    view: [b, C, S, S], the rows parts[rank()] of the batch. pairs: of the whole batch, as the mixer
+    draws them, equal on all processes; with one process they may be on the device.
 
-    All processes draw the same pairs of the whole batch, and each mixes an equal part of them, which may
-    be none. The images of a pair come from whichever processes hold them, so any pairing works.
+    Each process mixes an equal part of the pairs, which may be none. The images of a pair come from
+    whichever processes hold them, so any pairing works.
     """
-    batch = sum(map(len, parts))
-    pairs = mixer.draw(batch, draws)
-    dealt = torch.arange(len(pairs.lam)).tensor_split(world())
-    here = pairs.rows(dealt[rank()])
-    first, second = (
-        all_to_all_rows(view, parts, tuple(rows[some] for some in dealt))
-        for rows in (pairs.first, pairs.second)
-    )
+    batch, total, here = sum(map(len, parts)), len(pairs.lam), pairs
+    wanted: list[Parts] = [(pairs.first,), (pairs.second,)]
+    if world() > 1:
+        dealt = split_batch(total, world())
+        here = pairs.rows(dealt[rank()])
+        wanted = [tuple(rows[some] for some in dealt) for rows in (pairs.first, pairs.second)]
+    first, second = (all_to_all_rows(view, parts, rows) for rows in wanted)
     images, lam = mixer.combine(first, second, here)
-    return MixedQueries(images, soft_targets(here, lam, batch), len(pairs.lam))
+    return MixedQueries(images, soft_targets(here, lam, batch), total)

@@ -5,6 +5,7 @@ With a mixer it is MixCo on MoCo (Kim et al. 2020, section 2.2).
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +19,16 @@ from mixco.losses import (
 )
 from mixco.methods.mixed import mixed_queries
 from mixco.methods.options import MoCoOptions
-from mixco.mixing import Mixer
+from mixco.mixing import Mixer, Pairs
 from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
 from mixco.models.key_queue import KeyQueue
 from mixco.models.momentum import momentum_copy, momentum_update
 from mixco.models.split_batchnorm import split_batch_norms
-from mixco.runtime.device import send
 from mixco.runtime.distributed import (
     Parts,
     all_to_all_rows,
     gather,
-    rank,
+    local_rows,
     scale_local_mean,
     split_batch,
     world,
@@ -59,6 +59,15 @@ def build(
         generator=generator,
         micro_batches=micro_batches,
     )
+
+
+class MoCoDraws(NamedTuple):
+    """The draws of a step, of the whole batch."""
+
+    pairs: Pairs | None
+    """Of the mixer; None without one."""
+    order: Tensor
+    """int64 [B]: the rows of the batch in the order in which their keys are encoded."""
 
 
 class MoCo(nn.Module):
@@ -102,13 +111,29 @@ class MoCo(nn.Module):
         self.micro_batches = micro_batches
         self.splits = splits * micro_batches  # of all images of this process
 
+    def draw(self, batch: int, generator: torch.Generator) -> MoCoDraws:
+        """The draws of a step, on the CPU: the pairs of the mixer, and the order of the keys.
+
+        The rows of the batch are permuted, so that a key shares the statistics of its part with other
+        images than its query did (He et al. 2020, section 3.3). Each process gets as many as it holds,
+        and deals them to its virtual devices.
+        """
+        pairs = self.mix.draw(batch, generator) if self.mix else None
+        sizes = [len(rows) for rows in split_batch(batch, world())]
+        shuffled = torch.split(torch.randperm(batch, generator=generator), sizes)
+        dealt = [rows[_dealt(len(rows), self.splits)] for rows in shuffled]
+        return MoCoDraws(pairs, torch.cat(dealt))
+
     def forward(
-        self, views: Sequence[Tensor], draws: torch.Generator, batch: int | None = None
+        self,
+        views: Sequence[Tensor],
+        draws: torch.Generator | MoCoDraws,
+        batch: int | None = None,
     ) -> dict[str, Tensor]:
         """The losses of a batch: scalars loss, clean, accuracy, and mixed where there is a mixer.
 
         views: two of [b, 3, S, S], of the same images: the queries' and the keys'.
-        draws: on the CPU, equal on all processes; for the pairs of the mixer and the order of the keys.
+        draws: what `draw` gives, equal on all processes, or a generator on the CPU to draw it from.
         batch: B, the images of all processes, of which this one holds b (`distributed.split_batch`);
             None with one process. The mean of the losses over the processes does not depend on how many
             there are.
@@ -119,12 +144,18 @@ class MoCo(nn.Module):
         here = len(view_q)
         batch = batch or here
         parts = split_batch(batch, world())
-        mixed = mixed_queries(self.mix, view_q, parts, draws) if self.mix else None
+        pairs, order = self.draw(batch, draws) if isinstance(draws, torch.Generator) else draws
+        mixed = (
+            mixed_queries(self.mix, view_q, parts, pairs)
+            if self.mix and pairs is not None
+            else None
+        )
         queries = self.encode_queries([view_q] if mixed is None else [view_q, mixed.images])
-        keys = self.encode_keys(view_k, parts, draws)  # [B, C]
+        keys = self.encode_keys(view_k, parts, order)  # [B, C]
         candidates = torch.cat([keys, self.queue.keys])  # [B + K, C]
 
-        own = torch.eye(batch, device=keys.device)[send(parts[rank()], keys.device)]  # [b, B]
+        rows = local_rows(batch, keys.device)
+        own = (rows[:, None] == torch.arange(batch, device=keys.device)).float()  # [b, B]
         others = F.pad(own == 0, (0, len(candidates) - batch))  # [b, B + K]
         logits = similarity_logits(queries[:here], candidates, self.temperature, exclude=others)
         clean = scale_local_mean(soft_cross_entropy(logits, own), here, batch)
@@ -145,23 +176,17 @@ class MoCo(nn.Module):
 
         All of them go through the encoder in one forward pass.
         """
-        count = sum(map(len, images))
-        queries = self._encode(self.encoder, _deal(images, self.splits))
-        order = _dealt(count, self.splits)
-        return queries.new_empty(queries.shape).index_copy(0, send(order, queries.device), queries)
+        return _undeal(self._encode(self.encoder, _deal(images, self.splits)), self.splits)
 
     @torch.no_grad()
-    def encode_keys(self, view_k: Tensor, parts: Parts, draws: torch.Generator) -> Tensor:
+    def encode_keys(self, view_k: Tensor, parts: Parts, order: Tensor) -> Tensor:
         """[b, 3, S, S] -> unit keys [B, C] of all, from the key encoder after its momentum update.
 
-        The images are permuted before the encoder, across the processes, and the keys put back after
-        it, so that a key shares the statistics of its part with other images than its query did
-        (He et al. 2020, section 3.3).
+        order: as in `MoCoDraws`. The images come in this order, across the processes; the keys are put
+        back in that of the batch.
         """
         momentum_update(self.key_encoder, self.encoder, self.momentum)
-        sizes = [len(rows) for rows in parts]
-        shuffled = torch.split(torch.randperm(sum(sizes), generator=draws), sizes)
-        dealt = tuple(rows[_dealt(len(rows), self.splits)] for rows in shuffled)
+        dealt = torch.split(order, [len(rows) for rows in parts])
         keys = self._encode(self.key_encoder, all_to_all_rows(view_k, parts, dealt))
         return gather(keys, dealt)
 
@@ -171,17 +196,19 @@ class MoCo(nn.Module):
         return F.normalize(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), dim=1)
 
 
-def _dealt(count: int, splits: int) -> Tensor:
+def _dealt(count: int, splits: int, device: torch.device | None = None) -> Tensor:
     """The order in which images are dealt to the virtual devices, one each in turn: int64 [count].
 
     Split batch norms take contiguous parts. Dealt in turn, each part gets its share of the clean and
     of the mixed images, as each real device would.
     """
-    return torch.argsort(torch.arange(count) % splits, stable=True)
+    return torch.argsort(torch.arange(count, device=device) % splits, stable=True)
 
 
 def _deal(images: Sequence[Tensor], splits: int) -> Tensor:
-    """torch.cat(images) in the order of `_dealt`, with one copy of each image."""
+    """torch.cat(images) in the order of `_dealt`, with at most one copy of each image."""
+    if splits == 1:
+        return images[0] if len(images) == 1 else torch.cat(list(images))
     starts = [sum(map(len, images[:i])) for i in range(len(images))]
     return torch.cat(
         [
@@ -190,3 +217,12 @@ def _deal(images: Sequence[Tensor], splits: int) -> Tensor:
             for some, start in zip(images, starts, strict=True)
         ]
     )
+
+
+def _undeal(outputs: Tensor, splits: int) -> Tensor:
+    """[N, C] in the order of `_dealt` -> in the order before."""
+    count = len(outputs)
+    if count % splits == 0:
+        return outputs.view(splits, count // splits, -1).transpose(0, 1).reshape(outputs.shape)
+    order = _dealt(count, splits, outputs.device)
+    return torch.empty_like(outputs).index_copy(0, order, outputs)

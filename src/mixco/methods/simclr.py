@@ -18,10 +18,9 @@ from mixco.losses import (
 )
 from mixco.methods.mixed import mixed_queries
 from mixco.methods.options import MethodOptions
-from mixco.mixing import Mixer
+from mixco.mixing import Mixer, Pairs
 from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
-from mixco.runtime.device import send
-from mixco.runtime.distributed import gather, rank, scale_local_mean, split_batch, world
+from mixco.runtime.distributed import gather, local_rows, scale_local_mean, split_batch, world
 
 
 def build(
@@ -70,13 +69,20 @@ class SimCLR(nn.Module):
         self.mix_weight = mix_weight
         self.micro_batches = micro_batches
 
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Pairs, ...]:
+        """The draws of a step: the pairs of each view, where there is a mixer."""
+        return tuple(self.mix.draw(batch, generator) for _ in range(2)) if self.mix else ()
+
     def forward(
-        self, views: Sequence[Tensor], draws: torch.Generator, batch: int | None = None
+        self,
+        views: Sequence[Tensor],
+        draws: torch.Generator | tuple[Pairs, ...],
+        batch: int | None = None,
     ) -> dict[str, Tensor]:
         """The losses of a batch: scalars loss, clean, accuracy, and mixed where there is a mixer.
 
         views: two of [b, 3, S, S], of the same images.
-        draws: on the CPU, equal on all processes; for the pairs of the mixer.
+        draws: what `draw` gives, equal on all processes, or a generator on the CPU to draw it from.
         batch: B, the images of all processes, of which this one holds b (`distributed.split_batch`);
             None with one process. The mean of the losses over the processes does not depend on how many
             there are.
@@ -88,17 +94,24 @@ class SimCLR(nn.Module):
         here = len(view_i)
         batch = batch or here
         parts = split_batch(batch, world())
-        mixed = [mixed_queries(self.mix, view, parts, draws) for view in views] if self.mix else []
+        pairs = self.draw(batch, draws) if isinstance(draws, torch.Generator) else draws
+        mixed = (
+            [mixed_queries(self.mix, *each) for each in zip(views, [parts] * 2, pairs, strict=True)]
+            if self.mix
+            else []
+        )
         images = torch.cat([view_i, view_j, *(some.images for some in mixed)])
         outputs = encode_in_micro_batches(self.encoder, images, self.micro_batches)
         dtype = torch.promote_types(outputs.dtype, torch.float32)
         outputs = F.normalize(outputs.to(dtype), dim=1)  # [2b (+ 2m), C]
 
-        both = tuple(torch.cat([rows, rows + batch]) for rows in parts)
         queries = outputs[: 2 * here]  # one slice: two would add their gradients in another order
-        z = gather(queries, both)  # [2B, C], with gradient
-        itself = torch.eye(2 * batch, dtype=torch.bool, device=z.device)
-        itself = itself[send(both[rank()], z.device)]  # [2b, 2B]
+        z = queries  # [2B, C], with gradient
+        if world() > 1:
+            z = gather(queries, tuple(torch.cat([rows, rows + batch]) for rows in parts))
+        rows = local_rows(batch, z.device)
+        rows = torch.cat([rows, rows + batch])
+        itself = rows[:, None] == torch.arange(2 * batch, device=z.device)  # [2b, 2B]
         other_view = itself.roll(batch, dims=1).to(dtype)
         logits = similarity_logits(queries, z, self.temperature, exclude=itself)
         clean = scale_local_mean(soft_cross_entropy(logits, other_view), here, batch)

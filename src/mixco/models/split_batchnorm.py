@@ -6,6 +6,7 @@ devices, shuffling the keys across them is enough. One device needs two things: 
 virtual devices, which this module does, and permuting the keys, which methods/moco.py does.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -81,6 +82,56 @@ class _Parts(torch.autograd.Function):
         )
 
 
+def one_pass(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    splits: int,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """`_Parts` for `splits` equal parts, all at once: for a compiler, which fuses it.
+
+    Equal to it but for rounding. Operation by operation it would move three times the bytes.
+    x: [N, C, H, W], N a multiple of splits.
+    """
+    batch, channels, height, width = x.shape
+    parts = x.view(splits, batch // splits, channels, height, width)  # also of channels_last
+    parts = parts.to(torch.promote_types(x.dtype, torch.float32))
+    var, mean = torch.var_mean(parts, dim=(1, 3, 4), correction=0, keepdim=True)
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight.view(1, 1, channels, 1, 1)
+    out = (parts - mean) * scale
+    if bias is not None:
+        out = out + bias.view(1, 1, channels, 1, 1)
+    with torch.no_grad():
+        count = batch // splits * height * width
+        # Each part's update shrinks those before it: part i is followed by splits - 1 - i others. The
+        # weights are made on the device; a constant of the host would be copied there at each step.
+        after = torch.arange(splits - 1, -1, -1, dtype=mean.dtype, device=x.device)[:, None]
+        weights = momentum * (1 - momentum) ** after
+        for running, found in (
+            (running_mean, mean),
+            (running_var, var * (count / (count - 1))),
+        ):
+            update = (weights * found.view(splits, channels)).sum(0)
+            running.mul_((1 - momentum) ** splits).add_(update)
+    return out.to(x.dtype).view(batch, channels, height, width)
+
+
+def normalise_in_one_pass(model: nn.Module, function: Callable[..., Tensor] | None) -> None:
+    """Let the split batch norms of the model take equal parts at once.
+
+    function: `one_pass`, or compiled from it. None: one part after the other again.
+    """
+    for module in model.modules():
+        if hasattr(module, "splits"):
+            setattr(module, "one_pass", function)  # noqa: B010
+
+
 def _split_batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """Normalise each contiguous part of x [N, C, H, W] by its own statistics."""
     splits = min(cast(int, norm.splits), x.shape[0])
@@ -88,19 +139,11 @@ def _split_batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     # together weigh as much as one update of the whole batch.
     momentum = 1 - (1 - cast(float, norm.momentum)) ** (1 / splits)
     cast(Tensor, norm.num_batches_tracked).add_(1)
-    return cast(
-        Tensor,
-        _Parts.apply(
-            x,
-            norm.weight,
-            norm.bias,
-            norm.running_mean,
-            norm.running_var,
-            _sizes(x.shape[0], splits),
-            momentum,
-            norm.eps,
-        ),
-    )
+    at_once = getattr(norm, "one_pass", None) if x.shape[0] % splits == 0 else None
+    function = at_once or _Parts.apply
+    parts = splits if at_once else _sizes(x.shape[0], splits)
+    tensors = (x, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return cast(Tensor, function(*tensors, parts, momentum, norm.eps))
 
 
 def _cut(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:

@@ -119,15 +119,25 @@ def split_batch(batch: int, processes: int) -> Parts:
     return torch.arange(batch).tensor_split(processes)
 
 
+def local_rows(batch: int, device: torch.device) -> Tensor:
+    """The rows of a batch that this process holds: split_batch(batch, world())[rank()].
+
+    Made on the device, which waits for nothing.
+    """
+    count, rest = divmod(batch, world())
+    start = rank() * count + min(rank(), rest)
+    return torch.arange(start, start + count + (rank() < rest), device=device)
+
+
 def gather(x: Tensor, parts: Parts) -> Tensor:
     """All rows of a batch, in its order, on every process: [b, ...] -> [B, ...].
 
     x: the rows that this process holds, parts[rank()]. The gradient of a row is summed over all
     processes and goes back to the process that holds the row.
     """
-    order = torch.cat(parts)
-    if world() == 1 and torch.equal(order, torch.arange(len(order))):
-        return x
+    if world() == 1:
+        (order,) = parts
+        return torch.empty_like(x).index_copy(0, send(order, x.device), x)
     gathered: Tensor = _Gather.apply(x, parts)
     return gathered
 
@@ -142,16 +152,13 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        if world() > 1:
-            gradient = gradient.clone(memory_format=torch.contiguous_format)
-            dist.all_reduce(gradient)
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
         return gradient[send(ctx.here, gradient.device)], None
 
 
 def _all_rows(x: Tensor, sizes: list[int]) -> Tensor:
     """The rows of all processes, in the order of the processes; sizes: how many each has."""
-    if world() == 1:
-        return x
     most = max(sizes)  # all_gather needs equally many of each: pad with zeros, then cut
     mine = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])]) if len(x) < most else x
     rows = x.new_empty(len(sizes) * most, *x.shape[1:])
@@ -167,10 +174,14 @@ def _all_rows(x: Tensor, sizes: list[int]) -> Tensor:
 def all_to_all_rows(x: Tensor, have: Parts, want: Parts) -> Tensor:
     """Exchange rows of a batch, so that each process gets those that it wants: [b, ...] -> [b', ...].
 
-    x: the rows have[rank()]; each row of the batch is held once. Returns the rows want[rank()], in that
-    order; a row may be wanted by several processes, and more than once. Each row is sent only where it
-    is wanted. No gradient.
+    x: the rows have[rank()], with one process all of them in order; each row of the batch is held once.
+    Returns the rows want[rank()], in that order; a row may be wanted by several processes, and more than
+    once. Each row is sent only where it is wanted. No gradient.
+
+    With one process, `want` may be on x's device.
     """
+    if world() == 1:
+        return _take(x, want[0])
     here, count = rank(), sum(map(len, have))
     owner = torch.empty(count, dtype=torch.int64)
     place = torch.empty(count, dtype=torch.int64)  # of a row, among the rows of its owner
@@ -179,8 +190,6 @@ def all_to_all_rows(x: Tensor, have: Parts, want: Parts) -> Tensor:
         place[rows] = torch.arange(len(rows))
     outgoing = [place[rows[owner[rows] == here]] for rows in want]
     leaving = _take(x, torch.cat(outgoing))
-    if world() == 1:
-        return leaving
     # Rows arrive in the order of their senders.
     arriving = [(owner[want[here]] == process).nonzero()[:, 0] for process in range(world())]
     arrived = x.new_empty(len(want[here]), *x.shape[1:])
@@ -191,7 +200,9 @@ def all_to_all_rows(x: Tensor, have: Parts, want: Parts) -> Tensor:
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows]; rows: int64 on the CPU. Consecutive rows are not copied."""
+    """x[rows]; rows: int64. Consecutive rows are not copied, where the host knows that they are."""
+    if rows.device.type != "cpu":
+        return x[rows]
     count, first = len(rows), int(rows[0]) if len(rows) else 0
     if torch.equal(rows, torch.arange(first, first + count)):
         return x[first : first + count]

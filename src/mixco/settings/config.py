@@ -276,6 +276,13 @@ class RunConfig:
         "--precision auto; channels_last where --precision is given.",
         affects="run",
     )
+    execution: Literal["auto", "eager", "captured", "compiled"] = setting(
+        "auto",
+        "How a step runs on an NVIDIA GPU. eager: operation by operation. captured: as CUDA graphs, "
+        "with compiled views. compiled: encoder and losses are compiled too, which takes minutes. auto: "
+        "captured from 1,000 steps on, on one GPU; else eager.",
+        affects="run",
+    )
     knn_every: int = setting(
         10,
         "Epochs between two kNN checks on held-out training images; 0 for none. Needs labels.",

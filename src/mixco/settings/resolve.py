@@ -384,6 +384,11 @@ def _refuse(config: PretrainConfig, facts: Facts, batch: int) -> None:
     """Raises UserError for settings that cannot be together, or not with these images."""
     data = config.data
     _refuse_few(config, facts, batch)
+    execution, kind = config.run.execution, facts.device_kind
+    if execution in ("captured", "compiled") and kind != "cuda":
+        raise UserError(
+            f"--execution {execution} needs an NVIDIA GPU, and this run is on {kind}; leave it out"
+        )
     channels = data.channels or 3
     if any(values is not None and len(values) != channels for values in (data.mean, data.std)):
         raise UserError(

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import cast
 
 from mixco.methods.protocol import Method
-from mixco.models.encoder import Encoder, drops_at_random
+from mixco.models.encoder import Encoder
 from mixco.runtime.distributed import all_reduce_max, broadcast_buffers, ddp, rank, world
 from mixco.runtime.errors import explain_machine_failures
 from mixco.runtime.progress import say, training, waited
-from mixco.runtime.seeding import generator_for
 from mixco.settings.config import PretrainConfig
 from mixco.training.build import build
+from mixco.training.capture import build_step
 from mixco.training.checkpoints import is_finished, signals_noticed
 from mixco.training.loggers import require
 from mixco.training.monitor import monitor, watched_views
@@ -20,7 +20,6 @@ from mixco.training.rehearsal import Rehearsal, rehearse
 from mixco.training.run import leave, not_finite, opened
 from mixco.training.schedules import learning_rate
 from mixco.training.setup import Setup, prepare
-from mixco.training.step import forward_backward, update
 
 # Other settings would make it another run, but for the micro-batches.
 REMEDY = "raise --micro-batches, or lower --batch-size, --queue or --size and give another --out"
@@ -63,7 +62,7 @@ def train(
 ) -> Path:
     """The run of a setup, see `pretrain`. stack: given back when it is left, however."""
     compute, run_settings = setup.compute, setup.settings.run
-    optimisation, seed = setup.settings.optimisation, run_settings.seed
+    optimisation = setup.settings.optimisation
     method = build(setup)  # before the folder is made: what cannot be built leaves none
     optimizer = build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
     if rank() == 0 and not is_finished(run_settings.out):
@@ -74,8 +73,8 @@ def train(
         return run.folder
     state = run.restore(method, optimizer)
     encoder, after_step = cast(Encoder, method.encoder), cast(Method, method).after_step
-    trained, drops = ddp(method.train()), drops_at_random(method)
-    batches = setup.views(run.on_unreadable, start=state.step)
+    take = build_step(setup, method, ddp(method.train()), optimizer, setup.steps - state.step)
+    batches = setup.batches(run.on_unreadable, start=state.step)
     watched = watched_views(setup)
     with (
         training(setup.name, setup.steps, state.records, done=state.step) as on_step,
@@ -83,7 +82,7 @@ def train(
         signals_noticed() as signal_that_came,
     ):
         state.epoch.reset()
-        for _, views in waited(batches, state.epoch, state.whole):
+        for drawn in waited(batches, state.epoch, state.whole):
             step, epoch = state.step, len(state.records) + 1
             lr = learning_rate(
                 step,
@@ -93,20 +92,12 @@ def train(
                 warmup=optimisation.warmup,
                 milestones=optimisation.milestones,
             )
-            losses = forward_backward(
-                trained,
-                views,
-                generator_for(seed, "method", step=step),
-                compute=compute,
-                batch=optimisation.batch_size,
-                # Layers that drop at random take no generator of their own.
-                dropout=generator_for(seed, "dropout", rank(), step) if drops else None,
-            )
+            losses = take.losses(drawn, step)
             looks, steps = setup.looks(step), step % setup.steps_per_epoch + 1
             state.add(losses, lr)
             if looks and not state.look(steps):  # before a bad step reaches the weights
                 raise not_finite("the loss is", setup, state)
-            update(optimizer, lr)
+            take.update(lr)
             state.count(optimisation.batch_size)
             after_step(state.step / setup.steps)
             text = f"epoch {epoch}/{optimisation.epochs}"

@@ -15,7 +15,7 @@ from mixco.data.datasets import DATASETS, list_images
 from mixco.data.datasets.download import download
 from mixco.data.holdout import split_holdout
 from mixco.data.image_list import ImageList, picture_size
-from mixco.data.images import Images, Views
+from mixco.data.images import Drawn, Images
 from mixco.data.loading import epoch_batches, open_images
 from mixco.data.normalisation import measure, shown
 from mixco.data.pixel_format import LOOKED_AT, spread
@@ -66,7 +66,13 @@ from mixco.settings.resolve import (
 from mixco.training.checkpoints import as_begun, left_out_before
 from mixco.training.initial_weights import choose_encoder, find_initial
 from mixco.training.teacher import Teacher, load_teacher, with_central_outputs, with_teacher
-from mixco.views.augment import AUGMENTATIONS, Augmentation, Input, weaken_jitter
+from mixco.views.augment import (
+    AUGMENTATIONS,
+    Augmentation,
+    Input,
+    ViewFunctions,
+    weaken_jitter,
+)
 
 # The loss is read this often, to see whether it is finite: on a GPU each look waits for the device.
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 20, "mps": 20}
@@ -147,20 +153,20 @@ class Setup:
         ends = (step + 1) % self.steps_per_epoch == 0
         return ends or step % STEPS_BETWEEN_LOOKS[self.compute.device.type] == 0
 
-    def views(
+    def batches(
         self, on_unreadable: Callable[[str, str], None], start: int = 0
-    ) -> Generator[Views, None, None]:
-        """The views of each step's batch, from step `start` on, this process's part of them.
+    ) -> Generator[Drawn, None, None]:
+        """What the views of each step are made from, from step `start` on, this process's part of it.
 
         With --teacher-views central the teacher looks at all images first; see methods/protocol.py.
         """
         batch, method = self.settings.optimisation.batch_size, self.settings.method
-        batches = self.images.view_batches(
+        batches = self.images.draw_batches(
             plan(self, start),
             self.augmentation,
             members=self.members,
             batch_size=batch,
-            compute=self.compute,
+            device=self.compute.device,
             on_unreadable=on_unreadable,
             count=METHODS[method.method].views,
             rows=split_batch(batch, world())[rank()] if world() > 1 else None,
@@ -174,6 +180,14 @@ class Setup:
                 on_unreadable=on_unreadable,
             )
         return batches
+
+    def make_views(
+        self,
+        drawn: Drawn,
+        functions: ViewFunctions = ViewFunctions(),  # noqa: B008
+    ) -> list[Tensor]:
+        """The views of a step; see `Method.forward`."""
+        return self.images.make_views(drawn, self.augmentation, self.compute, functions)
 
 
 def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:

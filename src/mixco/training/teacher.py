@@ -10,11 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mixco.data.images import Images, Views
+from mixco.data.images import Drawn, Images
 from mixco.embeddings.features import features_of
 from mixco.encoders.checkpoint import LoadedEncoder, UnknownArchitecture, fingerprint, load_encoder
 from mixco.models.encoder import feature_dim
-from mixco.runtime.device import Compute, send
+from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.precision import Workload, fastest
 from mixco.runtime.progress import counting, say
@@ -117,14 +117,14 @@ def with_teacher(
 
 
 def with_central_outputs(
-    batches: Generator[Views, None, None],
+    batches: Generator[Drawn, None, None],
     teacher: Teacher,
     images: Images,
     members: Tensor,
     *,
     on_unreadable: Callable[[str, str], None],
-) -> Generator[Views, None, None]:
-    """The views of each batch, and after them the teacher's outputs for its images: float32 [b, D].
+) -> Generator[Drawn, None, None]:
+    """The batches, each with the teacher's outputs for its images beside it: float32 [b, D].
 
     The teacher looks once at the middle of each image (see `evaluation_view`), at once. Its outputs stay
     in memory: 4 D bytes an image. Several processes divide the work.
@@ -142,9 +142,9 @@ def with_central_outputs(
         )
     outputs = found.new_zeros(len(images), found.shape[1]).index_copy_(0, index, found)
 
-    def both() -> Generator[Views, None, None]:
+    def both() -> Generator[Drawn, None, None]:
         with closing(batches):
-            for index, views in batches:
-                yield index, [*views, send(outputs[index], teacher.compute.device)]
+            for drawn in batches:
+                yield drawn._replace(others=(outputs[drawn.images],))
 
     return both()

@@ -13,7 +13,8 @@ everything, `place_crops` finds the crops once the extents are known, and `finis
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -105,8 +106,7 @@ def weaken_jitter(augmentation: Augmentation, strength: float) -> Augmentation:
     return replace(augmentation, jitter=(brightness, contrast, saturation, hue))
 
 
-@dataclass(frozen=True)
-class ViewParameters:
+class ViewParameters(NamedTuple):
     """The drawn parameters of one view of each of B images; tensors on the CPU."""
 
     box: Tensor
@@ -125,8 +125,9 @@ class ViewParameters:
     sigma: Tensor
     """float32 [B]: of the blur, in pixels of the view; 0 for none."""
 
-    def __getitem__(self, index: slice | Tensor) -> "ViewParameters":
-        return ViewParameters(*(getattr(self, f.name)[index] for f in fields(self)))
+    def rows(self, index: slice | Tensor) -> "ViewParameters":
+        """Of some of the images."""
+        return ViewParameters(*(values[index] for values in self))
 
 
 def sample_view(
@@ -137,7 +138,7 @@ def sample_view(
     extents: int64 [B, 2] on the CPU, height and width of each image on its canvas.
     """
     crops, parameters = draw_view(len(extents), augmentation, generator)
-    return replace(parameters, box=place_crops(crops, extents, augmentation))
+    return parameters._replace(box=place_crops(crops, extents, augmentation))
 
 
 def draw_view(
@@ -229,7 +230,7 @@ def apply_view(
     size = augmentation.input.size
 
     def view(part: slice) -> Tensor:
-        p = parameters[part]
+        p = parameters.rows(part)
         return _colour(crop_resize(images[part], p.box, p.flip, size), p, augmentation)
 
     return _in_chunks(view, images, size, dtype, memory_format)
@@ -248,11 +249,19 @@ def finish_view(
     """
 
     def view(part: slice) -> Tensor:
-        p, x = parameters[part], unit(crops[part])
+        p, x = parameters.rows(part), unit(crops[part])
         flip = send(p.flip, x.device)[:, None, None, None]
         return _colour(torch.where(flip, x.flip(3), x), p, augmentation)
 
     return _in_chunks(view, crops, augmentation.input.size, dtype, memory_format)
+
+
+class ViewFunctions(NamedTuple):
+    """A way of making views."""
+
+    apply: Callable[..., Tensor] = apply_view
+    finish: Callable[..., Tensor] = finish_view
+    """For images that were cropped before."""
 
 
 def _in_chunks(
@@ -284,7 +293,7 @@ def _colour(x: Tensor, p: ViewParameters, a: Augmentation) -> Tensor:
     if not a.grey_first:
         x = greyscale(x, p.grey)
     x = gaussian_blur(x, p.sigma, a.blur_kernel)
-    return _normalise(x, a.input)
+    return normalise(x, a.input)
 
 
 def evaluation_view(
@@ -304,7 +313,7 @@ def evaluation_view(
     """
     box = central_squares(extents, input.size)
     x = crop_resize(images, box, torch.zeros(len(images), dtype=torch.bool), input.size)
-    return _normalise(x, input).to(dtype).contiguous(memory_format=memory_format)
+    return normalise(x, input).to(dtype).contiguous(memory_format=memory_format)
 
 
 def central_squares(extents: Tensor, size: int) -> Tensor:
@@ -321,7 +330,7 @@ def finish_evaluation_view(
     memory_format: torch.memory_format = torch.channels_last,
 ) -> Tensor:
     """`evaluation_view` after its crop; crops: uint8 or uint16 [B, C, size, size]."""
-    x = _normalise(unit(crops), input)
+    x = normalise(unit(crops), input)
     return x.to(dtype).contiguous(memory_format=memory_format)
 
 
@@ -330,8 +339,15 @@ def unit(images: Tensor) -> Tensor:
     return images.to(torch.float32) / torch.iinfo(images.dtype).max
 
 
-def _normalise(x: Tensor, input: Input) -> Tensor:
+def normalise(x: Tensor, input: Input) -> Tensor:
+    """(x - mean) / std of each channel; x: float32 [B, C, S, S] in [0, 1]."""
+    scale, shift = normalisation(input, x.device)
+    return torch.addcmul(shift, x, scale)
+
+
+@lru_cache(maxsize=16)
+def normalisation(input: Input, device: torch.device) -> Tensor:
+    """1 / std and -mean / std: float32 [2, C, 1, 1] on the device, copied there once."""
     scale = 1 / torch.tensor(input.std)
     shift = -torch.tensor(input.mean) * scale
-    scale, shift = send(torch.stack([scale, shift]), x.device)[..., None, None]
-    return torch.addcmul(shift, x, scale)
+    return send(torch.stack([scale, shift]), device)[..., None, None]

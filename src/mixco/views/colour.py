@@ -14,7 +14,7 @@ from mixco.views.selected_rows import apply_to_rows
 # ITU-R 601 luma, as in torchvision and PIL.
 LUMA = (0.2989, 0.587, 0.114)
 # From the complements of red, green and blue to red, in turns.
-OPPOSITE = torch.tensor([1 / 2, 1 / 6, -1 / 6])[:, None, None]
+OPPOSITE = (1 / 2, 1 / 6, -1 / 6)
 
 
 def luma(x: Tensor) -> Tensor:
@@ -89,7 +89,8 @@ def hue(x: Tensor, turns: Tensor) -> Tensor:
     # or 2/3 (blue). Grey has no hue; any value will do.
     start = torch.addcmul(is_blue.neg(), not_red, is_blue.mul_(2).sub_(1 / 3))
     within = middle.sub_(smaller).div_(chroma.clamp(min=1e-12))
-    turned = start.add_(within, alpha=1 / 6).abs_() + (turns + send(OPPOSITE, x.device))
+    opposite = torch.cat([turns + each for each in OPPOSITE], dim=1)  # [B, 3, 1, 1]
+    turned = start.add_(within, alpha=1 / 6).abs_() + opposite
     away = turned.sub_(turned.round()).abs_().clamp_(1 / 6, 1 / 3)  # [B, 3, S, S]
     return torch.addcmul(value.sub_(chroma, alpha=2), chroma, away, value=6)
 

@@ -69,12 +69,13 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     x: float [B, C, S, S]; sigma: float32 [B] on the CPU, in pixels; kernel: number of taps, odd.
     """
     chosen = (sigma > 0).nonzero().squeeze(1)
-    taps = send(_taps(sigma[chosen], kernel), x.device)
-    blur = _blur_by_taps if x.device.type == "cpu" else _blur_by_products
+    taps = send(gaussian_taps(sigma[chosen], kernel), x.device)
+    blur = _blur_by_taps if x.device.type == "cpu" else blur_by_products
     return apply_to_rows(x, send(chosen, x.device), blur, taps)
 
 
-def _blur_by_products(x: Tensor, taps: Tensor) -> Tensor:
+def blur_by_products(x: Tensor, taps: Tensor) -> Tensor:
+    """Blur x [B, C, S, S] by taps [B, kernel] of each image."""
     matrix = _blur_matrix(taps, x.shape[-1])  # [B, S, S]
     x = torch.bmm(x.flatten(1, 2), matrix.transpose(1, 2)).view_as(x)
     return matrix[:, None] @ x
@@ -93,7 +94,7 @@ def _blur_by_taps(x: Tensor, taps: Tensor) -> Tensor:
     return x
 
 
-def _taps(sigma: Tensor, kernel: int) -> Tensor:
+def gaussian_taps(sigma: Tensor, kernel: int) -> Tensor:
     """[B] -> 1-D Gaussians [B, kernel] that sum to one."""
     tap = torch.arange(kernel, device=sigma.device) - kernel // 2
     weights = torch.exp(-0.5 * (tap / sigma[:, None]) ** 2)

@@ -1,0 +1,232 @@
+"""A step as CUDA graphs: recorded once, then replayed, without Python and launch by launch.
+
+For small images and networks the host needs longer to launch the kernels of a step than the GPU to run
+them. A CUDA graph launches them all at once. What it may not do: wait for the device, allocate, or take
+another path. So everything that is drawn comes in as tensors (`StaticInputs`), the views are dense
+(views/dense.py), and the learning rate is a scalar on the device.
+
+The eager step (step.py) is the reference, and what runs where a step cannot be captured.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mixco.data.images import Drawn
+from mixco.models.encoder import drops_at_random
+from mixco.models.families import first_line
+from mixco.models.split_batchnorm import normalise_in_one_pass, one_pass
+from mixco.runtime.distributed import world
+from mixco.runtime.progress import doing, say
+from mixco.runtime.seeding import generator_for
+from mixco.runtime.static_inputs import StaticInputs
+from mixco.training.setup import Setup
+from mixco.training.step import Step, eager_step, forward_backward, update
+from mixco.views.dense import dense_views
+
+WARM_UP = 3  # steps before a capture, in which libraries choose kernels and allocate
+# Compiling takes some 20 to 60 seconds, and a captured step saves some 10 ms of an eager one.
+FEWEST_STEPS = 1000
+SHAPES = 64  # of a network's batch norms, each compiled on its own
+
+
+def build_step(
+    setup: Setup,
+    method: nn.Module,
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+) -> Step:
+    """The step of a run, captured where --execution asks for it and it can be, else eager.
+
+    method: in training mode. trained: the same, wrapped by `distributed.ddp`. steps: left in the run.
+    """
+    eager = eager_step(setup, trained, optimizer)
+    asked = setup.settings.run.execution
+    if asked == "eager" or (asked == "auto" and not _worth_it(setup, steps)):
+        return eager
+    if reason := obstacle(setup, method):
+        if asked != "auto":
+            say(f"--execution {asked}: {reason}; the step runs operation by operation")
+        return eager
+    return _captured_or(eager, setup, method, optimizer, compiled=asked == "compiled")
+
+
+def _worth_it(setup: Setup, steps: int) -> bool:
+    return setup.compute.device.type == "cuda" and steps >= FEWEST_STEPS
+
+
+def obstacle(setup: Setup, method: nn.Module) -> str | None:
+    """Why the step of a run cannot be captured; None if it can, as far as is known before."""
+    if world() > 1:
+        return "several processes exchange rows of the batch"
+    if setup.settings.optimisation.micro_batches > 1:
+        return "micro-batches repeat parts of the forward pass"
+    if drops_at_random(method):
+        return "the network has layers that drop at random"
+    if not hasattr(method, "draw"):
+        return f"{type(method).__name__} has no `draw`, which draws for a step in advance"
+    return None
+
+
+def _captured_or(
+    eager: Step,
+    setup: Setup,
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    compiled: bool,
+) -> Step:
+    """Captured at the first step, and again when a weight has moved; eager where that fails."""
+    step: Step | None = None
+    numbers, tensors = _numbers(method), [*method.parameters(), *method.buffers()]
+    places: list[int] = []
+
+    def losses(drawn: Drawn, number: int) -> dict[str, Tensor]:
+        nonlocal step, places
+        if step is not eager and _numbers(method) != numbers:
+            say("the method changes its numbers from step to step, and a captured step keeps them")
+            step = _told(eager)
+        if step is None or (step is not eager and _places(tensors) != places):
+            try:
+                with doing("compiling the views and recording a step"):
+                    step = capture(setup, method, optimizer, drawn, number, compiled=compiled)
+                places = _places(tensors)
+            except Exception as error:  # of compilers, drivers and memory
+                say(f"the step cannot be captured: {first_line(error) or type(error).__name__}")
+                normalise_in_one_pass(method, None)
+                step = _told(eager)
+        return step.losses(drawn, number)
+
+    return Step(losses, lambda lr: cast(Step, step).update(lr))
+
+
+def _told(eager: Step) -> Step:
+    say("it runs operation by operation, which is slower on a GPU (--execution eager)")
+    return eager
+
+
+def _numbers(method: nn.Module) -> dict[str, Any]:
+    """The numbers that a method holds itself, such as a temperature: they are recorded as they are."""
+    return {name: value for name, value in vars(method).items() if isinstance(value, (int, float))}
+
+
+def _places(tensors: list[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def capture(
+    setup: Setup,
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    drawn: Drawn,
+    number: int,
+    *,
+    compiled: bool = False,
+) -> Step:
+    """Record a step on one CUDA device. Nothing is trained meanwhile.
+
+    method: in training mode, with a `draw`. drawn: of any step: what comes later has its shapes.
+    number: of that step. compiled: encoder and losses are compiled too, not only the views and the split
+    batch norms.
+    """
+    compute, optimisation = setup.compute, setup.settings.optimisation
+    seed, batch = setup.settings.run.seed, optimisation.batch_size
+
+    def draws(number: int) -> Any:
+        generator = generator_for(seed, "method", step=number)
+        return cast(Any, method).draw(batch, generator)
+
+    inputs = StaticInputs((drawn, draws(number)), compute.device)
+    inputs.fill((drawn, draws(number)))
+    lr = torch.zeros((), device=compute.device)
+    functions = dense_views(compiled=True)
+    normalise_in_one_pass(method, one_pass if compiled else _compiled(one_pass, dynamic=True))
+    trained = _compiled(method, dynamic=False) if compiled else method
+
+    def losses_of_step() -> dict[str, Tensor]:
+        of_views, of_method = inputs.tree
+        views = setup.make_views(of_views, functions)
+        return forward_backward(trained, views, of_method, compute=compute, batch=batch)
+
+    with _rates_kept(optimizer), torch._dynamo.config.patch(recompile_limit=SHAPES):
+        with _untrained(method, optimizer), _side_stream(compute.device):
+            for _ in range(WARM_UP):
+                losses_of_step()
+                update(optimizer, lr)
+        first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(first):
+            losses = losses_of_step()
+        # The gradients that it leaves lie in the memory of the first.
+        with torch.cuda.graph(second, pool=first.pool()):
+            update(optimizer, lr)
+
+    def replay(drawn: Drawn, number: int) -> dict[str, Tensor]:
+        inputs.fill((drawn, draws(number)))
+        first.replay()
+        return losses
+
+    def replay_update(rate: float) -> None:
+        lr.fill_(rate)
+        second.replay()
+
+    return Step(replay, replay_update)
+
+
+def _compiled(function: Any, *, dynamic: bool) -> Any:
+    return torch.compile(function, fullgraph=True, dynamic=dynamic)
+
+
+@contextmanager
+def _side_stream(device: torch.device) -> Iterator[None]:
+    """Inside, work goes to a stream of its own, as it must before a capture."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    usual = torch.cuda.current_stream(device)
+    stream.wait_stream(usual)
+    with torch.cuda.stream(stream):
+        yield
+    usual.wait_stream(stream)
+
+
+@contextmanager
+def _rates_kept(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, the optimiser may be captured; afterwards its settings are as before, for checkpoints."""
+    before = [dict(group) for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group, kept in zip(optimizer.param_groups, before, strict=True):
+            group |= {"lr": kept["lr"]} | {k: kept[k] for k in ("capturable",) if k in kept}
+
+
+@contextmanager
+@torch.no_grad()
+def _untrained(method: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Afterwards weights, buffers and the optimiser are as before, in the same places of memory.
+
+    What the optimiser has made inside becomes zeros, with which it would begin.
+    """
+    weights = [(tensor, tensor.clone()) for tensor in method.state_dict().values()]
+    states = {p: {k: _copy(v) for k, v in state.items()} for p, state in optimizer.state.items()}
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for tensor, before in weights:
+            tensor.copy_(before)
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                before = states.get(parameter, {}).get(key)
+                if isinstance(value, Tensor):
+                    value.zero_() if before is None else value.copy_(before)
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
