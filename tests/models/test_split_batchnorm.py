@@ -8,7 +8,7 @@ import torch
 from sample_images import sample_images
 from torch import Tensor, nn
 
-from mixco.models.split_batchnorm import split_batch_norms
+from mixco.models.split_batchnorm import normalise_in_one_pass, one_pass, split_batch_norms
 
 
 def activations(count: int, dtype: torch.dtype) -> Tensor:
@@ -46,6 +46,30 @@ def test_as_norms_of_the_parts(count: int, splits: int, momentum: float, affine:
     torch.testing.assert_close(split.running_mean, plain.running_mean, rtol=1e-12, atol=0)
     torch.testing.assert_close(split.running_var, plain.running_var, rtol=1e-12, atol=0)
     assert int(split.num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, 0.003])
+def test_all_parts_at_once_are_the_parts_one_by_one(momentum: float, affine: bool) -> None:
+    """As a GPU has it, compiled: the same outputs, gradients and running statistics."""
+    plain = nn.BatchNorm2d(8, momentum=momentum, affine=affine, dtype=torch.float64)
+    if affine:
+        nn.init.uniform_(plain.weight, 0.5, 1.5, torch.Generator().manual_seed(1))
+    found = []
+    for way in (None, one_pass):
+        norm = split_batch_norms(copy.deepcopy(plain), 4)
+        normalise_in_one_pass(norm, way)
+        x = activations(16, torch.float64)
+        slope = torch.linspace(-1, 1, x.numel(), dtype=torch.float64).view_as(x)
+        for _ in range(3):
+            out = norm(x)
+            (out * slope).sum().backward()
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        uneven = norm(x[:15])  # which is never taken at once
+        gradients = [p.grad for p in norm.parameters()]
+        found.append([out, uneven, x.grad, *gradients, *norm.buffers()])
+    for one_by_one, at_once in zip(*found, strict=True):
+        torch.testing.assert_close(at_once, one_by_one, rtol=1e-10, atol=1e-9)
 
 
 def test_under_autocast_and_without_gradient() -> None:
