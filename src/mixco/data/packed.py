@@ -1,16 +1,17 @@
 """Images that were decoded once, in one memory-mapped file."""
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH, Plan, Views
-from mixco.runtime.device import Compute, send
+from mixco.runtime.device import Compute, free_memory, send
 from mixco.views.augment import Augmentation, Input, apply_view, evaluation_view, sample_view
 
 
@@ -30,6 +31,10 @@ class PackedImages:
     source: ImageList
     path: Path
     """The packed file."""
+    _resident: WeakValueDictionary[torch.device, Tensor] = field(
+        default_factory=WeakValueDictionary, init=False, repr=False, compare=False
+    )
+    """The images on each device, as long as the views of some `view_batches` come from them."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -66,7 +71,9 @@ class PackedImages:
         count: int = 2,
         rows: Tensor | None = None,
     ) -> Generator[Views, None, None]:
-        images = make_resident(self.images, compute.device)
+        images = self._resident.get(compute.device)
+        if images is None:
+            images = self._resident[compute.device] = make_resident(self.images, compute.device)
         here = slice(None) if rows is None else rows
 
         def batches() -> Generator[Views, None, None]:
@@ -88,8 +95,9 @@ class PackedImages:
         on_unreadable: Callable[[str, str], None],  # noqa: ARG002
         batch_size: int = FEATURE_BATCH,
     ) -> Iterator[tuple[Tensor, Tensor]]:
+        images = self._resident.get(compute.device, self.images)
         for part in torch.split(index, batch_size):
-            batch = take_rows(self.images, part, compute.device)
+            batch = take_rows(images, part, compute.device)
             yield part, evaluation_view(batch, self.extents[part], input, *compute.formats)
 
     def canvases(self, index: Tensor, side: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -101,7 +109,7 @@ def make_resident(images: Tensor, device: torch.device) -> Tensor:
 
     On a CPU the memory-mapped file is the resident copy: the system keeps its pages in memory.
     """
-    if device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+    if device.type == "cuda" and images.nbytes <= free_memory(device) // 2:
         return images.to(device)
     return images
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from mixco.embeddings.features import extract_features, features_of
 from mixco.embeddings.knn import knn_scores, topk_accuracy
 from mixco.models.encoder import Encoder
-from mixco.runtime.device import Compute
+from mixco.runtime.device import Compute, send
 from mixco.runtime.progress import say
 from mixco.training.setup import Setup
 from mixco.views.augment import evaluation_view
@@ -56,7 +56,8 @@ def knn_check(setup: Setup, encoder: Encoder, on_unreadable: OnUnreadable) -> fl
         compute=setup.compute,
         on_unreadable=on_unreadable,
     )
-    labels, asked = images.labels[index], torch.isin(index, setup.held_out)
+    labels = send(images.labels[index], features.device)
+    asked = send(torch.isin(index, setup.held_out), features.device)
     scores = knn_scores(
         features[~asked],
         labels[~asked],
@@ -105,8 +106,8 @@ def watched_views(setup: Setup) -> Tensor:
 @torch.no_grad()
 def collapse_check(encoder: Encoder, views: Tensor, compute: Compute) -> dict[str, float]:
     """The spread of the encoder's outputs and the effective rank of its features, in evaluation mode."""
-    features = extract_features(encoder.backbone, torch.split(views, 64), compute)
-    outputs = encoder.head(features.to(views.device)).cpu()
+    features = extract_features(encoder.backbone, torch.split(views, 64), compute, count=len(views))
+    outputs = encoder.head(features.to(views.device)).to(features.device)
     return {
         "spread": round(spread(outputs), 4),
         "effective_rank": round(effective_rank(features), 2),
