@@ -118,15 +118,17 @@ def look(
         round(alignment(first, second), 4),
         round(uniformity(features), 4),
     )
-    nearest, similarities = nearest_others(features, k)
-    return Looked(geometry, seen, nearest.cpu(), similarities.cpu())
+    return Looked(geometry, seen, *nearest_others(features, k))
 
 
 def nearest_others(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest rows of each row but itself: int64 [n, k], and cosines [n, k]; k is cut to n - 1."""
+    """The k nearest rows of each row but itself: int64 [n, k], and cosines [n, k], on the CPU.
+
+    k is cut to n - 1.
+    """
     k = min(k, len(features) - 1)
-    similarities, found = neighbours(features, features, k + 1)
-    other = found != torch.arange(len(features), device=found.device)[:, None]
+    similarities, found = (t.cpu() for t in neighbours(features, features, k + 1))
+    other = found != torch.arange(len(features))[:, None]
     # Where several images are equal, a row may be missing among its own nearest. Then drop the last one.
     other[other.all(1), -1] = False
     return found[other].view(-1, k), similarities[other].view(-1, k)

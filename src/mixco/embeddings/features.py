@@ -156,7 +156,7 @@ def extract_features(
     finally:
         backbone.train(training)
     result = torch.cat(features)
-    wrong = (~result.isfinite()).any(1).nonzero()
+    wrong = (~result.isfinite()).any(1).cpu().nonzero()
     if len(wrong):
         raise UserError(
             f"the features of {len(wrong)} images are not finite (the first is image "

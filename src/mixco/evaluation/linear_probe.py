@@ -74,8 +74,7 @@ def fit_linear_probe(
             "--protocol paper, which needs one"
         )
     generator = torch.Generator().manual_seed(seed)
-    held_out = send(_stratified(labels, holdout, generator), features.device)
-    labels = send(labels, features.device)
+    held_out = _stratified(labels, holdout, generator)
     grid = [(lr, decay) for lr in learning_rates for decay in weight_decays]
     weight, bias, mean, std = _fit(
         features[~held_out], labels[~held_out], classes, grid, epochs, batch_size, seed
@@ -112,7 +111,7 @@ def _fit(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """S probes at once by SGD with Nesterov momentum 0.9 and a cosine schedule.
 
-    features and labels on one device; no step makes the host wait for it.
+    It computes where the features are, and no step makes the host wait for that device.
 
     Returns weights [S, D, C], biases [S, C] and the mean and std [D] that standardise the features.
     A probe whose rate is too high may diverge to NaN without touching the others.
@@ -120,9 +119,10 @@ def _fit(
     mean = features.mean(0)
     std = features.std(0).clamp(min=1e-6)
     x = (features - mean).div_(std)
+    labels = send(labels, x.device)
     settings, dim = len(grid), x.shape[1]
     rates, decays = (
-        torch.tensor(v, device=x.device).view(-1, 1, 1) for v in zip(*grid, strict=True)
+        send(torch.tensor(v).view(-1, 1, 1), x.device) for v in zip(*grid, strict=True)
     )
     weight, bias = x.new_zeros(settings, dim, classes), x.new_zeros(settings, 1, classes)
     weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)

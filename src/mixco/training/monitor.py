@@ -15,7 +15,7 @@ from torch import Tensor
 from mixco.embeddings.features import extract_features, features_of
 from mixco.embeddings.knn import knn_scores, topk_accuracy
 from mixco.models.encoder import Encoder
-from mixco.runtime.device import Compute, send
+from mixco.runtime.device import Compute
 from mixco.runtime.progress import say
 from mixco.training.setup import Setup
 from mixco.views.augment import evaluation_view
@@ -56,8 +56,7 @@ def knn_check(setup: Setup, encoder: Encoder, on_unreadable: OnUnreadable) -> fl
         compute=setup.compute,
         on_unreadable=on_unreadable,
     )
-    labels = send(images.labels[index], features.device)
-    asked = send(torch.isin(index, setup.held_out), features.device)
+    labels, asked = images.labels[index], torch.isin(index, setup.held_out)
     scores = knn_scores(
         features[~asked],
         labels[~asked],
@@ -84,7 +83,7 @@ def effective_rank(features: Tensor) -> float:
     features: [N, D]. Returns 1 to min(N, D): k for k orthogonal directions of equal weight.
     Features are not centred, so equal ones give 1; zeros give 0. (Roy and Vetterli 2007.)
     """
-    values = torch.linalg.svdvals(features.double())
+    values = torch.linalg.svdvals(features.double()).cpu()
     if not values.any():
         return 0.0
     return float(torch.special.entr(values / values.sum()).sum().exp())
