@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mixco.runtime.device import (
+    AVAILABLE,
     computes_bfloat16,
     describe,
     memory_bytes,
@@ -27,6 +28,17 @@ def test_the_device_is_the_named_one_or_an_error() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"--device cuda.*--device cpu"):
             pick_device("cuda")
+
+
+def test_cuda_computes_float32_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(AVAILABLE, "cuda", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    with torch.backends.cudnn.flags(enabled=True):  # puts them back as they were
+        assert pick_device("cuda") == torch.device("cuda")
+        assert torch.backends.cudnn.benchmark
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_the_number_format_is_the_named_one() -> None:

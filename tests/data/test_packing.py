@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sample_images import mosaics, sample_images, unpack_sample
+from torch import Tensor
 
 from mixco.data import packing
 from mixco.data.datasets import list_images
 from mixco.data.decode import decode
-from mixco.data.images import refuse_lost_classes
+from mixco.data.images import Drawn, refuse_lost_classes
 from mixco.data.packed import PackedImages
 from mixco.data.packing import pack
+from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
+from mixco.views.augment import Input, crop_and_flip
 
 
 def of_folder(folder: Path, cache: Path, split: str = "pretrain", size: int = 64) -> PackedImages:
@@ -262,3 +266,40 @@ def test_a_file_that_changed_with_its_time_and_size_put_back_is_packed_anew(
     assert path.stat().st_size == state.st_size
     again = pack(source, size=64, cache=tmp_path / "cache")
     assert torch.equal(again.images[0], again.images[1]) or again.unreadable_files
+
+
+def test_evaluation_takes_the_copy_that_the_views_come_from(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, made = of_folder(photos, tmp_path / "cache"), []
+
+    def copied(images: Tensor, _device: torch.device) -> Tensor:
+        made.append(len(images))
+        return images.flip(0)  # tells it from the file
+
+    monkeypatch.setattr("mixco.data.packed.make_resident", copied)
+    compute, index = Compute(torch.device("cpu"), torch.float32), torch.arange(200)
+
+    def seen() -> Tensor:
+        parts = packed.evaluation_batches(index, Input(32), compute=compute, on_unreadable=print)
+        return torch.cat([view for _, view in parts])
+
+    def views() -> Generator[Drawn, None, None]:
+        return packed.draw_batches(
+            iter([]),
+            crop_and_flip(Input(32)),
+            members=index,
+            batch_size=8,
+            device=compute.device,
+            on_unreadable=print,
+        )
+
+    of_file = seen()
+    assert not made, "a single pass needs no copy"
+    first, second = views(), views()
+    assert torch.equal(seen(), of_file.flip(0))
+    assert made == [200], "one for all"
+    first.close()
+    assert torch.equal(seen(), of_file.flip(0)), "the others still need it"
+    second.close()
+    assert torch.equal(seen(), of_file)

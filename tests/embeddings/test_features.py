@@ -2,9 +2,10 @@ import pytest
 import torch
 from sample_images import sample_images
 
-from mixco.embeddings.features import extract_features
+from mixco.embeddings.features import extract_features, on_one_device
 from mixco.models.encoder import build_backbone
-from mixco.runtime.device import Compute
+from mixco.runtime import device as devices
+from mixco.runtime.device import Compute, keeper
 from mixco.runtime.errors import UserError
 from mixco.views.augment import Input, evaluation_view
 
@@ -38,3 +39,19 @@ def test_features_that_are_not_finite_are_an_error() -> None:
         backbone.conv1.weight.fill_(float("nan"))
     with pytest.raises(UserError, match=r"20 images.*--precision float32"):
         extract_features(backbone, [SEEN], CPU)
+
+
+def test_features_stay_on_a_gpu_in_a_quarter_of_its_free_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices, "free_memory", lambda _: 4000)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [keeper(cuda, size) for size in (1000, 1001)] == [cuda, cpu]
+    assert keeper(torch.device("mps"), 1) == keeper(cpu, 10**9) == cpu
+
+
+def test_features_of_two_splits_come_together() -> None:
+    there = torch.ones(2, 3, device="meta")
+    assert on_one_device(there, there) == (there, there)
+    with pytest.raises(NotImplementedError, match="no data"):  # it goes to the CPU, if it has any
+        on_one_device(there, torch.ones(2, 3))

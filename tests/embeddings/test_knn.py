@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sample_images import sample_images
 from torch import Tensor
 
+from mixco.embeddings import knn
 from mixco.embeddings.features import extract_features
 from mixco.embeddings.knn import knn_scores, neighbours, topk_accuracy
 from mixco.models.encoder import build_backbone
@@ -68,6 +69,18 @@ def test_chunks_change_nothing(n: int, m: int, k: int, chunk: int) -> None:
     found = F.normalize(bank, dim=1)[of_parts] @ F.normalize(queries, dim=1)[:, :, None]
     torch.testing.assert_close(found.squeeze(2), whole)
     assert torch.equal(of_whole.sort(1).values, of_parts.sort(1).values)
+
+
+@pytest.mark.parametrize("k", [1, 20, 300])
+@pytest.mark.parametrize("chunk", [7, 100, 4096])
+def test_the_way_of_gpus_finds_the_same(
+    k: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bank, _), (queries, _) = clusters(237, 2), clusters(1500, 3)
+    found, index = neighbours(bank, queries, k, chunk=chunk)
+    monkeypatch.setattr(knn, "_keep_best", knn._keep_best_without_waiting)
+    values, rows = neighbours(bank, queries, k, chunk=chunk)
+    assert torch.equal(values, found) and torch.equal(rows, index)
 
 
 @lru_cache

@@ -108,7 +108,8 @@ def look(
         on_unreadable=warn_unreadable,
     )
     views = [
-        [extract_features(encoder.backbone, [view], compute) for view in pair] for _, pair in pairs
+        [extract_features(encoder.backbone, [v], compute).to(features.device) for v in pair]
+        for _, pair in pairs
     ]
     encoder.backbone.cpu()
     first, second = (torch.cat(side) for side in zip(*views, strict=True))
@@ -122,9 +123,12 @@ def look(
 
 
 def nearest_others(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest rows of each row but itself: int64 [n, k], and cosines [n, k]; k is cut to n - 1."""
+    """The k nearest rows of each row but itself: int64 [n, k], and cosines [n, k], on the CPU.
+
+    k is cut to n - 1.
+    """
     k = min(k, len(features) - 1)
-    similarities, found = neighbours(features, features, k + 1)
+    similarities, found = (t.cpu() for t in neighbours(features, features, k + 1))
     other = found != torch.arange(len(features))[:, None]
     # Where several images are equal, a row may be missing among its own nearest. Then drop the last one.
     other[other.all(1), -1] = False

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mixco.data.datasets.subsets import with_labels
 from mixco.data.image_list import ImageList
+from mixco.embeddings.features import on_one_device
 from mixco.embeddings.knn import knn_scores
 from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.evaluation.classifier import Classifier, load_classifier
@@ -18,6 +19,7 @@ from mixco.evaluation.linear_probe import fit_linear_probe
 from mixco.evaluation.protocols import evaluate_linear
 from mixco.evaluation.task import Task
 from mixco.models.encoder import build_backbone, feature_dim
+from mixco.runtime.device import send
 from mixco.runtime.files import shown
 from mixco.settings.commands import EvaluationConfig, LinearConfig
 
@@ -90,6 +92,7 @@ def measure(
     began, task = time.perf_counter(), replace(task, encoder=encoder)
     train, rows = task.outputs(encoder.backbone, task.train)
     test, asked = task.outputs(encoder.backbone, task.test)
+    train, test = on_one_device(train, test)
     encoder.backbone.cpu()
     bank_labels, truth = task.train.labels[rows], task.test.labels[asked]
     files, classes = task.train.images.files, len(task.classes)
@@ -106,9 +109,10 @@ def measure(
 
 
 def right(scores: Tensor, labels: Tensor) -> Tensor:
-    """bool [M]: is the label the highest of scores [M, C]? A tie is wrong, as in `topk_accuracy`."""
-    own = scores.gather(1, labels[:, None])
-    return (scores >= own).sum(1) == 1
+    """bool [M] on the CPU: is the label the highest of scores [M, C]? As in `topk_accuracy`, a tie is
+    wrong, and the labels may be on any device."""
+    own = scores.gather(1, send(labels, scores.device)[:, None])
+    return ((scores >= own).sum(1) == 1).cpu()
 
 
 def epochs_for(seen: float, labelled: int, tested: int) -> int:

@@ -4,13 +4,14 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH, Drawn, Plan
-from mixco.runtime.device import Compute, send
+from mixco.runtime.device import Compute, free_memory, send
 from mixco.views.augment import Augmentation, Input, ViewFunctions, evaluation_view, sample_view
 
 
@@ -30,7 +31,10 @@ class PackedImages:
     source: ImageList
     path: Path
     """The packed file."""
-    _copies: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _resident: WeakValueDictionary[torch.device, Tensor] = field(
+        default_factory=WeakValueDictionary, init=False, repr=False, compare=False
+    )
+    """The images on each device, as long as some `draw_batches` draws from them."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -55,19 +59,6 @@ class PackedImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def near(self, device: torch.device) -> Tensor:
-        """The images on the device, copied there once, where they fit; else as they are.
-
-        They fit a GPU when they take at most half of its free memory. On a CPU the memory-mapped file is
-        the copy: the system keeps its pages in memory.
-        """
-        if device.type != "cuda":
-            return self.images
-        if device not in self._copies:
-            fit = self.images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
-            self._copies[device] = self.images.to(device) if fit else self.images
-        return self._copies[device]
-
     def draw_batches(
         self,
         plan: Plan,
@@ -80,16 +71,21 @@ class PackedImages:
         count: int = 2,
         rows: Tensor | None = None,
     ) -> Generator[Drawn, None, None]:
+        images = self._resident.get(device)
+        if images is None:
+            images = self._resident[device] = make_resident(self.images, device)
         here = slice(None) if rows is None else rows
-        # Large images stay in the machine's memory, from where each batch is sent.
-        sent = device.type == "cuda" and self.near(device).device != device
-        for index, generator in plan:
-            extents = self.extents[index]
-            drawn = [sample_view(extents, augmentation, generator) for _ in range(count)]
-            pixels = (
-                take_rows(self.images, index[here], self.images.device) if sent else index[here]
-            )
-            yield Drawn(index[here], pixels, tuple(p.rows(here) for p in drawn))
+        # Images that do not fit stay in the machine's memory, from where each batch is sent.
+        sent = device.type == "cuda" and images.device != device
+
+        def batches() -> Generator[Drawn, None, None]:
+            for index, generator in plan:
+                extents = self.extents[index]
+                drawn = [sample_view(extents, augmentation, generator) for _ in range(count)]
+                pixels = take_rows(images, index[here], images.device) if sent else index[here]
+                yield Drawn(index[here], pixels, tuple(p.rows(here) for p in drawn))
+
+        return batches()
 
     def make_views(
         self,
@@ -98,7 +94,7 @@ class PackedImages:
         compute: Compute,
         functions: ViewFunctions = ViewFunctions(),  # noqa: B008
     ) -> list[Tensor]:
-        images = self.near(compute.device)
+        images = self._resident.get(compute.device, self.images)
         if drawn.pixels.ndim == 1:
             batch = take_rows(images, drawn.pixels, compute.device)
         else:
@@ -118,12 +114,23 @@ class PackedImages:
         on_unreadable: Callable[[str, str], None],  # noqa: ARG002
         batch_size: int = FEATURE_BATCH,
     ) -> Iterator[tuple[Tensor, Tensor]]:
+        images = self._resident.get(compute.device, self.images)
         for part in torch.split(index, batch_size):
-            batch = take_rows(self.near(compute.device), part, compute.device)
+            batch = take_rows(images, part, compute.device)
             yield part, evaluation_view(batch, self.extents[part], input, *compute.formats)
 
     def canvases(self, index: Tensor, side: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         return self.images[index], self.extents[index]
+
+
+def make_resident(images: Tensor, device: torch.device) -> Tensor:
+    """Copy images [N, C, S, S] to a GPU when they take at most half of its free memory.
+
+    On a CPU the memory-mapped file is the resident copy: the system keeps its pages in memory.
+    """
+    if device.type == "cuda" and images.nbytes <= free_memory(device) // 2:
+        return images.to(device)
+    return images
 
 
 def take_rows(images: Tensor, index: Tensor, device: torch.device) -> Tensor:

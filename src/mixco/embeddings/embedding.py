@@ -88,7 +88,7 @@ class Embedder(LoadedEncoder):
         if not parts:  # a black image, to find out D
             size = self.description.size
             black = torch.zeros(1, self.description.channels, size, size, device=chosen)
-            return extract_features(self.backbone, [black], compute)[:0]
+            return extract_features(self.backbone, [black], compute)[:0].cpu()
         return torch.cat(parts)
 
 

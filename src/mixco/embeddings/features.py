@@ -13,8 +13,8 @@ from mixco.data.images import FEATURE_BATCH, Images
 from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.streaming import stream
 from mixco.encoders.checkpoint import LoadedEncoder
-from mixco.runtime.device import Compute
-from mixco.runtime.distributed import gather_all, rank, world
+from mixco.runtime.device import Compute, keeper
+from mixco.runtime.distributed import all_reduce_max, gather_all, rank, world
 from mixco.runtime.errors import UserError
 from mixco.runtime.precision import Workload, fastest
 from mixco.runtime.progress import say
@@ -58,10 +58,11 @@ def features_of(
     index: int64 [N]. on_unreadable(file, reason) is called for each unreadable image; only streamed
     ones may be.
 
-    Returns float32 [n, D] on the CPU and the index int64 [n] of the images. With several processes
-    each computes a part, and all return everything. Raises UserError as `extract_features` and
-    `decode_batches` do.
+    Returns float32 [n, D], on the device if they fit there (`keeper`), else on the CPU; and the index
+    int64 [n] of the images, on the CPU. With several processes each computes a part, and all return
+    everything. Raises UserError as `extract_features` and `decode_batches` do.
     """
+    count = len(index)
     sharded = len(index) >= world()
     if sharded:
         index = index.tensor_split(world())[rank()]
@@ -76,10 +77,18 @@ def features_of(
             if on_progress:
                 on_progress(sum(map(len, seen)), len(index))
 
-    features = extract_features(backbone, batches(), compute)
+    features = extract_features(backbone, batches(), compute, count=count)
     if not sharded:
         return features, torch.cat(seen)
+    # The GPUs may have different room, but an exchange is between devices of one kind.
+    if all_reduce_max(int(features.device.type == "cpu"), torch.device("cpu")):
+        features = features.cpu()
     return gather_all(features), gather_all(torch.cat(seen))
+
+
+def on_one_device(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two sets of features, both on the CPU if one of them did not fit on the device."""
+    return (first, second) if first.device == second.device else (first.cpu(), second.cpu())
 
 
 def embed_batches(
@@ -115,31 +124,39 @@ def embed_batches(
         if len(readable) == 0:
             yield wanted, readable, torch.empty(0, 0)
             continue
-        vectors = extract_features(encoder.backbone, [batch], compute)
+        vectors = extract_features(encoder.backbone, [batch], compute).cpu()
         yield wanted, readable, F.normalize(vectors, dim=1) if normalise else vectors
 
 
 @torch.no_grad()  # under inference_mode, .to() would leave weights that can never be trained again
-def extract_features(backbone: nn.Module, views: Iterable[Tensor], compute: Compute) -> Tensor:
-    """Features of all views, in order: float32 [N, D] on the CPU.
+def extract_features(
+    backbone: nn.Module, views: Iterable[Tensor], compute: Compute, *, count: int | None = None
+) -> Tensor:
+    """Features of all views, in order: float32 [N, D].
+
+    They stay on a CUDA device if those of `count` images fit there (`keeper`); else they go to the CPU.
 
     backbone: [B, C, S, S] -> [B, D]; put into evaluation mode meanwhile, so that batch norms use
         their running statistics and keep them.
     views: batches [B, C, S, S] on the device.
+    count: of all images whose features are kept; None for those of one batch.
 
     Raises UserError when a feature is not finite.
     """
     training = backbone.training
     backbone.eval().to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
-    features = []
+    features: list[Tensor] = []
     try:
         for batch in views:
             with compute.autocast():
-                features.append(backbone(batch).float().cpu())
+                found = backbone(batch).float()
+            if not features:
+                kept_on = keeper(compute.device, 4 * found.shape[1] * (count or len(found)))
+            features.append(found.to(kept_on))
     finally:
         backbone.train(training)
     result = torch.cat(features)
-    wrong = (~result.isfinite()).any(1).nonzero()
+    wrong = (~result.isfinite()).any(1).cpu().nonzero()
     if len(wrong):
         raise UserError(
             f"the features of {len(wrong)} images are not finite (the first is image "

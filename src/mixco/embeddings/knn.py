@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixco.runtime.device import send
+
 # Queries of a block: few enough that its similarities stay in the processor's cache.
 QUERIES = 1024
 GROUP, TAKE = 32, 4
@@ -30,10 +32,11 @@ def neighbours(
     best = queries.new_full((len(queries), k), -math.inf)
     where = torch.zeros(best.shape, dtype=torch.int64, device=best.device)
     parts = [torch.split(t, min(chunk, QUERIES)) for t in (queries, best, where)]
+    keep = _keep_best if bank.device.type == "cpu" else _keep_best_without_waiting
     for start in range(0, len(bank), chunk):
         rows = F.normalize(bank[start : start + chunk].float(), dim=1)
         for query, *found in zip(*parts, strict=True):
-            _keep_best(query @ rows.T, start, *found)
+            keep(query @ rows.T, start, *found)
     return best, where
 
 
@@ -64,6 +67,14 @@ def _keep_best(block: Tensor, start: int, best: Tensor, where: Tensor) -> None:
         where[row] = columns.gather(1, order)
 
 
+def _keep_best_without_waiting(block: Tensor, start: int, best: Tensor, where: Tensor) -> None:
+    """As `_keep_best`, but no shape depends on a value, so that the host need not wait for a GPU."""
+    highest, column = block.topk(min(best.shape[1], block.shape[1]), dim=1)
+    values, order = torch.cat([best, highest], dim=1).topk(best.shape[1], dim=1)
+    where.copy_(torch.cat([where, start + column], dim=1).gather(1, order))
+    best.copy_(values)
+
+
 def knn_scores(
     bank: Tensor,
     bank_labels: Tensor,
@@ -76,22 +87,23 @@ def knn_scores(
 ) -> Tensor:
     """Each neighbour votes for its label with exp(similarity / temperature).
 
-    bank: [N, D] with bank_labels int64 [N] in [0, classes); queries: [M, D].
+    bank: [N, D] with bank_labels int64 [N] in [0, classes), on any device; queries: [M, D].
 
-    Returns float32 [M, classes]; higher is likelier. Votes are relative to the nearest neighbour's, so
-    that none overflows at any temperature.
+    Returns float32 [M, classes] on the bank's device; higher is likelier. Votes are relative to the
+    nearest neighbour's, so that none overflows at any temperature.
     """
     similarities, index = neighbours(bank, queries, k, chunk=chunk)
     votes = torch.exp((similarities - similarities[:, :1]) / temperature)
     scores = votes.new_zeros(len(queries), classes)
-    return scores.scatter_add_(1, bank_labels[index], votes)
+    return scores.scatter_add_(1, send(bank_labels, index.device)[index], votes)
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
     """Percentage of rows whose label is among the k highest scores; scores [M, C], labels int64 [M].
 
-    k may exceed C. A tie counts against the label, so that equal scores for all classes are no success.
+    The labels may be on any device, and k may exceed C. A tie counts against the label, so that equal
+    scores for all classes are no success.
     """
-    own = scores.gather(1, labels[:, None])
+    own = scores.gather(1, send(labels, scores.device)[:, None])
     better = (scores >= own).sum(1) - 1
     return 100 * (better < k).float().mean().item()

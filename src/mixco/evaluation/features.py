@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mixco.embeddings.features import on_one_device
 from mixco.evaluation.task import Task, load_task
-from mixco.runtime.device import pick_device
+from mixco.runtime.device import pick_device, send
 from mixco.runtime.distributed import launch_env, process_group
 from mixco.runtime.errors import explain_machine_failures
 from mixco.settings.commands import EvaluationConfig
@@ -20,23 +21,23 @@ class Features:
 
     task: Task
     train_features: Tensor
-    """float32 [N, D]"""
+    """float32 [N, D]; all features are on the device if they fit there, else on the CPU"""
     train_index: Tensor
-    """int64 [N]: their images in task.train"""
+    """int64 [N] on the CPU: their images in task.train"""
     test_features: Tensor
     """float32 [M, D]"""
     test_index: Tensor
-    """int64 [M]: their images in task.test"""
+    """int64 [M] on the CPU: their images in task.test"""
 
     @property
     def train_labels(self) -> Tensor:
-        """int64 [N] in [0, classes)"""
-        return self.task.train.labels[self.train_index]
+        """int64 [N] in [0, classes), where the features are"""
+        return send(self.task.train.labels[self.train_index], self.train_features.device)
 
     @property
     def test_labels(self) -> Tensor:
-        """int64 [M] in [0, classes)"""
-        return self.task.test.labels[self.test_index]
+        """int64 [M] in [0, classes), where the features are"""
+        return send(self.task.test.labels[self.test_index], self.test_features.device)
 
     @property
     def classes(self) -> int:
@@ -53,5 +54,7 @@ def compute_features(config: EvaluationConfig) -> Features:
     with process_group(device, MINUTES):
         task = load_task(config)  # the first process chooses the formats for all
         backbone = task.encoder.backbone
-        train, test = task.outputs(backbone, task.train), task.outputs(backbone, task.test)
-    return Features(task, *train, *test)
+        train, train_index = task.outputs(backbone, task.train)
+        test, test_index = task.outputs(backbone, task.test)
+    train, test = on_one_device(train, test)
+    return Features(task, train, train_index, test, test_index)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixco.embeddings.knn import topk_accuracy
+from mixco.runtime.device import send
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import shown
 
@@ -30,7 +31,7 @@ class LinearProbe:
     """[C]"""
     mean: Tensor
     std: Tensor
-    """[D], of the training features"""
+    """[D], of the training features; all on their device"""
     learning_rate: float
     weight_decay: float
     selection: tuple[tuple[float, float, float], ...]
@@ -56,12 +57,14 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """Choose the learning rate and weight decay on a held-out part, then fit again on everything.
 
-    features: float32 [N, D]; labels: int64 [N] in [0, classes). names: of the classes, for
-    errors. holdout: fraction of each class.
+    features: float32 [N, D], on the device that computes; labels: int64 [N] in [0, classes), on any.
+    names: of the classes, for errors. holdout: fraction of each class. The draws are the same on each
+    device.
     Ties in held-out accuracy go to the stronger decay, then to the lower rate.
 
     Raises UserError when a class has fewer than two images.
     """
+    labels = labels.cpu()
     counts = labels.bincount(minlength=classes)
     if counts.min() < 2:
         few = int(counts.argmin())
@@ -108,14 +111,19 @@ def _fit(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """S probes at once by SGD with Nesterov momentum 0.9 and a cosine schedule.
 
+    It computes where the features are, and no step makes the host wait for that device.
+
     Returns weights [S, D, C], biases [S, C] and the mean and std [D] that standardise the features.
     A probe whose rate is too high may diverge to NaN without touching the others.
     """
     mean = features.mean(0)
     std = features.std(0).clamp(min=1e-6)
-    x = (features - mean) / std
+    x = (features - mean).div_(std)
+    labels = send(labels, x.device)
     settings, dim = len(grid), x.shape[1]
-    rates, decays = (torch.tensor(v).view(-1, 1, 1) for v in zip(*grid, strict=True))
+    rates, decays = (
+        send(torch.tensor(v).view(-1, 1, 1), x.device) for v in zip(*grid, strict=True)
+    )
     weight, bias = x.new_zeros(settings, dim, classes), x.new_zeros(settings, 1, classes)
     weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
     generator = torch.Generator().manual_seed(seed)
@@ -124,7 +132,7 @@ def _fit(
     # With the gradient of softmax regression written out, all S probes share two matrix products a step.
     for step in range(epochs * batches):
         if step % batches == 0:
-            order = torch.randperm(len(x), generator=generator)
+            order = send(torch.randperm(len(x), generator=generator), x.device)
         index = order[step % batches * batch_size :][:batch_size]
         inputs = x[index]  # [B, D]
         flat = weight.permute(1, 0, 2).reshape(dim, settings * classes)

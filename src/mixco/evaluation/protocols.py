@@ -280,7 +280,7 @@ def _tester(
         if features is None:
             outputs, index = task.outputs(model, task.test)
         else:
-            outputs, index = model.classify(features[0].to(task.compute.device)).cpu(), features[1]
+            outputs, index = model.classify(features[0].to(task.compute.device)), features[1]
         return accuracies(outputs, task.test.labels[index])
 
     return test
@@ -312,7 +312,7 @@ def _warn_of_guessing(loss: float, classes: int) -> None:
 
 def show_neighbours(path: Path, f: Features, count: int = 8, k: int = 8) -> None:
     """Draw the k nearest train images of one test image of each of the first `count` classes."""
-    test_labels, train_labels = f.test_labels, f.train_labels
+    test_labels, train_labels = f.test_labels.cpu(), f.train_labels.cpu()
     test, training = f.task.test.images, f.task.encoder.description.training
 
     def pictures(images: Images, index: Tensor) -> Tensor:
@@ -321,7 +321,8 @@ def show_neighbours(path: Path, f: Features, count: int = 8, k: int = 8) -> None
 
     first = [int((test_labels == c).nonzero()[0]) for c in range(min(count, len(test.classes)))]
     chosen = torch.tensor(first)
-    similarities, index = neighbours(f.train_features, f.test_features[chosen], k)
+    found = neighbours(f.train_features, f.test_features[chosen], k)
+    similarities, index = (tensor.cpu() for tensor in found)
     draw_neighbours(
         path,
         pictures(test, f.test_index[chosen]),

@@ -93,11 +93,12 @@ class Task:
     def outputs(
         self, network: nn.Module, split: Labelled, index: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """A network's outputs for the test views of a split: float32 [n, D] on the CPU.
+        """A network's outputs for the test views of a split: float32 [n, D], on the device if they fit.
 
         index: int64, a part of the images; None for all.
 
-        Returns also the indices [n] of the images that could be read. Only streamed ones may fail.
+        Returns also the indices [n] of the images that could be read, on the CPU. Only streamed ones may
+        fail.
         """
         images = split.images
         with counting(f"features of {images.source.name}") as on_progress:

@@ -21,7 +21,7 @@ from mixco.encoders.checkpoint import fingerprint
 from mixco.evaluation.classifier import Classifier
 from mixco.evaluation.task import Labelled, rounded, warn_unreadable
 from mixco.models.encoder import drops_at_random
-from mixco.runtime.device import Compute
+from mixco.runtime.device import Compute, send
 from mixco.runtime.errors import UserError
 from mixco.runtime.progress import Stopwatch, say, training, waited
 from mixco.runtime.seeding import generator_for, global_draws
@@ -107,7 +107,10 @@ def train_classifier(
                 for peak in peaks
             ]
             dropout = generator_for(seed, "classifier dropout", step=step) if drops else None
-            loss = forward(model, view, train.labels[index].to(device), dropout, compute)
+            labels = train.labels[index]
+            if device.type == "cuda":
+                labels = labels.pin_memory()  # the host need not wait for the copy
+            loss = forward(model, view, send(labels, device), dropout, compute)
             loss.backward()  # type: ignore[no-untyped-call]
             update(stepper, rates)
             total += loss.detach()

@@ -39,7 +39,7 @@ class Embedding:
     index: Tensor
     """int64 [n]: which images, by their place in `images`."""
     features: Tensor
-    """float32 [n, D], of unit length."""
+    """float32 [n, D] on the CPU, of unit length."""
     held_out: Tensor
     """bool [n]: whether the kNN check asks about the image."""
     encoder: LoadedEncoder
@@ -105,7 +105,8 @@ def embed(
         on_progress=on_progress,
     )
     asked_about = torch.isin(index, held_out)
-    return Embedding(images, index, F.normalize(features, dim=1), asked_about, encoder, compute)
+    features = F.normalize(features.cpu(), dim=1)
+    return Embedding(images, index, features, asked_about, encoder, compute)
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def chosen_query(embedding: Embedding, path: Path, k: int) -> Query:
     canvas[:, :height, :width] = torch.tensor(picture).permute(2, 0, 1)
     extent = torch.tensor([height, width])
     view = evaluation_view(canvas[None], extent[None], input).to(compute.device, compute.dtype)
-    feature = extract_features(embedding.encoder.backbone, [view], compute)
+    feature = extract_features(embedding.encoder.backbone, [view], compute).cpu()
     similarities, nearest = neighbours(embedding.features, feature, k)
     canvas = brightened(canvas, input)
     return Query(canvas, extent, str(path), None, nearest[0], similarities[0])

@@ -51,6 +51,10 @@ def pick_device(name: str, number: int = 0) -> torch.device:
 
     number: of this process's GPU, from 0; other kinds have one device.
 
+    CUDA then computes float32 in float32: torch's default would round the factors of convolutions to
+    TF32, of 10 bits, but not those of matrix products. And cuDNN tries its algorithms once for each
+    shape of a convolution, and takes the fastest.
+
     Raises UserError when the machine has no such device.
     """
     name = device_kind(name)
@@ -63,6 +67,8 @@ def pick_device(name: str, number: int = 0) -> torch.device:
                 f"give torchrun --nproc-per-node {torch.cuda.device_count()}, or --device cpu"
             )
         torch.cuda.set_device(number)
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
     return torch.device(name)
 
 
@@ -119,6 +125,22 @@ def device_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return memory_bytes()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that this process can still take; torch's own unused blocks are among them."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def keeper(device: torch.device, nbytes: int) -> torch.device:
+    """Where a result of so many bytes is kept: on the GPU that computes it, or else on the CPU.
+
+    On CUDA it stays if it takes at most a quarter of the free memory, since what works with it may need
+    as much again for a copy, and once more for a second result. From other devices it goes to the CPU.
+    """
+    stays = device.type == "cuda" and nbytes <= free_memory(device) // 4
+    return device if stays else torch.device("cpu")
 
 
 def peak_memory(device: torch.device) -> int | None:

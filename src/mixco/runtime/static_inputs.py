@@ -65,7 +65,9 @@ def _like(leaf: Tensor) -> tuple[torch.dtype, torch.Size]:
 def _tensors(tree: Any) -> list[Tensor]:
     if tree is None:
         return []
-    return [tree] if isinstance(tree, Tensor) else [leaf for part in tree for leaf in _tensors(part)]
+    return (
+        [tree] if isinstance(tree, Tensor) else [leaf for part in tree for leaf in _tensors(part)]
+    )
 
 
 def _with_tensors(tree: Any, tensors: Iterator[Tensor]) -> Any:

@@ -83,7 +83,7 @@ def effective_rank(features: Tensor) -> float:
     features: [N, D]. Returns 1 to min(N, D): k for k orthogonal directions of equal weight.
     Features are not centred, so equal ones give 1; zeros give 0. (Roy and Vetterli 2007.)
     """
-    values = torch.linalg.svdvals(features.double())
+    values = torch.linalg.svdvals(features.double()).cpu()
     if not values.any():
         return 0.0
     return float(torch.special.entr(values / values.sum()).sum().exp())
@@ -105,8 +105,8 @@ def watched_views(setup: Setup) -> Tensor:
 @torch.no_grad()
 def collapse_check(encoder: Encoder, views: Tensor, compute: Compute) -> dict[str, float]:
     """The spread of the encoder's outputs and the effective rank of its features, in evaluation mode."""
-    features = extract_features(encoder.backbone, torch.split(views, 64), compute)
-    outputs = encoder.head(features.to(views.device)).cpu()
+    features = extract_features(encoder.backbone, torch.split(views, 64), compute, count=len(views))
+    outputs = encoder.head(features.to(views.device)).to(features.device)
     return {
         "spread": round(spread(outputs), 4),
         "effective_rank": round(effective_rank(features), 2),

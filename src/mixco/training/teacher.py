@@ -127,7 +127,8 @@ def with_central_outputs(
     """The batches, each with the teacher's outputs for its images beside it: float32 [b, D].
 
     The teacher looks once at the middle of each image (see `evaluation_view`), at once. Its outputs stay
-    in memory: 4 D bytes an image. Several processes divide the work.
+    in the CPU's memory, since training needs the device's: 4 D bytes an image. Several processes divide
+    the work.
     members: int64: the images of all batches. An image that cannot be read now has an output of zeros.
     """
     with counting(f"{teacher.name} looks at {images.source.name}") as on_progress:
@@ -140,7 +141,7 @@ def with_central_outputs(
             on_unreadable=on_unreadable,
             on_progress=on_progress,
         )
-    outputs = found.new_zeros(len(images), found.shape[1]).index_copy_(0, index, found)
+    outputs = torch.zeros(len(images), found.shape[1]).index_copy_(0, index, found.cpu())
 
     def both() -> Generator[Drawn, None, None]:
         with closing(batches):
