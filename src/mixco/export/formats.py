@@ -7,6 +7,7 @@ lines that do not work cannot exist.
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,16 +188,18 @@ def as_onnx(encoder: LoadedEncoder, folder: Path, images: OnnxInput) -> Lines:
     graph = nn.Sequential(_Normalise(images, about.mean, about.std), encoder.backbone).eval()
     example = torch.zeros(2, about.channels, about.size, about.size)
     try:
-        program = torch.onnx.export(
-            graph,
-            (example.byte() if images == "bytes" else example,),
-            input_names=["images"],
-            output_names=["features"],
-            dynamic_shapes=({0: "batch"},),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.11, of its own code
+            program = torch.onnx.export(
+                graph,
+                (example.byte() if images == "bytes" else example,),
+                input_names=["images"],
+                output_names=["features"],
+                dynamic_shapes=({0: "batch"},),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
     except Exception as error:  # of many kinds, depending on the architecture
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise UserError(
