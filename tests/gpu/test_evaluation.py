@@ -1,8 +1,5 @@
 """On CUDA evaluation computes where the features are, and finds what the CPU finds."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from configs import config_of, evaluation_config
+from no_waits import refused_to_wait
 from run_folders import random_run
 from sample_images import sample_images
 from torch import Tensor
@@ -45,18 +43,6 @@ def clusters(n: int, seed: int, dim: int = 64, classes: int = 10) -> tuple[Tenso
     centres = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
     labels = torch.arange(n) % classes
     return centres[labels] + 2 * torch.randn(n, dim, generator=generator), labels
-
-
-@contextmanager
-def refused_to_wait() -> Iterator[None]:
-    """Inside, it is an error to wait for the device."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls this a prototype
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("chunk", [100, 4096])

@@ -21,7 +21,7 @@ class Compute(NamedTuple):
 
     device: torch.device
     dtype: torch.dtype
-    """bfloat16: with autocast. float32: without."""
+    """bfloat16: with autocast. Others: without."""
     memory_format: torch.memory_format = torch.channels_last
     """Of its weights and its images."""
 
@@ -31,7 +31,7 @@ class Compute(NamedTuple):
         return self.dtype, self.memory_format
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype == torch.bfloat16)
 
 
 AVAILABLE: dict[str, Callable[[], bool]] = {

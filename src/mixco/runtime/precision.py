@@ -146,6 +146,8 @@ def _rates(
         "processor": processor(),
         "torch": torch.__version__,
         "formats": [_name(each) for each in formats(device)],
+        # Older figures of GPUs are of other convolutions: TF32, and not the fastest algorithms.
+        **({"tf32": False} if device.type == "cuda" else {}),
     }
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     path = cache / "precision" / f"{workload.arch}-{workload.size}-{digest}.json"
@@ -212,7 +214,7 @@ def _measure(
 def _seconds(
     network: nn.Module, images: torch.Tensor, compute: Compute, training: bool, best: float
 ) -> tuple[float, float]:
-    """Seconds of two steps, after one to warm up.
+    """Seconds of two steps, after one to warm up; on a GPU after two, as cuDNN tries its algorithms.
 
     best: of the formats before. A hopeless format makes only its first step, which counts twice.
     """
@@ -233,6 +235,8 @@ def _seconds(
         return time.perf_counter() - began
 
     with global_draws(generator_for(0, "precision dropout"), device):
+        if device.type == "cuda":
+            timed()
         first = timed()
         hopeless = first > max(GIVE_UP * best, PATIENCE)
         return (first, first) if hopeless else (timed(), timed())

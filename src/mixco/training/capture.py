@@ -8,9 +8,9 @@ another path. So everything that is drawn comes in as tensors (`StaticInputs`), 
 The eager step (step.py) is the reference, and what runs where a step cannot be captured.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ def _captured_or(
         if step is None or (step is not eager and _places(tensors) != places):
             try:
                 with doing("compiling the views and recording a step"):
-                    step = capture(setup, method, optimizer, drawn, number, compiled=compiled)
+                    step = capture(setup, method, optimizer, drawn, compiled=compiled)
                 places = _places(tensors)
             except Exception as error:  # of compilers, drivers and memory
                 say(f"the step cannot be captured: {first_line(error) or type(error).__name__}")
@@ -118,59 +118,91 @@ def _places(tensors: list[Tensor]) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def capture(
+class PureStep(NamedTuple):
+    """A step as two functions of tensors that stay where they are: what is drawn, and the rate."""
+
+    draw: Callable[[Drawn, int], None]
+    """Draw the rest of a step, by its number, and send everything to the device."""
+    losses: Callable[[], dict[str, Tensor]]
+    lr: Tensor
+    """The learning rate, a scalar."""
+    update: Callable[[], None]
+
+
+def pure_step(
     setup: Setup,
     method: nn.Module,
     optimizer: torch.optim.Optimizer,
     drawn: Drawn,
-    number: int,
     *,
-    compiled: bool = False,
-) -> Step:
-    """Record a step on one CUDA device. Nothing is trained meanwhile.
+    compile_views: bool = True,
+    compile_method: bool = False,
+) -> PureStep:
+    """The step of a run on one device, without a round trip to the host.
 
-    method: in training mode, with a `draw`. drawn: of any step: what comes later has its shapes.
-    number: of that step. compiled: encoder and losses are compiled too, not only the views and the split
-    batch norms.
+    method: in training mode, with a `draw`. drawn: of any step; those of all steps have its shapes.
+    compile_views: and the split batch norms. compile_method: encoder and losses.
     """
-    compute, optimisation = setup.compute, setup.settings.optimisation
-    seed, batch = setup.settings.run.seed, optimisation.batch_size
+    compute, seed = setup.compute, setup.settings.run.seed
+    batch = setup.settings.optimisation.batch_size
 
     def draws(number: int) -> Any:
         generator = generator_for(seed, "method", step=number)
         return cast(Any, method).draw(batch, generator)
 
-    inputs = StaticInputs((drawn, draws(number)), compute.device)
-    inputs.fill((drawn, draws(number)))
+    inputs = StaticInputs((drawn, draws(0)), compute.device)
     lr = torch.zeros((), device=compute.device)
-    functions = dense_views(compiled=True)
-    normalise_in_one_pass(method, one_pass if compiled else _compiled(one_pass, dynamic=True))
-    trained = _compiled(method, dynamic=False) if compiled else method
+    functions = dense_views(compiled=compile_views)
+    alone = compile_views and not compile_method  # else they are compiled with the method
+    normalise_in_one_pass(method, _compiled(one_pass, dynamic=True) if alone else one_pass)
+    trained = _compiled(method, dynamic=False) if compile_method else method
 
-    def losses_of_step() -> dict[str, Tensor]:
+    def losses() -> dict[str, Tensor]:
         of_views, of_method = inputs.tree
         views = setup.make_views(of_views, functions)
         return forward_backward(trained, views, of_method, compute=compute, batch=batch)
 
+    return PureStep(
+        lambda drawn, number: inputs.fill((drawn, draws(number))),
+        losses,
+        lr,
+        lambda: update(optimizer, lr),
+    )
+
+
+def capture(
+    setup: Setup,
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    drawn: Drawn,
+    *,
+    compiled: bool = False,
+) -> Step:
+    """Record a step on one CUDA device. Nothing is trained meanwhile.
+
+    method, drawn: as for `pure_step`. compiled: encoder and losses are compiled too.
+    """
+    pure = pure_step(setup, method, optimizer, drawn, compile_method=compiled)
+    pure.draw(drawn, 0)
+    first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     with _rates_kept(optimizer), torch._dynamo.config.patch(recompile_limit=SHAPES):
-        with _untrained(method, optimizer), _side_stream(compute.device):
+        with _untrained(method, optimizer), _side_stream(setup.compute.device):
             for _ in range(WARM_UP):
-                losses_of_step()
-                update(optimizer, lr)
-        first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+                pure.losses()
+                pure.update()
         with torch.cuda.graph(first):
-            losses = losses_of_step()
-        # The gradients that it leaves lie in the memory of the first.
+            losses = pure.losses()
+        # It reads the gradients, which lie in the memory of the first.
         with torch.cuda.graph(second, pool=first.pool()):
-            update(optimizer, lr)
+            pure.update()
 
     def replay(drawn: Drawn, number: int) -> dict[str, Tensor]:
-        inputs.fill((drawn, draws(number)))
+        pure.draw(drawn, number)
         first.replay()
         return losses
 
     def replay_update(rate: float) -> None:
-        lr.fill_(rate)
+        pure.lr.fill_(rate)
         second.replay()
 
     return Step(replay, replay_update)
