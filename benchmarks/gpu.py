@@ -1,413 +1,407 @@
-"""All measurements on a GPU, in pieces of under nine minutes. Each piece is done once.
+"""All measurements on a GPU that is at hand for a quarter of an hour, in three goes.
 
-    python benchmarks/gpu.py --list
-    python benchmarks/gpu.py --call 1 [--budget 540]        # then 2, then 3: about a quarter of an hour
-    python benchmarks/gpu.py [--budget 540] [--only NAME ...] [--data-path FOLDER]
-    python benchmarks/gpu.py --dry-run [--only NAME ...]
+    make carry DATA=FOLDER     # before: wheels and data, for a machine without internet
+    python benchmarks/gpu.py tests rates --out OUT --budget 225
+    python benchmarks/gpu.py loading --out OUT --budget 100
+    python benchmarks/gpu.py train --out OUT --budget 480 [--row NAME] [--data-path FOLDER]
+    python benchmarks/gpu.py tests rates loading train --rehearse --out OUT
 
-Without a GPU it says `no GPU` and ends with 0. Each piece is a process and leaves one file,
-OUT/NAME.json, with its output in OUT/NAME.log; OUT is benchmarks/results/gpu. A piece whose file is
-there is not done again, so the same command goes on where the last one stopped. No piece starts whose
-estimate is more than what is left of the budget. A piece that is still running at its end is stopped
-with all that it started, and has no file. Ends with 0 if no piece failed, else with 1.
+Each part writes to OUT as it measures: OUT/PART.jsonl, a line a figure, the first of which names the
+command, commit, machine and versions; and OUT/PART.log. What does not fit into the rest of the budget
+is not begun. When the budget is over, everything is stopped, with all that it started.
 
-A dry run does every piece for seconds, on the CPU with tiny models, and by default leaves no files: it
-only shows that the pieces run. Its figures mean nothing.
+A rehearsal runs the same commands on the CPU, with a tiny encoder and few steps: its figures mean
+nothing. Without a GPU and without --rehearse it says `no GPU`. Ends with 0 unless a part failed.
 
-The pieces:
-  tests     the tests marked gpu
-  sync      does a step wait for the device anywhere? torch's own watch, and where
-  ceilings  bytes copied a second, and operations of a matrix product: what no step can exceed
-  views-*   two views of resident images, and nothing else
-  steps-*   steps of all methods against bare passes of their encoder, in one process
-  peers-*   streamed images against the way of 2020, by pretraining.py
-  train-*   a recipe of Tiny-ImageNet, 100 epochs, and its evaluation. A run that does not fit
-            into one piece is stopped and saved in --runs, and the next call resumes it.
+tests    the tests marked gpu
+rates    what no step can exceed: bytes copied a second, operations of a matrix product. Then, in one
+         process and in turn: steps of ours, captured and eager, and the bare passes of the encoder with
+         plain norms in a CUDA graph, at 64, 32 and 224 px. And of three steps each, by the profiler:
+         kernels, launches, copies and waits of the host, and the share of the time the GPU is busy
+loading  images decoded anew each time: the way of 2020 and lightly-train, if it is installed, against
+         ours, by pretraining.py
+train    a row of the evidence table: pretraining, kNN and linear probe on the test split, and the
+         encoder in parts of 15 MB. By default the first row that has no file in experiments/gpu
 """
 
 import argparse
 import functools
+import itertools
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from harness import (
-    METHODS,
-    RESULTS,
     Figures,
     config_of,
     in_turn,
+    origin,
     rate,
     ratios,
+    rounded,
     spreads,
-    write_figures,
     write_mosaics,
 )
 from subjects import LR, bare_step
-from torch import Tensor
 
 from mixco.runtime.device import pick_device
 from mixco.runtime.run_folder import read_json
-from mixco.runtime.seeding import generator_for
+from mixco.training import capture
 from mixco.training.build import build
 from mixco.training.optimisers import build_optimizer
 from mixco.training.setup import Setup, prepare
-from mixco.training.step import forward_backward, update
+from mixco.training.step import Step, eager_step
 
 HERE = Path(__file__).parent
-LONGEST = 540  # seconds of a piece
-TO_SAVE, TO_EVALUATE = 30, 60  # seconds
-LEFT_OUT = 3  # exit code of a piece that cannot be done here
-Rows = list[Figures]
-Stages = dict[str, Callable[[], None]]
+EVIDENCE = HERE.parent / "experiments" / "gpu"
+PART = 15 * 2**20  # bytes of a part of the encoder
+MIXCO = [sys.executable, "-m", "mixco"]
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How much a piece does."""
+class Row(NamedTuple):
+    """A row of the evidence table."""
 
-    dry: bool
-    device: torch.device
-    data_path: Path | None
-    runs: Path
-    """Where runs are that take several pieces."""
-    ends: float
-    """When the piece must be over, by time.monotonic()."""
-
-    @property
-    def steps(self) -> int:
-        return 1 if self.dry else 20
-
-    @property
-    def rounds(self) -> int:
-        return 1 if self.dry else 5
-
-    @contextmanager
-    def setup(self, method: str, arch: str, size: int, batch: int) -> Iterator[Setup]:
-        """A run on the sample, or beyond 64 px on mosaics of 256 px; in a dry run a tiny encoder's."""
-        arch, size, batch = ("test_resnet", 32, 64) if self.dry else (arch, size, batch)
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            data = "sample" if size <= 64 else write_mosaics(Path(folder) / "photos", batch, 256)
-            settings = {"arch": arch, "size": size, "batch_size": batch, "cache": folder}
-            settings |= {"data": str(data), "epochs": 10**6, "device": self.device.type}
-            # As long a queue as Tiny-ImageNet's 100,000 images get.
-            queue = 64 if self.dry else 16384
-            yield prepare(config_of(method, **settings, queue=queue), stack)
+    recipe: str
+    more: str = ""
+    """Options beside the recipe."""
 
 
-class LeftOut(Exception):
-    """The piece cannot be done here; the message is the reason."""
-
-
-@contextmanager
-def stages_of(setup: Setup) -> Iterator[Stages]:
-    """A step of a run in three functions, to be called in turn."""
-    method = build(setup).train()
-    optimizer = build_optimizer(method, "adamw", 0.05)
-    made: dict[str, list[Tensor]] = {}
-    with closing(setup.views(print)) as batches:
-
-        def views() -> None:
-            made["views"] = next(batches)[1]
-
-        def passes() -> None:
-            draws = generator_for(0, "method")
-            forward_backward(method, made["views"], draws, compute=setup.compute)
-
-        yield {"views": views, "passes": passes, "optimizer": lambda: update(optimizer, LR)}
-
-
-def run_all(stages: Stages) -> None:
-    for stage in stages.values():
-        stage()
-
-
-def run_tests(scale: Scale) -> Rows:
-    """The tests marked gpu; in a dry run they are only collected."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", str(HERE.parent / "tests")]
-    done = subprocess.run(
-        command + ["--collect-only"] * scale.dry, capture_output=True, text=True, cwd=HERE.parent
-    )
-    print(done.stdout, done.stderr)
-    if done.returncode not in (0, 5):  # 5: none is marked
-        raise SystemExit("some tests marked gpu fail")
-    summary = done.stdout.strip().splitlines()[-1]
-    return [{"exit_code": done.returncode, "summary": summary}]
-
-
-def find_round_trips(scale: Scale) -> Rows:
-    """A step of each method, once with torch telling each wait for the device, once forbidding them."""
-    rows: Rows = []
-    for name in METHODS:
-        with scale.setup(name, "resnet18", 64, 256) as setup, stages_of(setup) as stages:
-            for _ in range(2):
-                run_all(stages)
-            where = {stage: waits(run, scale.device) for stage, run in stages.items()}
-            row = {"method": name, "waits": where, "forbidden": forbidden(stages, scale.device)}
-            rows.append(row)
-            print(row, flush=True)
-    return rows
-
-
-@contextmanager
-def sync_debug(mode: str, device: torch.device) -> Iterator[None]:
-    """On CUDA, torch warns of each wait for the device, or raises."""
-    if device.type != "cuda":
-        yield
-        return
-    torch.cuda.set_sync_debug_mode(mode)
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def waits(run: Callable[[], None], device: torch.device) -> list[str]:
-    """File and line of each wait for the device, as often as it happens."""
-    with sync_debug("warn", device), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run()
-    synchronizing = [w for w in caught if "synchroniz" in str(w.message)]
-    return [f"{'/'.join(Path(w.filename).parts[-3:])}:{w.lineno}" for w in synchronizing]
-
-
-def forbidden(stages: Stages, device: torch.device) -> str:
-    """ "passes", or the stage that is the first to wait."""
-    for name, run in stages.items():
-        try:
-            with sync_debug("error", device):
-                run()
-        except RuntimeError as error:
-            if "synchroniz" not in str(error):
-                raise
-            return f"{name} waits"
-    return "passes"
-
-
-def ceilings(scale: Scale) -> Rows:
-    """Bytes a second of a large copy, operations a second of a large product in bfloat16."""
-    side = 256 if scale.dry else 8192
-    a, b = (torch.randn(side, side, device=scale.device, dtype=torch.bfloat16) for _ in range(2))
-    out = torch.empty_like(a)
-    moved, flops = 2 * a.nbytes, 2 * side**3
-    subjects = {
-        "copy": lambda: rate(lambda: out.copy_(a), moved, scale.steps, scale.device),
-        "product": lambda: rate(lambda: torch.mm(a, b, out=out), flops, scale.steps, scale.device),
-    }
-    found = in_turn(subjects, scale.rounds)
-    units = {"copy": "bytes_per_second", "product": "operations_per_second"}
-    return [
-        {"what": name, units[name]: spreads(rounds)["images_per_second"]}
-        for name, rounds in found.items()
-    ]
-
-
-def measure_views(size: int, scale: Scale) -> Rows:
-    """Two views of each image of a batch, packed and resident."""
-    rows: Rows = []
-    for method in ("moco", "simclr"):
-        with scale.setup(method, "resnet18", size, 256) as setup, closing(setup.views(print)) as v:
-            batch = setup.settings.optimisation.batch_size
-            next(v)
-            step = functools.partial(rate, lambda v=v: next(v), batch, scale.steps, scale.device)
-            found = in_turn({method: step}, scale.rounds)
-        rows.append({"method": method, "size": setup.settings.data.size, "batch": batch})
-        rows[-1] |= {"side": setup.images.longest_side, **spreads(found[method])}
-    return rows
-
-
-def measure_steps(size: int, batch: int, scale: Scale) -> Rows:
-    """Steps of each method in turn with the bare passes of its encoder."""
-    rows: Rows = []
-    for name in METHODS:
-        with scale.setup(name, "resnet18", size, batch) as setup, stages_of(setup) as stages:
-            steps = {"ours": functools.partial(run_all, stages), "bare": bare_step(setup)}
-            for step in steps.values():
-                for _ in range(1 if scale.dry else 3):
-                    step()
-            images = setup.settings.optimisation.batch_size
-            given = (images, scale.steps, scale.device)
-            found = in_turn(
-                {n: functools.partial(rate, step, *given) for n, step in steps.items()},
-                scale.rounds,
-            )
-        row = {"method": name, "size": setup.settings.data.size, "batch": images}
-        row |= {"ours": spreads(found["ours"]), "bare": spreads(found["bare"])}
-        rows.append({**row, "ours_over_bare": ratios(found["ours"], found["bare"])})
-    return rows
-
-
-def train(recipe: str, scale: Scale) -> Rows:
-    """A recipe, then its evaluation; what is not done when the piece ends, the next one does."""
-    run, mixco = scale.runs / recipe, [sys.executable, "-m", "mixco"]
-    device = ["--device", scale.device.type]
-    options = ["--recipe", recipe, *device, "--out", str(run)]
-    if scale.dry:
-        options += ["--data", "sample", "--size", "32", "--arch", "test_resnet", "--epochs", "1"]
-        options += ["--batch-size", "64", "--knn-every", "0"]
-    elif scale.data_path is None:
-        raise LeftOut("give --data-path, the folder with tiny-imagenet-200")
-    else:
-        options += ["--data-path", str(scale.data_path)]
-    process = subprocess.Popen([*mixco, "pretrain", *options])
-    try:
-        process.wait(scale.ends - time.monotonic() - TO_SAVE)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # it finishes its step and saves
-        process.wait(TO_SAVE)
-        raise LeftOut(f"so far: {run} is stopped and saved, the next piece goes on") from None
-    if process.returncode:
-        raise RuntimeError(f"mixco pretrain ended with {process.returncode}")
-    seconds: dict[str, float] = {}
-    for command in ("knn", "linear"):
-        if command not in read_json(run / "results.json"):
-            left = scale.ends - time.monotonic()
-            if left < TO_EVALUATE:
-                raise LeftOut(f"so far: {run} is trained, the next piece evaluates it")
-            short = ["--epochs", "2"] if scale.dry and command == "linear" else []
-            began = time.perf_counter()
-            subprocess.run(
-                [*mixco, command, "--run", str(run), *device, *short], check=True, timeout=left
-            )
-            seconds[command] = time.perf_counter() - began
-    return [{"recipe": recipe, "evaluation_seconds": seconds, **read_json(run / "results.json")}]
-
-
-@dataclass(frozen=True)
-class Piece:
-    seconds: int
-    """An estimate, with the starts of all its processes; not yet measured on any card."""
-    measure: Callable[[Scale], Rows] | tuple[str, ...]
-    """A function, or the options of benchmarks/pretraining.py."""
-    call: int
-    """Which of the three calls does it; a borrowed card has time for three."""
-
-
-PEERS = "--subjects ours-streamed 2020 --methods moco+mixco --workers 16 --rounds 1"
-PIECES: dict[str, Piece] = {
-    "tests": Piece(50, run_tests, 1),
-    "sync": Piece(30, find_round_trips, 1),
-    "ceilings": Piece(15, ceilings, 1),
-    "views-64": Piece(20, functools.partial(measure_views, 64), 1),
-    "views-224": Piece(20, functools.partial(measure_views, 224), 1),
-    **{
-        f"steps-{size}-{batch}": Piece(25, functools.partial(measure_steps, size, batch), 1)
-        for size, batch in ((64, 256), (64, 128), (32, 512), (224, 256))
-    },
-    "peers-64": Piece(90, tuple(PEERS.split()), 2),
-    **{
-        f"train-{recipe}": Piece(150, functools.partial(train, recipe), 3)
-        for base in ("moco", "simclr")
-        for recipe in (f"tinyimg64_{base}", f"tinyimg64_{base}_mixco")
-    },
+ROWS = {
+    "cifar10-moco": Row("cifar10_moco"),
+    "cifar10-moco-mixco": Row("cifar10_moco_mixco"),
+    "cifar10-simclr": Row("cifar10_moco", "--method simclr --head mlp --epochs 100 --lr 0.5"),
+    "cifar10-simclr-mixco": Row(
+        "cifar10_moco_mixco", "--method simclr --head mlp --epochs 100 --lr 0.5"
+    ),
+    "tinyimg64-moco": Row("tinyimg64_moco"),
+    "tinyimg64-moco-mixco": Row("tinyimg64_moco_mixco"),
 }
 
 
-def command_of(name: str, out: Path, arguments: argparse.Namespace, most: float) -> list[str]:
-    measure = PIECES[name].measure
-    if isinstance(measure, tuple):
-        tiny = "--arch test_resnet --size 32 --batch-size 64 --rounds 1 --steps 1 --workers 1"
-        options = [*measure, *(tiny.split() if arguments.dry_run else [])]
-        options += ["--device", "cpu" if arguments.dry_run else "cuda", "--out", str(out)]
-        return [sys.executable, str(HERE / "pretraining.py"), *options]
-    runs = out.parent / "runs" if arguments.dry_run else arguments.runs
-    options = ["--piece", name, "--out", str(out), "--budget", str(int(most) - 10)]
-    options += ["--runs", str(runs), *["--dry-run"] * arguments.dry_run]
-    options += ["--data-path", str(arguments.data_path)] if arguments.data_path else []
-    return [sys.executable, sys.argv[0], *options]
+class Measuring:
+    """Where figures go, how much is done, and for how long."""
+
+    def __init__(self, part: str, arguments: argparse.Namespace, ends: float) -> None:
+        self.rehearsal: bool = arguments.rehearse
+        self.arguments = arguments
+        self.device = pick_device("cpu" if self.rehearsal else "cuda")
+        self.folder: Path = arguments.out
+        self.path = self.folder / f"{part}.jsonl"
+        self._ends = ends
+        self.write(origin(self.device))
+
+    def write(self, row: Figures) -> None:
+        """Append a line, which a stop cannot take back."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(rounded(row)) + "\n")
+        print(json.dumps(rounded(row)), flush=True)
+
+    @property
+    def left(self) -> float:
+        """Seconds of the budget."""
+        return self._ends - time.monotonic()
+
+    def fits(self, what: str, seconds: float) -> bool:
+        """Is there so much time left? An estimate; where there is not, that is written."""
+        if self.left >= seconds or self.rehearsal:
+            return True
+        self.write({"left_out": what, "about_seconds": seconds, "left_seconds": self.left})
+        return False
+
+    def run(self, command: Sequence[str | Path], log: str, **options: Any) -> float:
+        """Run a command, its output in a log; returns seconds. Raises CalledProcessError."""
+        began = time.perf_counter()
+        with (self.folder / log).open("a") as file:
+            subprocess.run(
+                list(map(str, command)),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=True,
+                **options,
+            )
+        return time.perf_counter() - began
 
 
-def do_piece(name: str, folder: Path, arguments: argparse.Namespace, most: float) -> str:
-    """Run a piece; says what became of it."""
-    path = folder / f"{name}.log"
-    with path.open("w") as log:
-        command = command_of(name, folder / f"{name}.json", arguments, most)
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+def tests(m: Measuring) -> None:
+    """The tests marked gpu; in a rehearsal they skip."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, "tests/gpu"], capture_output=True, text=True, cwd=HERE.parent)
+    (m.folder / "tests.log").write_text(done.stdout + done.stderr)
+    lines = done.stdout.strip().splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    row = {"exit_code": done.returncode, "summary": lines[-1:], "failed": failed}
+    m.write({**row, "seconds": time.perf_counter() - began})
+    if done.returncode not in (0, 5):  # 5: none was collected
+        raise RuntimeError("some tests fail")
+
+
+def rates(m: Measuring) -> None:
+    """Ceilings, and steps beside the bare passes of their encoder."""
+    ceilings(m)
+    for (size, batch), methods in {
+        (64, 256): ("moco+mixco", "simclr+mixco", "moco", "simclr"),
+        (64, 128): ("moco+mixco",),
+        (32, 512): ("moco+mixco", "simclr+mixco"),
+        (224, 256): ("moco+mixco",),
+    }.items():
+        for method in methods[: 1 if m.rehearsal else None]:
+            # Compiling takes most of it, and only for the first of a size.
+            if m.fits(f"{method} at {size} px, batch {batch}", 20):
+                steps_and_bare(m, method, size, batch)
+
+
+def ceilings(m: Measuring) -> None:
+    """Bytes a second of a large copy, operations a second of a large product in bfloat16."""
+    side = 256 if m.rehearsal else 8192
+    a, b = (torch.randn(side, side, device=m.device, dtype=torch.bfloat16) for _ in range(2))
+    out = torch.empty_like(a)
+    steps, rounds = (1, 1) if m.rehearsal else (20, 3)
+    found = in_turn(
+        {
+            "copy": lambda: rate(lambda: out.copy_(a), 2 * a.nbytes, steps, m.device),
+            "product": lambda: rate(lambda: torch.mm(a, b, out=out), 2 * side**3, steps, m.device),
+        },
+        rounds,
+    )
+    units = {"copy": "bytes_per_second", "product": "operations_per_second"}
+    for name, each in found.items():
+        m.write({"ceiling": name, units[name]: spreads(each)["images_per_second"]})
+
+
+@contextmanager
+def setup_of(m: Measuring, method: str, size: int, batch: int, **more: Any) -> Iterator[Setup]:
+    """A run on the sample, or beyond 64 px on mosaics of 256 px; in a rehearsal a tiny encoder's."""
+    arch = "test_resnet" if m.rehearsal else "resnet18"
+    size, batch = (32, 64) if m.rehearsal else (size, batch)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        data = "sample" if size <= 64 else write_mosaics(Path(folder) / "photos", batch, 256)
+        settings = {"arch": arch, "size": size, "batch_size": batch, "cache": folder, **more}
+        settings |= {"data": str(data), "epochs": 10**6, "device": m.device.type}
+        # As long a queue as Tiny-ImageNet's 100,000 images get.
+        settings |= {"queue": 64 if m.rehearsal else 16384, "memory_format": "channels_last"}
+        settings |= {"precision": "float32" if m.rehearsal else "bfloat16"}
+        yield prepare(config_of(method, **settings), stack)
+
+
+def steps_and_bare(m: Measuring, method: str, size: int, batch: int) -> None:
+    """A row: images a second of our steps and of the bare passes, in turn; then three steps profiled."""
+    began = time.perf_counter()
+    with setup_of(m, method, size, batch) as setup, ExitStack() as stack:
+        steps = {name: stack.enter_context(stepping(setup, name)) for name in ("captured", "eager")}
+        row: Figures = {"method": method, "size": setup.settings.data.size}
+        row |= {"batch": setup.settings.optimisation.batch_size}
+        row |= {"seconds_to_capture": time.perf_counter() - began}
+        plain = setup_of(m, method, size, batch, **({"bn_splits": 1} if "moco" in method else {}))
+        bare = bare_step(stack.enter_context(plain))
+        steps["bare"] = bare if m.rehearsal else graphed(bare, m.device)
+        for step in steps.values():
+            for _ in range(1 if m.rehearsal else 5):
+                step()
+        given = (row["batch"], 1 if m.rehearsal else 20, m.device)
+        found = in_turn(
+            {n: functools.partial(rate, step, *given) for n, step in steps.items()},
+            1 if m.rehearsal else 3,
         )
+        row |= {name: spreads(each) for name, each in found.items()}
+        row |= {f"{n}_over_bare": ratios(found[n], found["bare"]) for n in ("captured", "eager")}
+        m.write(row)
+        for name in ("captured", "eager"):
+            which = {key: row[key] for key in ("method", "size", "batch")}
+            m.write({"profiled": name, **which, **profiled(steps[name])})
+
+
+@contextmanager
+def stepping(setup: Setup, execution: str) -> Iterator[Callable[[], None]]:
+    """A function that makes the next step of a run."""
+    method = build(setup).train()
+    optimizer = build_optimizer(method, "adamw", 0.05)
+    with closing(setup.batches(print)) as batches:
+        step = eager_step(setup, method, optimizer)
+        if execution == "captured":
+            on_gpu = setup.compute.device.type == "cuda"
+            make = capture.capture if on_gpu else without_a_graph
+            step = make(setup, method, optimizer, next(batches))
+        count = itertools.count()
+
+        def next_step() -> None:
+            step.losses(next(batches), next(count))
+            step.update(LR)
+
+        yield next_step
+
+
+def without_a_graph(setup: Setup, *parts: Any) -> Step:
+    """For a rehearsal: the functions that a GPU records."""
+    pure = capture.pure_step(setup, *parts, compile_views=False)
+
+    def losses(*drawn: Any) -> dict[str, torch.Tensor]:
+        pure.draw(*drawn)
+        return pure.losses()
+
+    return Step(losses, lambda lr: (pure.lr.fill_(lr), pure.update())[1])
+
+
+def graphed(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """The step as a CUDA graph."""
+    with capture._side_stream(device):
+        for _ in range(3):
+            step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+
+
+def profiled(step: Callable[[], None], steps: int = 3) -> Figures:
+    """Of a step: what the host asks of the GPU, and what the GPU does."""
+    activity = torch.profiler.ProfilerActivity
+    given = [activity.CPU, *([activity.CUDA] if torch.cuda.is_available() else [])]
+    with torch.profiler.profile(activities=given) as profile:
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        host = time.perf_counter() - began
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        whole = time.perf_counter() - began
+    events = profile.events() or []
+    kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    busy = sum(e.device_time for e in kernels) / 1e6
+
+    def count(*names: str) -> float:
+        return sum(e.name.startswith(names) for e in events) / steps
+
+    return {
+        "kernels": len(kernels) / steps,
+        "launches": count(*LAUNCHES),
+        "copies": count("cudaMemcpy"),
+        "waits": max(0.0, count(*WAITS) - 1 / steps),  # the last one is ours
+        "busy_share": busy / whole,
+        "host_ms": 1e3 * host / steps,
+        "ms": 1e3 * whole / steps,
+    }
+
+
+def loading(m: Measuring) -> None:
+    """Images that are decoded anew, by worker processes."""
+    subjects = "--subjects ours ours-streamed 2020 lightly-train --rounds 1"
+    tiny = "--arch test_resnet --size 32 --batch-size 64 --steps 1 --workers 1"
+    options = [*subjects.split(), *(tiny.split() if m.rehearsal else ["--workers", "16"])]
+    for method in ("moco+mixco", "simclr"):
+        if m.fits(f"loading for {method}", 45):
+            out = m.folder / f"loading-{method}.json"
+            given = ["--methods", method, "--device", m.device.type, "--out", out]
+            command = [sys.executable, HERE / "pretraining.py", *options, *given]
+            m.run([*command, "--peers", sys.executable], "loading.log")
+            for row in read_json(out)["rows"]:
+                m.write(row)
+
+
+def train(m: Measuring) -> None:
+    """A row of the evidence table."""
+    missing = [name for name in ROWS if not (EVIDENCE / f"{name}.json").is_file()]
+    name = m.arguments.row or next(iter(missing), None)
+    if name is None:
+        m.write({"left_out": "all rows have figures"})
+        return
+    row, out = ROWS[name], m.folder / name
+    options = ["--recipe", row.recipe, *row.more.split(), "--device", m.device.type, "--out", out]
+    options += ["--knn-every", "50", "--checkpoint-minutes", "0"]
+    if m.arguments.data_path:
+        options += ["--data-path", m.arguments.data_path]
+    if m.rehearsal:
+        options += ["--data", "sample", "--size", "32", "--arch", "test_resnet", "--epochs", "1"]
+        options += ["--batch-size", "64", "--stem", "standard"]
+    found: Figures = {"row": name, "command": " ".join(map(str, ["mixco", "pretrain", *options]))}
+    m.write(found)
+    found["seconds"] = {"pretrain": m.run([*MIXCO, "pretrain", *options], "train.log")}
+    keep_encoder(out, m.folder)
+    for command in ("knn", "linear"):
+        short = ["--epochs", "2"] if m.rehearsal and command == "linear" else []
+        line = [*MIXCO, command, "--run", out, "--device", m.device.type, *short]
+        found["seconds"][command] = m.run(line, "train.log")
+        m.write({**found, "results": read_json(out / "results.json")})
+    for kept in ("config.json", "metrics.csv", "results.json", "versions.json"):
+        shutil.copy(out / kept, m.folder / f"{name}-{kept}")
+
+
+def keep_encoder(run: Path, folder: Path) -> None:
+    """Copy the encoder in parts; `cat encoder-* > encoder.safetensors` puts them together."""
+    content = (run / "encoder.safetensors").read_bytes()
+    for number, start in enumerate(range(0, len(content), PART)):
+        (folder / f"encoder-{number}").write_bytes(content[start : start + PART])
+
+
+PARTS: dict[str, Callable[[Measuring], None]] = {
+    "tests": tests,
+    "rates": rates,
+    "loading": loading,
+    "train": train,
+}
+
+
+def measure(arguments: argparse.Namespace, ends: float) -> int:
+    """All parts, in this process; 1 if one failed."""
+    failed = 0
+    for part in arguments.parts:
+        m = Measuring(part, arguments, ends)
         try:
-            process.wait(most)
-        except subprocess.TimeoutExpired:
-            return f"failed: stopped after {most:.0f} s"
-        finally:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)  # and all that it started
-                process.wait()
-    if process.returncode == 0:
-        return "done"
-    lines = path.read_text().strip().splitlines() or ["nothing printed"]
-    return lines[-1] if process.returncode == LEFT_OUT else f"failed: {lines[-1]} (see {path})"
+            PARTS[part](m)
+        except Exception as error:  # the other parts are still wanted
+            failed = 1
+            m.write({"failed": f"{type(error).__name__}: {error}"})
+    return failed
 
 
-def do_all(arguments: argparse.Namespace, names: list[str], folder: Path) -> int:
-    ends = time.monotonic() + arguments.budget
-    failed = False
-    for name in names:
-        left = ends - time.monotonic()
-        estimate = 60 if arguments.dry_run else PIECES[name].seconds
-        if (folder / f"{name}.json").is_file():
-            what = "done before"
-        elif estimate > left:
-            what = f"not started: about {estimate} s, and {max(0, left):.0f} s are left"
-        else:
-            what = do_piece(name, folder, arguments, min(left, LONGEST))
-        failed = failed or what.startswith("failed")
-        print(f"{name}: {what}", flush=True)
-    return int(failed)
-
-
-def run_one(arguments: argparse.Namespace) -> None:
-    """In the piece's own process."""
-    measure = PIECES[arguments.piece].measure
-    assert not isinstance(measure, tuple)
-    device = pick_device("cpu" if arguments.dry_run else "cuda")
-    ends = time.monotonic() + arguments.budget
+def watched(arguments: argparse.Namespace) -> int:
+    """Run the parts in a process of their own, and stop it when the budget is over."""
+    process = subprocess.Popen([sys.executable, *sys.argv, "--inner"], start_new_session=True)
     try:
-        rows = measure(Scale(arguments.dry_run, device, arguments.data_path, arguments.runs, ends))
-    except LeftOut as reason:
-        print(f"left out: {reason}", flush=True)
-        sys.exit(LEFT_OUT)
-    write_figures(arguments.out, rows, device)
+        return process.wait(arguments.budget)
+    except subprocess.TimeoutExpired:
+        print(f"stopped after {arguments.budget:g} s", flush=True)
+        return 1
+    finally:
+        # What it has started may outlive it.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--list", action="store_true", help="the pieces and their estimates")
-    parser.add_argument("--budget", type=float, default=540, help="seconds for all pieces")
-    parser.add_argument("--call", type=int, choices=[1, 2, 3], help="the pieces of one call")
-    parser.add_argument("--only", nargs="+", choices=list(PIECES), default=list(PIECES))
-    parser.add_argument("--dry-run", action="store_true", help="each for seconds, on the CPU")
-    parser.add_argument("--data-path", type=Path, help="where tiny-imagenet-200 lies, for train-*")
-    parser.add_argument("--runs", type=Path, default=Path("runs/gpu"), help="where runs are kept")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--piece", choices=list(PIECES), help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="+", choices=list(PARTS))
+    parser.add_argument("--out", type=Path, required=True, help="a folder")
+    parser.add_argument("--budget", type=float, default=540, help="seconds for all parts")
+    parser.add_argument("--rehearse", action="store_true", help="each for seconds, on the CPU")
+    parser.add_argument("--row", choices=list(ROWS), help="train: which row")
+    parser.add_argument("--data-path", type=Path, help="train: where the data set lies")
+    parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.piece:
-        run_one(arguments)
-        return
-    names = [n for n in arguments.only if arguments.call in (None, PIECES[n].call)]
-    out = arguments.out or RESULTS / "gpu"
-    if arguments.list:
-        for name in names:
-            piece, there = PIECES[name], "done" if (out / f"{name}.json").is_file() else ""
-            print(f"{name:45} {piece.seconds:>4} s  call {piece.call}  {there}".rstrip())
-    elif arguments.dry_run and arguments.out is None:
-        with tempfile.TemporaryDirectory() as folder:
-            sys.exit(do_all(arguments, names, Path(folder)))
-    elif arguments.dry_run or torch.cuda.is_available():
-        out.mkdir(parents=True, exist_ok=True)
-        sys.exit(do_all(arguments, names, out))
-    else:
+    if not arguments.rehearse and not torch.cuda.is_available():
         print("no GPU")
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.inner:
+        sys.exit(measure(arguments, time.monotonic() + arguments.budget))
+    sys.exit(watched(arguments))
 
 
 if __name__ == "__main__":

@@ -212,16 +212,20 @@ def packed(folder: Path, size: int, cache: Path, workers: int | None = None) -> 
 
 def write_figures(path: Path, rows: Sequence[Figures], device: torch.device) -> None:
     """Write the rows with the command, the commit, the machine and the versions that made them."""
-    figures = {
+    figures = {**origin(device), "rows": rounded(rows)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    print(f"written: {path}")
+
+
+def origin(device: torch.device) -> Figures:
+    """Where figures come from: the command, the commit, the machine and the versions."""
+    return {
         "command": " ".join(["python", *sys.argv]),
         "commit": commit(),
         "machine": machine(),
         "versions": versions(describe(device)),
-        "rows": rounded(rows),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
-    print(f"written: {path}")
 
 
 def commit() -> str:

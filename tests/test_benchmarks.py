@@ -45,25 +45,26 @@ def test_ratios_are_taken_within_a_round(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.slow
-def test_the_pieces_for_a_gpu_are_listed_and_need_one() -> None:
-    listed = run("gpu.py", "--list")
-    assert listed.returncode == 0, listed.stderr
-    lines = [line.split() for line in listed.stdout.splitlines()]
-    assert {"tests", "sync", "views-64", "steps-64-256"} <= {line[0] for line in lines}
-    assert all(int(line[1]) <= 540 for line in lines)
-    without = run("gpu.py")
+def test_what_is_for_a_gpu_is_rehearsed_without_one(tmp_path: Path) -> None:
+    """A row of the evidence table, from its recipe to the encoder in parts."""
+    without = run("gpu.py", "tests", "--out", tmp_path / "none")
     assert (without.returncode, without.stdout) == (0, "no GPU\n")
+    done = run("gpu.py", "train", "--rehearse", "--row", "cifar10-moco-mixco", "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + (tmp_path / "train.log").read_text()
+    origin, command, knn, linear = map(json.loads, (tmp_path / "train.jsonl").open())
+    assert {"python", "torch", "hardware"} <= origin["versions"].keys()
+    assert "--recipe cifar10_moco_mixco" in command["command"]
+    assert "linear" in linear["results"] and "linear" not in knn["results"]
+    parts = [path.read_bytes() for path in sorted(tmp_path.glob("encoder-*"))]
+    encoder = tmp_path / "cifar10-moco-mixco" / "encoder.safetensors"
+    assert b"".join(parts) == encoder.read_bytes()
 
 
 @pytest.mark.slow
-def test_a_piece_is_done_once_and_only_within_the_budget(tmp_path: Path) -> None:
-    arguments = ("--dry-run", "--only", "views-64", "--out", tmp_path)
-    late = run("gpu.py", *arguments, "--budget", "1")
-    assert late.returncode == 0 and "views-64: not started" in late.stdout
-    first = run("gpu.py", *arguments)
-    assert first.returncode == 0 and "views-64: done\n" in first.stdout, first.stdout
-    test_figures_say_where_they_come_from(tmp_path / "views-64.json")
-    assert "views-64: done before" in run("gpu.py", *arguments).stdout
+def test_a_budget_ends_what_was_started(tmp_path: Path) -> None:
+    done = run("gpu.py", "train", "--rehearse", "--out", tmp_path, "--budget", "8")
+    assert done.returncode == 1 and "stopped after 8 s" in done.stdout
+    assert "results" not in (tmp_path / "train.jsonl").read_text()
 
 
 @pytest.mark.slow
