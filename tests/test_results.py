@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,20 @@ def test_versions_name_the_libraries_and_the_hardware() -> None:
     assert named["hardware"] == "cpu, 2 threads"
 
 
+def test_versions_need_no_installed_mixco(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = metadata.Distribution.from_name
+
+    def without_ours(name: str) -> metadata.Distribution:
+        if name == "mixco":
+            raise metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(metadata.Distribution, "from_name", without_ours)
+    assert versions("cpu")["mixco"] == VERSION
+
+
 WRITER = """
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from mixco.runtime.run_folder import add_result, collect
 folder, name = Path(sys.argv[1]), sys.argv[2]

@@ -196,7 +196,7 @@ def test_the_files_tell_what_they_are_read_as(
     folder = folder_of(tmp_path / "photos", 4, channels, bits, ending)
     if (channels, bits, ending) == (3, 16, ".tif"):
         for path in folder.iterdir():
-            path.write_bytes(tiff(tifffile.imread(path), photometric="rgb"))
+            path.write_bytes(tiff(bands(3, 16, PHOTOGRAPH), photometric="rgb"))
     assert infer_pixel_format(list_images(str(folder), None, "pretrain"), None, None).pixel == pixel
 
 
