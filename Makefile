@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak check format docs benchmark peers clean
+.PHONY: demo test soak check format docs benchmark peers carry clean
 
 demo: .venv/installed
 	$(BIN)/mixco demo
@@ -40,6 +40,20 @@ benchmark: .venv/installed
 	$(BIN)/python benchmarks/pretraining.py
 
 peers: .venv-peers/installed
+
+# What benchmarks/gpu.py needs on a machine without internet, in carry/, which git ignores: the wheels that a
+# usual image for deep learning lacks, for Python 3.12 on Linux, and a folder of data in three slices. There:
+#     pip install --no-index --no-deps --target site carry/wheels/*.whl && export PYTHONPATH=site:src
+#     cat carry/slice-* | tar -xz
+WHEELS := tyro typeguard docstring-parser
+carry: .venv/installed
+	test -d "$(DATA)" || { echo "give DATA=FOLDER, such as a folder with cifar10/train and cifar10/test"; exit 2; }
+	rm -rf carry && mkdir -p carry
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --constraint constraints.txt --dest carry/wheels $(WHEELS)
+	tar -czf carry/all -C "$(dir $(abspath $(DATA)))" "$(notdir $(abspath $(DATA)))"
+	cd carry && split -n 3 -d -a 1 all slice- && rm all
+	du -sh carry/*
 
 .venv-peers/installed: benchmarks/peers.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-peers

@@ -336,7 +336,7 @@ def train(m: Measuring) -> None:
         line = [*MIXCO, command, "--run", out, "--device", m.device.type, *short]
         found["seconds"][command] = m.run(line, "train.log")
         m.write({**found, "results": read_json(out / "results.json")})
-    for kept in ("config.json", "metrics.csv", "results.json", "versions.json"):
+    for kept in ("config.json", "metrics.jsonl", "results.json", "versions.json"):
         shutil.copy(out / kept, m.folder / f"{name}-{kept}")
 
 
