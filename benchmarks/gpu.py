@@ -18,8 +18,8 @@ rates    what no step can exceed: bytes copied a second, operations of a matrix 
          process and in turn: steps of ours, captured and eager, and the bare passes of the encoder with
          plain norms in a CUDA graph, at 64, 32 and 224 px. And of three steps each, by the profiler:
          kernels, launches, copies and waits of the host, and the share of the time the GPU is busy
-loading  images decoded anew each time: the way of 2020 and lightly-train, if it is installed, against
-         ours, by pretraining.py
+loading  images decoded anew each time: JPEG files a second by nvJPEG; the way of 2020 and
+         lightly-train, if it is installed, against ours, by pretraining.py
 train    a row of the evidence table: pretraining, kNN and linear probe on the test split, and the
          encoder in parts of 15 MB. By default the first row that has no file in experiments/gpu
 """
@@ -298,7 +298,8 @@ def profiled(step: Callable[[], None], steps: int = 3) -> Figures:
 
 
 def loading(m: Measuring) -> None:
-    """Images that are decoded anew, by worker processes."""
+    """Images that are decoded anew: by the GPU's own decoder alone, then whole steps with workers."""
+    decoded_on_device(m)
     subjects = "--subjects ours ours-streamed 2020 lightly-train --rounds 1"
     tiny = "--arch test_resnet --size 32 --batch-size 64 --steps 1 --workers 1"
     options = [*subjects.split(), *(tiny.split() if m.rehearsal else ["--workers", "16"])]
@@ -310,6 +311,25 @@ def loading(m: Measuring) -> None:
             m.run([*command, "--peers", sys.executable], "loading.log")
             for row in read_json(out)["rows"]:
                 m.write(row)
+
+
+def decoded_on_device(m: Measuring) -> None:
+    """JPEG files of 256 px a second by torchvision, on CUDA by nvJPEG: would it pay for streaming?"""
+    from torchvision.io import decode_jpeg
+
+    with tempfile.TemporaryDirectory() as folder:
+        photos = write_mosaics(Path(folder) / "photos", 16 if m.rehearsal else 512, 256)
+        files = [
+            torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+            for path in sorted(photos.iterdir())
+        ]
+
+    def decode() -> None:
+        decode_jpeg(files, device=m.device.type)
+
+    decode()
+    rounds = [rate(decode, len(files), 1 if m.rehearsal else 5, m.device) for _ in range(3)]
+    m.write({"decoded_by": "torchvision", "on": m.device.type, "side": 256, **spreads(rounds)})
 
 
 def train(m: Measuring) -> None:

@@ -63,6 +63,8 @@ class Mixer(NamedTuple):
 
 def send_rows(rows: Tensor, like: Tensor) -> Tensor:
     """To the device of another tensor, without waiting for it (Apple's devices cannot)."""
+    if like.is_cuda and not rows.is_cuda:
+        rows = rows.pin_memory()
     return rows.to(like.device, non_blocking=like.device.type != "mps")
 
 

@@ -28,7 +28,7 @@ from mixco.training.step import Step, eager_step
 from mixco.views.augment import AUGMENTATIONS, Input, ViewParameters, apply_view, sample_view
 from mixco.views.dense import dense_views
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:TensorFloat32")]
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 

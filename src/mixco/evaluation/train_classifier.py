@@ -107,10 +107,7 @@ def train_classifier(
                 for peak in peaks
             ]
             dropout = generator_for(seed, "classifier dropout", step=step) if drops else None
-            labels = train.labels[index]
-            if device.type == "cuda":
-                labels = labels.pin_memory()  # the host need not wait for the copy
-            loss = forward(model, view, send(labels, device), dropout, compute)
+            loss = forward(model, view, send(train.labels[index], device), dropout, compute)
             loss.backward()  # type: ignore[no-untyped-call]
             update(stepper, rates)
             total += loss.detach()

@@ -194,9 +194,11 @@ def processor() -> str:
 def send(x: Tensor, device: torch.device) -> Tensor:
     """Copy to the device without waiting for its earlier work.
 
-    Safe on CUDA, which copies unpinned memory before the call returns. Apple's devices do not, so there
-    the host waits.
+    CUDA copies from pinned memory, which torch keeps until it is read: the driver may wait where memory
+    is not pinned. Apple's devices cannot copy behind the host's back, so there the host waits.
     """
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
     return x.to(device, non_blocking=device.type != "mps")
 
 

@@ -280,7 +280,7 @@ class RunConfig:
         "auto",
         "How a step runs on an NVIDIA GPU. eager: operation by operation. captured: as CUDA graphs, "
         "with compiled views. compiled: encoder and losses are compiled too, which takes minutes. auto: "
-        "captured from 1,000 steps on, on one GPU; else eager.",
+        "captured from 3,000 steps on, on one GPU; else eager.",
         affects="run",
     )
     knn_every: int = setting(

@@ -8,6 +8,7 @@ another path. So everything that is drawn comes in as tensors (`StaticInputs`), 
 The eager step (step.py) is the reference, and what runs where a step cannot be captured.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
@@ -20,7 +21,7 @@ from mixco.models.encoder import drops_at_random
 from mixco.models.families import first_line
 from mixco.models.split_batchnorm import normalise_in_one_pass, one_pass
 from mixco.runtime.distributed import world
-from mixco.runtime.progress import doing, say
+from mixco.runtime.progress import say
 from mixco.runtime.seeding import generator_for
 from mixco.runtime.static_inputs import StaticInputs
 from mixco.training.setup import Setup
@@ -28,9 +29,9 @@ from mixco.training.step import Step, eager_step, forward_backward, update
 from mixco.views.dense import dense_views
 
 WARM_UP = 3  # steps before a capture, in which libraries choose kernels and allocate
-# Compiling takes some 20 to 60 seconds, and a captured step saves some 10 ms of an eager one.
-FEWEST_STEPS = 1000
-SHAPES = 64  # of a network's batch norms, each compiled on its own
+# Compiling takes some 20 to 60 seconds, and a captured step saves about 10 ms of an eager one.
+FEWEST_STEPS = 3000
+RECOMPILED = 64  # at most, for other shapes; torch's 8 do not suffice for every network
 
 
 def build_step(
@@ -92,8 +93,8 @@ def _captured_or(
             step = _told(eager)
         if step is None or (step is not eager and _places(tensors) != places):
             try:
-                with doing("compiling the views and recording a step"):
-                    step = capture(setup, method, optimizer, drawn, compiled=compiled)
+                say("compiling and recording a step, which takes up to a minute the first time")
+                step = capture(setup, method, optimizer, drawn, compiled=compiled)
                 places = _places(tensors)
             except Exception as error:  # of compilers, drivers and memory
                 say(f"the step cannot be captured: {first_line(error) or type(error).__name__}")
@@ -185,7 +186,12 @@ def capture(
     pure = pure_step(setup, method, optimizer, drawn, compile_method=compiled)
     pure.draw(drawn, 0)
     first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-    with _rates_kept(optimizer), torch._dynamo.config.patch(recompile_limit=SHAPES):
+    with (
+        _rates_kept(optimizer),
+        torch._dynamo.config.patch(recompile_limit=RECOMPILED),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # the compiler's advice, such as to take TF32
         with _untrained(method, optimizer), _side_stream(setup.compute.device):
             for _ in range(WARM_UP):
                 pure.losses()
