@@ -201,7 +201,9 @@ def test_a_captured_step_never_waits(prepared: Callable[..., Setup], method: str
     setup = prepared(method=method, mix="mixco", precision="bfloat16")
     built, stepper = parts_of(setup)
     with closing(setup.batches(print)) as batches:
-        step = capture.capture(setup, built, stepper, next(batches))
+        drawn = next(batches)
+        assert drawn.pixels.ndim == 1, "the images are on the GPU already"
+        step = capture.capture(setup, built, stepper, drawn)
         with refused_to_wait():
             for number in range(3):
                 losses = step.losses(next(batches), number)

@@ -76,7 +76,7 @@ class PackedImages:
             images = self._resident[device] = make_resident(self.images, device)
         here = slice(None) if rows is None else rows
         # Images that do not fit stay in the machine's memory, from where each batch is sent.
-        sent = device.type == "cuda" and images.device != device
+        sent = device.type == "cuda" and not images.is_cuda
 
         def batches() -> Generator[Drawn, None, None]:
             for index, generator in plan:
