@@ -133,9 +133,18 @@ class Measuring:
 
 
 def tests(m: Measuring) -> None:
-    """The tests marked gpu; in a rehearsal they skip."""
+    """The tests marked gpu, but for those that compile for minutes; in a rehearsal they skip."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "gpu and not slow",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run([*command, "tests/gpu"], capture_output=True, text=True, cwd=HERE.parent)
     (m.folder / "tests.log").write_text(done.stdout + done.stderr)
     lines = done.stdout.strip().splitlines()
