@@ -196,10 +196,12 @@ def capture(
             for _ in range(WARM_UP):
                 pure.losses()
                 pure.update()
-        with torch.cuda.graph(first):
+        torch.cuda.empty_cache()  # a graph has memory of its own
+        # Other threads, which pin what workers have decoded, are not kept from their calls.
+        with torch.cuda.graph(first, capture_error_mode="thread_local"):
             losses = pure.losses()
         # It reads the gradients, which lie in the memory of the first.
-        with torch.cuda.graph(second, pool=first.pool()):
+        with torch.cuda.graph(second, pool=first.pool(), capture_error_mode="thread_local"):
             pure.update()
 
     def replay(drawn: Drawn, number: int) -> dict[str, Tensor]:
