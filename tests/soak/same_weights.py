@@ -65,6 +65,7 @@ def trained(commit: str | None, demo: bool) -> dict[str, object]:
         for method, mix in RUNS:
             out = Path(place, f"{method}-{mix}")
             options = ["--method", method, "--mix", mix, "--epochs", "3", "--knn-every", "3"]
+            options += ["--precision", "bfloat16"]  # "auto" measures, and may choose otherwise
             mixco(source, "pretrain", "--data", "sample", *options, *shared, "--out", out)
             lines = (out / "metrics.jsonl").read_text("utf-8").splitlines()
             records = [json.loads(line) for line in lines]
