@@ -252,13 +252,7 @@ def stepping(setup: Setup, execution: str) -> Iterator[Callable[[], None]]:
 
 def without_a_graph(setup: Setup, *parts: Any) -> Step:
     """For a rehearsal: the functions that a GPU records."""
-    pure = capture.pure_step(setup, *parts, compile_views=False)
-
-    def losses(*drawn: Any) -> dict[str, torch.Tensor]:
-        pure.draw(*drawn)
-        return pure.losses()
-
-    return Step(losses, lambda lr: (pure.lr.fill_(lr), pure.update())[1])
+    return capture.as_step(capture.pure_step(setup, *parts, compile_views=False))
 
 
 def graphed(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
@@ -277,7 +271,7 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 
 
 def profiled(step: Callable[[], None], steps: int = 3) -> Figures:
-    """Of a step: what the host asks of the GPU, and what the GPU does."""
+    """Count what the host asks of the GPU in a step, and the share of the time the GPU is busy."""
     activity = torch.profiler.ProfilerActivity
     given = [activity.CPU, *([activity.CUDA] if torch.cuda.is_available() else [])]
     with torch.profiler.profile(activities=given) as profile:

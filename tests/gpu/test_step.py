@@ -15,7 +15,6 @@ from sample_images import sample_images
 from torch import Tensor, nn
 
 import mixco
-from mixco.data.images import Drawn
 from mixco.models.split_batchnorm import one_pass, split_batch_norms
 from mixco.runtime.errors import UserError, explain_machine_failures
 from mixco.runtime.run_folder import read_metrics
@@ -155,34 +154,21 @@ def test_captured_steps_are_the_steps(
     ended = []
     for captured in (False, True):
         built, stepper = parts_of(setup)
+        losses = losses_of(setup, eager_step(setup, built, stepper), 10)
         with closing(setup.batches(print)) as batches:
             drawn = next(batches)
-        tensors = capture.pure_step(setup, built, stepper, drawn)
-        step = as_step(tensors)
-        losses = losses_of(setup, step, 10)
         if captured:
             step = capture.capture(setup, built, stepper, drawn)
+            rates = [group["lr"] for group in stepper.param_groups]
+            assert all(isinstance(rate, float) for rate in rates), "as checkpoints have them"
+        else:
+            step = capture.as_step(capture.pure_step(setup, built, stepper, drawn))
         losses += losses_of(setup, step, 10, first=10)
-        ended.append((losses, built.state_dict(), [g["lr"] for g in stepper.param_groups]))
-    (expected, weights, _), (losses, state, rates) = ended
+        ended.append((losses, built.state_dict()))
+    (expected, weights), (losses, state) = ended
     assert losses == pytest.approx(expected, rel=1e-5)
-    assert all(isinstance(rate, float) for rate in rates) or not rates, "as checkpoints have them"
     for name, value in weights.items():
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
-
-
-def as_step(tensors: capture.PureStep) -> Step:
-    """Without a graph."""
-
-    def losses(drawn: Drawn, number: int) -> dict[str, Tensor]:
-        tensors.draw(drawn, number)
-        return tensors.losses()
-
-    def update(rate: float) -> None:
-        tensors.lr.fill_(rate)
-        tensors.update()
-
-    return Step(losses, update)
 
 
 @pytest.mark.parametrize(("method", "mix"), SETTINGS)

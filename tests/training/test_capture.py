@@ -14,7 +14,6 @@ from distributed_steps import build as build_method
 from distributed_steps import resnet, views_of_steps
 from torch import nn
 
-from mixco.data.images import Drawn
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.seeding import generator_for
@@ -29,38 +28,42 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 METHODS = [(m, x) for m in ("moco", "simclr", "distil") for x in ("none", "mixco")]
 
 
+def method_and_views(method: str, mix: str) -> tuple[Any, list[torch.Tensor]]:
+    more: dict[str, Any] = {"bn_splits": 2} if method == "moco" else {}
+    views = list(views_of_steps(8, 1)[0])[: 1 if method == "distil" else 2]
+    return build_method(method, mix, resnet(), **more).train(), views
+
+
+def gradients_of(method: nn.Module) -> list[torch.Tensor]:
+    return [p.grad for p in method.parameters() if p.grad is not None]
+
+
 @pytest.mark.parametrize(("method", "mix"), METHODS)
 def test_draws_that_come_first_are_the_draws(method: str, mix: str) -> None:
-    more: dict[str, Any] = {"bn_splits": 2} if method == "moco" else {}
     found = []
     for first in (False, True):
-        built = build_method(method, mix, resnet(), **more).train()
-        views = list(views_of_steps(8, 1)[0])[: 1 if method == "distil" else 2]
+        built, views = method_and_views(method, mix)
         draws: Any = generator_for(0, "method")
         losses = built(views, built.draw(8, draws) if first else draws)
         losses["loss"].backward()
-        gradients = [p.grad for p in built.parameters() if p.grad is not None]
-        found.append([*losses.values(), *gradients, *built.buffers()])
+        found.append([*losses.values(), *gradients_of(built), *built.buffers()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(("method", "mix"), METHODS)
 def test_a_compiler_takes_a_method_whole(method: str, mix: str) -> None:
     """Losses, gradients, queue and momentum copy, without a break of the graph."""
-    more: dict[str, Any] = {"bn_splits": 2} if method == "moco" else {}
     found = []
     for compiled in (False, True):
-        built = build_method(method, mix, resnet(), **more).train()
+        built, views = method_and_views(method, mix)
         capture.normalise_in_one_pass(built, capture.one_pass)
-        views = list(views_of_steps(8, 1)[0])[: 1 if method == "distil" else 2]
         draws = built.draw(8, generator_for(0, "method"))
         forward: Any = built
         if compiled:
             forward = torch.compile(built, fullgraph=True, dynamic=False, backend="aot_eager")
         losses = forward(views, draws)
         losses["loss"].backward()
-        gradients = [p.grad for p in built.parameters() if p.grad is not None]
-        found.append([*losses.values(), *gradients, *built.buffers()])
+        found.append([*losses.values(), *gradients_of(built), *built.buffers()])
     for eager, whole in zip(*found, strict=True):
         torch.testing.assert_close(whole, eager, rtol=1e-9, atol=1e-11)
 
@@ -143,7 +146,7 @@ def test_steps_of_tensors_alone_are_the_steps(
             step = capture.eager_step(given, model, stepper)
             if pure:
                 tensors = capture.pure_step(given, model, stepper, drawn, compile_views=False)
-                step = as_step(tensors)
+                step = capture.as_step(tensors)
             losses = []
             for number in range(20):
                 losses.append(step.losses(drawn, number)["loss"].item())
@@ -154,20 +157,6 @@ def test_steps_of_tensors_alone_are_the_steps(
     assert same_losses == pytest.approx(losses, rel=1e-8)
     for name, value in state.items():
         torch.testing.assert_close(same_state[name], value, rtol=1e-4, atol=1e-5, msg=name)
-
-
-def as_step(tensors: capture.PureStep) -> Step:
-    """Without a graph."""
-
-    def losses(drawn: Drawn, number: int) -> dict[str, torch.Tensor]:
-        tensors.draw(drawn, number)
-        return tensors.losses()
-
-    def update(rate: float) -> None:
-        tensors.lr.fill_(rate)
-        tensors.update()
-
-    return Step(losses, update)
 
 
 @pytest.fixture

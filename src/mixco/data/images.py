@@ -31,9 +31,9 @@ class Drawn(NamedTuple):
     """Where their pixels are. int64 [b]: rows of images that are on the device already; or uint8 or
     uint16 [b, C, S, S]: canvases, or [count, b, C, size, size]: crops, one for each view."""
     parameters: tuple[ViewParameters, ...]
-    """Of each view."""
+    """The parameters of each view."""
     others: tuple[Tensor, ...] = ()
-    """[b, ...]: what the method takes after the views, as it is."""
+    """[b, ...]: the method takes these after the views, as they are."""
 
 
 class Images(Protocol):
@@ -107,10 +107,7 @@ class Images(Protocol):
         compute: Compute,
         functions: ViewFunctions = ...,
     ) -> list[Tensor]:
-        """The views of a batch, each [b, C, size, size] on compute's device and in its formats.
-
-        After them drawn.others, on the device.
-        """
+        """The views of a batch, each [b, C, size, size] on compute's device and in its formats."""
 
     def evaluation_batches(
         self,

@@ -12,7 +12,14 @@ from torch import Tensor
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH, Drawn, Plan
 from mixco.runtime.device import Compute, free_memory, send
-from mixco.views.augment import Augmentation, Input, ViewFunctions, evaluation_view, sample_view
+from mixco.views.augment import (
+    GROUPED,
+    Augmentation,
+    Input,
+    ViewFunctions,
+    evaluation_view,
+    sample_view,
+)
 
 
 @dataclass(frozen=True)
@@ -92,18 +99,17 @@ class PackedImages:
         drawn: Drawn,
         augmentation: Augmentation,
         compute: Compute,
-        functions: ViewFunctions = ViewFunctions(),  # noqa: B008
+        functions: ViewFunctions = GROUPED,
     ) -> list[Tensor]:
         images = self._resident.get(compute.device, self.images)
         if drawn.pixels.ndim == 1:
             batch = take_rows(images, drawn.pixels, compute.device)
         else:
             batch = send(drawn.pixels, compute.device)
-        views = [
+        return [
             functions.apply(batch, parameters, augmentation, *compute.formats)
             for parameters in drawn.parameters
         ]
-        return [*views, *(send(other, compute.device) for other in drawn.others)]
 
     def evaluation_batches(
         self,

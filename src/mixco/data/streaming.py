@@ -13,7 +13,7 @@ from mixco.data.images import FEATURE_BATCH, Drawn, Plan
 from mixco.data.workers import PREFETCHED, Request, decode_batches
 from mixco.runtime.device import Compute, send
 from mixco.views import augment as views
-from mixco.views.augment import Augmentation, Input, ViewFunctions, ViewParameters
+from mixco.views.augment import GROUPED, Augmentation, Input, ViewFunctions, ViewParameters
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,13 @@ class StreamedImages:
         drawn: Drawn,
         augmentation: Augmentation,
         compute: Compute,
-        functions: ViewFunctions = ViewFunctions(),  # noqa: B008
+        functions: ViewFunctions = GROUPED,
     ) -> list[Tensor]:
         crops = send(drawn.pixels, compute.device)
-        views = [
+        return [
             functions.finish(crop, parameters, augmentation, *compute.formats)
             for crop, parameters in zip(crops, drawn.parameters, strict=True)
         ]
-        return [*views, *(send(other, compute.device) for other in drawn.others)]
 
     def evaluation_batches(
         self,

@@ -65,7 +65,7 @@ class MoCoDraws(NamedTuple):
     """The draws of a step, of the whole batch."""
 
     pairs: Pairs | None
-    """Of the mixer; None without one."""
+    """The mixer's pairs; None without a mixer."""
     order: Tensor
     """int64 [B]: the rows of the batch in the order in which their keys are encoded."""
 
@@ -145,11 +145,7 @@ class MoCo(nn.Module):
         batch = batch or here
         parts = split_batch(batch, world())
         pairs, order = self.draw(batch, draws) if isinstance(draws, torch.Generator) else draws
-        mixed = (
-            mixed_queries(self.mix, view_q, parts, pairs)
-            if self.mix and pairs is not None
-            else None
-        )
+        mixed = mixed_queries(self.mix, view_q, parts, pairs) if self.mix and pairs else None
         queries = self.encode_queries([view_q] if mixed is None else [view_q, mixed.images])
         keys = self.encode_keys(view_k, parts, order)  # [B, C]
         candidates = torch.cat([keys, self.queue.keys])  # [B + K, C]

@@ -134,7 +134,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def keeper(device: torch.device, nbytes: int) -> torch.device:
-    """Where a result of so many bytes is kept: on the GPU that computes it, or else on the CPU.
+    """The device that keeps a result of `nbytes` bytes: the GPU that computes it, or the CPU.
 
     On CUDA it stays if it takes at most a quarter of the free memory, since what works with it may need
     as much again for a copy, and once more for a second result. From other devices it goes to the CPU.

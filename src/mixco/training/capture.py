@@ -204,16 +204,25 @@ def capture(
         with torch.cuda.graph(second, pool=first.pool(), capture_error_mode="thread_local"):
             pure.update()
 
-    def replay(drawn: Drawn, number: int) -> dict[str, Tensor]:
-        pure.draw(drawn, number)
+    def replay() -> dict[str, Tensor]:
         first.replay()
         return losses
 
-    def replay_update(rate: float) -> None:
-        pure.lr.fill_(rate)
-        second.replay()
+    return as_step(pure._replace(losses=replay, update=second.replay))
 
-    return Step(replay, replay_update)
+
+def as_step(pure: PureStep) -> Step:
+    """The step of a run that sends what is drawn, and calls the functions."""
+
+    def losses(drawn: Drawn, number: int) -> dict[str, Tensor]:
+        pure.draw(drawn, number)
+        return pure.losses()
+
+    def update(lr: float) -> None:
+        pure.lr.fill_(lr)
+        pure.update()
+
+    return Step(losses, update)
 
 
 def _compiled(function: Any, *, dynamic: bool) -> Any:

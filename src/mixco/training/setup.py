@@ -38,6 +38,7 @@ from mixco.runtime.device import (
     memory_bytes,
     pick_device,
     processors,
+    send,
 )
 from mixco.runtime.distributed import (
     broadcast_object,
@@ -68,6 +69,7 @@ from mixco.training.initial_weights import choose_encoder, find_initial
 from mixco.training.teacher import Teacher, load_teacher, with_central_outputs, with_teacher
 from mixco.views.augment import (
     AUGMENTATIONS,
+    GROUPED,
     Augmentation,
     Input,
     ViewFunctions,
@@ -181,13 +183,10 @@ class Setup:
             )
         return batches
 
-    def make_views(
-        self,
-        drawn: Drawn,
-        functions: ViewFunctions = ViewFunctions(),  # noqa: B008
-    ) -> list[Tensor]:
-        """The views of a step; see `Method.forward`."""
-        return self.images.make_views(drawn, self.augmentation, self.compute, functions)
+    def make_views(self, drawn: Drawn, functions: ViewFunctions = GROUPED) -> list[Tensor]:
+        """What a method takes at a step: the views, and what goes beside them (`Method.forward`)."""
+        views = self.images.make_views(drawn, self.augmentation, self.compute, functions)
+        return [*views, *(send(other, self.compute.device) for other in drawn.others)]
 
 
 def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:

@@ -126,7 +126,7 @@ class ViewParameters(NamedTuple):
     """float32 [B]: of the blur, in pixels of the view; 0 for none."""
 
     def rows(self, index: slice | Tensor) -> "ViewParameters":
-        """Of some of the images."""
+        """The parameters of some images."""
         return ViewParameters(*(values[index] for values in self))
 
 
@@ -259,9 +259,13 @@ def finish_view(
 class ViewFunctions(NamedTuple):
     """A way of making views."""
 
-    apply: Callable[..., Tensor] = apply_view
-    finish: Callable[..., Tensor] = finish_view
+    apply: Callable[..., Tensor]
+    finish: Callable[..., Tensor]
     """For images that were cropped before."""
+
+
+GROUPED = ViewFunctions(apply_view, finish_view)
+"""Images are grouped by operation, and each operation is done only where it is wanted."""
 
 
 def _in_chunks(

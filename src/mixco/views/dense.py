@@ -30,14 +30,10 @@ def _with_constants(view: Callable[..., Tensor], compiled: bool) -> Callable[...
     inner = torch.compile(view, fullgraph=True, dynamic=False) if compiled else view
 
     def outer(
-        images: Tensor,
-        parameters: ViewParameters,
-        augmentation: Augmentation,
-        dtype: torch.dtype = torch.float32,
-        memory_format: torch.memory_format = torch.channels_last,
+        images: Tensor, parameters: ViewParameters, augmentation: Augmentation, *formats: Any
     ) -> Tensor:
         constants = normalisation(augmentation.input, images.device)
-        return inner(images, parameters, constants, augmentation, dtype, memory_format)
+        return inner(images, parameters, constants, augmentation, *formats)
 
     return outer
 
@@ -59,8 +55,8 @@ def _colour(
     p: ViewParameters,
     constants: Tensor,
     a: Augmentation,
-    dtype: torch.dtype,
-    memory_format: torch.memory_format,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> Tensor:
     if a.grey_first:
         x = greyscale(x, p.grey)
