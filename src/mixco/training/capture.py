@@ -29,7 +29,8 @@ from mixco.training.step import Step, eager_step, forward_backward, update
 from mixco.views.dense import dense_views
 
 WARM_UP = 3  # steps before a capture, in which libraries choose kernels and allocate
-# Compiling takes some 20 to 60 seconds, and a captured step saves about 10 ms of an eager one.
+# Compiling takes up to 100 seconds of one processor, less on many; a captured step is expected to save
+# some 10 ms of an eager one.
 FEWEST_STEPS = 3000
 RECOMPILED = 64  # at most, for other shapes; torch's 8 do not suffice for every network
 
@@ -93,7 +94,7 @@ def _captured_or(
             step = _told(eager)
         if step is None or (step is not eager and _places(tensors) != places):
             try:
-                say("compiling and recording a step, which takes up to a minute the first time")
+                say("compiling and recording a step, which takes a minute or two the first time")
                 step = capture(setup, method, optimizer, drawn, compiled=compiled)
                 places = _places(tensors)
             except Exception as error:  # of compilers, drivers and memory
