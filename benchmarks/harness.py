@@ -26,7 +26,7 @@ from mixco.data.loading import open_images
 from mixco.runtime.device import describe, processors, synchronise
 from mixco.runtime.run_folder import versions
 from mixco.settings.config import PretrainConfig
-from mixco.settings.resolve import with_settings
+from mixco.settings.parse import with_settings
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

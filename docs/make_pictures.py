@@ -23,7 +23,7 @@ from mixco.runtime.distributed import split_batch
 from mixco.runtime.run_folder import read_json
 from mixco.runtime.seeding import generator_for
 from mixco.settings.config import Settings
-from mixco.settings.resolve import from_dict
+from mixco.settings.parse import from_dict
 from mixco.training.build import build_method
 from mixco.views import augment as views
 

@@ -14,7 +14,7 @@ from statistics import mean, stdev
 from mixco.evaluation.protocols import evaluate_linear
 from mixco.runtime.run_folder import write_json
 from mixco.settings.commands import EvaluationConfig, LinearConfig
-from mixco.settings.resolve import load_recipe, with_settings
+from mixco.settings.parse import load_recipe, with_settings
 from mixco.training.pretrain import pretrain
 
 

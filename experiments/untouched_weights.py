@@ -14,7 +14,7 @@ from typing import cast
 
 from mixco.models.encoder import Encoder
 from mixco.settings.config import PretrainConfig
-from mixco.settings.resolve import with_settings
+from mixco.settings.parse import with_settings
 from mixco.training.build import build
 from mixco.training.monitor import monitor, watched_views
 from mixco.training.setup import prepare

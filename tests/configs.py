@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 
 from mixco.settings.commands import EvaluationConfig
 from mixco.settings.config import PretrainConfig, Settings
-from mixco.settings.resolve import Facts, resolve, to_values, with_settings
+from mixco.settings.parse import with_settings
+from mixco.settings.resolve import Facts, resolve, to_values
 
 T = TypeVar("T")
 

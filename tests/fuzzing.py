@@ -46,7 +46,8 @@ from mixco.report.table import table
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import add_result, collect
 from mixco.settings.config import PretrainConfig, Settings
-from mixco.settings.resolve import Facts, from_dict, load_recipe, recipe_names, resolve, to_dict
+from mixco.settings.parse import from_dict, load_recipe, recipe_names, to_dict
+from mixco.settings.resolve import Facts, resolve
 from mixco.training.checkpoints import is_finished, newest_state, open_run
 from mixco.training.setup import as_it_began
 

@@ -9,7 +9,7 @@ from sample_images import unpack_sample
 
 import mixco
 from mixco.settings.commands import KNNConfig
-from mixco.settings.resolve import flat_fields
+from mixco.settings.parse import flat_fields
 
 
 def test_a_run_by_keywords_is_an_object_and_a_path(tmp_path: Path) -> None:

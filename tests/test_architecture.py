@@ -103,7 +103,7 @@ def test_the_config_stops_at_the_entry_functions() -> None:
     readers = {
         name_of(path)
         for path in FILES
-        if {"settings.config", "settings.resolve"} & imports(path)
+        if {"settings.config", "settings.parse", "settings.resolve"} & imports(path)
         and room(name_of(path)) != "settings"
     }
     assert readers <= {

@@ -11,7 +11,7 @@ from mixco.runtime.errors import UserError
 from mixco.settings.commands import LinearConfig
 from mixco.settings.config import PretrainConfig
 from mixco.settings.options import parse
-from mixco.settings.resolve import load_recipe
+from mixco.settings.parse import load_recipe
 
 ROOT = Path(__file__).parents[1]
 DEVICES = "--multiprocessing-distributed --dist-url tcp://localhost:10001 --gpu 0 1"

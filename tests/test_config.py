@@ -15,8 +15,7 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.setting import Setting, declared
 from mixco.settings.config import OptimisationConfig, PretrainConfig, Settings
 from mixco.settings.options import help_of, is_required, parse, rows, table
-from mixco.settings.resolve import (
-    Facts,
+from mixco.settings.parse import (
     affects,
     check_ranges,
     command_of,
@@ -24,10 +23,10 @@ from mixco.settings.resolve import (
     from_dict,
     load_recipe,
     recipe_names,
-    resolve,
     to_dict,
     with_settings,
 )
+from mixco.settings.resolve import Facts, resolve
 from mixco.training.checkpoints import open_run
 
 CONFIGS = {name: resolve_name(command.config) for name, command in commands().items()}

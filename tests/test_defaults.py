@@ -11,7 +11,8 @@ from mixco.methods import METHODS, options
 from mixco.runtime.setting import declared
 from mixco.settings import defaults, warnings
 from mixco.settings.config import PretrainConfig, Settings
-from mixco.settings.resolve import Facts, dotted_fields, from_dict, resolve, to_dict
+from mixco.settings.parse import dotted_fields, from_dict, to_dict
+from mixco.settings.resolve import Facts, resolve
 
 IMAGES = st.integers(2, 2_000_000)
 

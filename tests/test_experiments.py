@@ -18,7 +18,7 @@ from sample_images import unpack_sample
 from mixco.data.datasets.imagenet import list_tiny_imagenet
 from mixco.methods import METHODS, MIXERS
 from mixco.runtime.run_folder import read_json
-from mixco.settings.resolve import load_recipe, recipe_names
+from mixco.settings.parse import load_recipe, recipe_names
 from mixco.training.checkpoints import newest_state
 from mixco.training.pretrain import pretrain
 

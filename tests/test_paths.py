@@ -34,7 +34,7 @@ from mixco.settings.commands import (
 )
 from mixco.settings.config import PretrainConfig
 from mixco.settings.options import parse
-from mixco.settings.resolve import expanded, load_recipe, to_dict, with_settings
+from mixco.settings.parse import expanded, load_recipe, to_dict, with_settings
 from mixco.training.pretrain import pretrain
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rights and homes are Unix's")

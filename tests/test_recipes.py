@@ -11,7 +11,8 @@ from configs import with_images
 from mixco.demo import of_demo
 from mixco.settings.commands import DemoConfig, LinearConfig
 from mixco.settings.config import PretrainConfig, Settings
-from mixco.settings.resolve import Facts, load_recipe, recipe_names, resolve, to_dict
+from mixco.settings.parse import load_recipe, recipe_names, to_dict
+from mixco.settings.resolve import Facts, resolve
 
 # Kim et al. 2020 and the code published with it, word for word.
 TINY = {

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         PretrainConfig,
         RunConfig,
     )
-    from mixco.settings.resolve import load_recipe
+    from mixco.settings.parse import load_recipe
     from mixco.views.two_views import TwoViews
 
 _HOMES = {
@@ -86,7 +86,7 @@ _HOMES = {
     "mixco.methods.moco": ("MoCo",),
     "mixco.methods.simclr": ("SimCLR",),
     "mixco.mixing": ("Mixed", "Mixer", "Pairs", "mixco"),
-    "mixco.settings.resolve": ("load_recipe",),
+    "mixco.settings.parse": ("load_recipe",),
     "mixco.views.two_views": ("TwoViews",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -30,7 +30,7 @@ from mixco.settings.commands import (
 )
 from mixco.settings.compare import CompareConfig
 from mixco.settings.config import PretrainConfig
-from mixco.settings.resolve import flat_fields, from_dict, load_recipe, nearest, with_settings
+from mixco.settings.parse import flat_fields, from_dict, load_recipe, nearest, with_settings
 from mixco.training import pretrain as training
 
 Function = TypeVar("Function", bound=Callable[..., Any])

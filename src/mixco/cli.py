@@ -15,7 +15,7 @@ from mixco.runtime.streams import Unread, answer, shown_lines, usable_streams
 from mixco.runtime.version import VERSION
 from mixco.settings.commands import DoctorConfig, DownloadConfig
 from mixco.settings.config import PretrainConfig
-from mixco.settings.resolve import load_recipe, nearest, recipe_names
+from mixco.settings.parse import load_recipe, nearest, recipe_names
 
 T = TypeVar("T")
 

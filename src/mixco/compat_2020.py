@@ -10,7 +10,7 @@ from collections.abc import Callable
 import mixco.cli
 from mixco.runtime.errors import UserError
 from mixco.runtime.streams import shown_lines, usable_streams
-from mixco.settings.resolve import nearest
+from mixco.settings.parse import nearest
 
 SAME = {
     "-a": "--arch",

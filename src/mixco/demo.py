@@ -19,7 +19,8 @@ from mixco.runtime.progress import say
 from mixco.runtime.run_folder import add_result, new_run_folder, read_json, read_metrics, write_json
 from mixco.settings.commands import DemoConfig, EvaluationConfig
 from mixco.settings.config import PretrainConfig
-from mixco.settings.resolve import arch_of, load_recipe, to_dict, with_settings
+from mixco.settings.parse import load_recipe, to_dict, with_settings
+from mixco.settings.resolve import arch_of
 from mixco.training.pretrain import pretrain
 from mixco.training.setup import size_of
 

@@ -13,7 +13,7 @@ from sample_images import CLASSES, sample_images, unpack_sample
 from mixco.data.datasets import list_images
 from mixco.data.formats import endings
 from mixco.runtime.errors import UserError
-from mixco.settings.resolve import with_settings
+from mixco.settings.parse import with_settings
 from mixco.training.pretrain import pretrain
 
 PICTURES = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in sample_images(40)]

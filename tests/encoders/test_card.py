@@ -13,7 +13,7 @@ from mixco.evaluation import EVALUATIONS
 from mixco.export.export import export
 from mixco.runtime.run_folder import add_result, write_json
 from mixco.settings.commands import ExportConfig
-from mixco.settings.resolve import to_dict
+from mixco.settings.parse import to_dict
 
 TRAINING = "simclr+mixco on photos/pretrain, 40 epochs, seed 0"
 

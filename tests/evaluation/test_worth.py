@@ -27,7 +27,7 @@ from mixco.report.table import cell, load, table
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json
 from mixco.settings.commands import EmbedConfig, ExportConfig, KNNConfig
-from mixco.settings.resolve import with_settings
+from mixco.settings.parse import with_settings
 from mixco.training.pretrain import pretrain
 
 

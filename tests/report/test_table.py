@@ -12,7 +12,7 @@ from mixco.evaluation.kinds import in_order, title_of
 from mixco.report.table import distinguishes, spread, table
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import add_result, read_json, write_json
-from mixco.settings.resolve import to_dict
+from mixco.settings.parse import to_dict
 
 KNN, PAPER = EVALUATIONS["knn"].title, EVALUATIONS["linear_paper"].title
 

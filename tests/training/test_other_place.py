@@ -29,7 +29,7 @@ from mixco.settings.commands import (
     ReportConfig,
 )
 from mixco.settings.config import PretrainConfig
-from mixco.settings.resolve import with_settings
+from mixco.settings.parse import with_settings
 from mixco.training.checkpoints import checkpoints
 from mixco.training.pretrain import pretrain
 

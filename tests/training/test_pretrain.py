@@ -16,7 +16,7 @@ from mixco.methods import METHODS, moco
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json, read_metrics
 from mixco.settings.config import PretrainConfig
-from mixco.settings.resolve import from_dict
+from mixco.settings.parse import from_dict
 from mixco.training.checkpoints import checkpoints
 from mixco.training.pretrain import pretrain
 

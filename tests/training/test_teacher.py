@@ -96,6 +96,11 @@ def test_a_teacher_sees_the_views_as_its_own_input(photos: Path, teacher: Path) 
 
 def test_central_outputs_go_with_their_images(photos: Path, teacher: Path, tmp_path: Path) -> None:
     more = {"method": "distil", "teacher": str(teacher), "teacher_views": "central"}
+    more |= {
+        "precision": "float32",
+        "teacher_precision": "float32",
+        "memory_format": "channels_last",
+    }
     setup = prepared(photos, out=tmp_path / "run", **more)
     taught = setup.teacher
     features, index = features_of(

@@ -19,7 +19,7 @@ from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError, explain_machine_failures
 from mixco.runtime.run_folder import changing_json, read_config
 from mixco.settings.compare import CompareConfig
-from mixco.settings.resolve import check_ranges
+from mixco.settings.parse import check_ranges
 
 
 @explain_machine_failures(REMEDY)

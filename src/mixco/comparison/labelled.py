@@ -36,7 +36,7 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.progress import say
 from mixco.settings.commands import EvaluationConfig
 from mixco.settings.compare import CompareConfig
-from mixco.settings.resolve import with_settings
+from mixco.settings.parse import with_settings
 from mixco.views.augment import Input
 
 # Settings that an evaluation has under the same name.

@@ -35,7 +35,8 @@ from mixco.runtime.run_folder import write_json
 from mixco.settings import warnings
 from mixco.settings.commands import DoctorConfig
 from mixco.settings.config import PretrainConfig, Settings
-from mixco.settings.resolve import Choice, to_dict
+from mixco.settings.parse import to_dict
+from mixco.settings.resolve import Choice
 from mixco.training.build import build
 from mixco.training.initial_weights import find_initial
 from mixco.training.setup import (

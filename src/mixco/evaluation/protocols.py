@@ -30,7 +30,8 @@ from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError, explain_machine_failures
 from mixco.runtime.progress import say
 from mixco.settings.commands import EvaluationConfig, FinetuneConfig, KNNConfig, LinearConfig
-from mixco.settings.resolve import check_protocol, check_ranges
+from mixco.settings.parse import check_ranges
+from mixco.settings.resolve import check_protocol
 from mixco.views.augment import crop_and_flip
 from mixco.views.preview import brightened
 

@@ -7,7 +7,7 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import collect
 from mixco.runtime.streams import answer
 from mixco.settings.commands import ReportConfig
-from mixco.settings.resolve import check_ranges
+from mixco.settings.parse import check_ranges
 
 
 def report(config: ReportConfig) -> Path | None:

@@ -44,7 +44,7 @@ from mixco.runtime.progress import counting, say
 from mixco.runtime.run_folder import read_confusions, read_json
 from mixco.settings.commands import ReportConfig
 from mixco.settings.config import DataConfig
-from mixco.settings.resolve import command_of
+from mixco.settings.parse import command_of
 from mixco.training.pictures import preview_of
 from mixco.views import augment as views
 from mixco.views.preview import Preview

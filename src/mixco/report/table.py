@@ -11,7 +11,7 @@ from typing import Any
 from mixco.evaluation.kinds import in_order, title_of
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json, run_results
-from mixco.settings.resolve import affects
+from mixco.settings.parse import affects
 
 # The columns that identify a row; other settings are named only where two rows would look alike.
 SHOWN = ("method", "data", "arch", "size", "epochs")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import tyro
 
 from mixco.runtime.setting import Setting, declared, option
-from mixco.settings.resolve import dotted_fields, expanded, with_choices
+from mixco.settings.parse import dotted_fields, expanded, with_choices
 
 T = TypeVar("T")
 

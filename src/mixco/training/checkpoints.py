@@ -24,7 +24,7 @@ from mixco.runtime.device import computes_bfloat16, device_kind
 from mixco.runtime.errors import UserError, of_the_machine, out_of_memory
 from mixco.runtime.locks import LockHeld, locked
 from mixco.runtime.run_folder import new_run_folder, read_config, read_results, write_json
-from mixco.settings.resolve import affects
+from mixco.settings.parse import affects
 
 LOCK = ".run.lock"
 TEMPORARY = re.compile(r"\.\d+-")  # of files.replacing

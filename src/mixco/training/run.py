@@ -27,7 +27,7 @@ from mixco.runtime.run_folder import (
     write_metrics,
 )
 from mixco.settings.defaults import SIZES
-from mixco.settings.resolve import to_dict
+from mixco.settings.parse import to_dict
 from mixco.settings.warnings import of_settings
 from mixco.training.checkpoints import (
     Due,

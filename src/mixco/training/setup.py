@@ -54,16 +54,8 @@ from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.seeding import generator_for
 from mixco.settings import defaults
 from mixco.settings.config import DataConfig, PretrainConfig, Settings
-from mixco.settings.resolve import (
-    Choice,
-    Facts,
-    arch_of,
-    check_ranges,
-    from_dict,
-    resolve,
-    run_folder_of,
-    to_dict,
-)
+from mixco.settings.parse import check_ranges, from_dict, to_dict
+from mixco.settings.resolve import Choice, Facts, arch_of, resolve, run_folder_of
 from mixco.training.checkpoints import as_begun, left_out_before
 from mixco.training.initial_weights import choose_encoder, find_initial
 from mixco.training.teacher import Teacher, load_teacher, with_central_outputs, with_teacher
