@@ -30,13 +30,16 @@ def config_of(kind: type[T], **settings: Any) -> T:
 
 
 def pretrain_config(**settings: Any) -> PretrainConfig:
-    """The settings of a run on the CPU, on the sample. Give `cache`, and `out` where it is begun."""
-    return config_of(PretrainConfig, **{"data": "sample", **settings})
+    """The settings of a run on the CPU, on the sample. Give `cache`, and `out` where it is begun.
+
+    In float32, unless it says otherwise: which format is fastest is found by timing, and may change.
+    """
+    return config_of(PretrainConfig, **{"data": "sample", "precision": "float32", **settings})
 
 
 def evaluation_config(run: Path | None = None, **settings: Any) -> EvaluationConfig:
-    """Which encoder is evaluated on which images, on the CPU."""
-    return config_of(EvaluationConfig, run=run, **settings)
+    """Which encoder is evaluated on which images, on the CPU, in float32."""
+    return config_of(EvaluationConfig, **{"run": run, "precision": "float32", **settings})
 
 
 def with_images(config: PretrainConfig) -> PretrainConfig:

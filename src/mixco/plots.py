@@ -91,22 +91,24 @@ def draw_views(
     pairs = pairs or [(i, i + 1, 1.0) for i in range(0, len(originals) - 1, 2)]
     order = [i for first, second, _ in pairs for i in (first, second)]
     rows = [("image", originals), ("view 1", view_q), ("view 2", view_k)]
-    heights = [1.0] * len(rows) + [1.6] * (mixed is not None)
-    size = (0.86 * len(order) + 0.45, 0.86 * sum(heights) + 0.22)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.add_gridspec(len(heights), len(order), height_ratios=heights)
+    left, cell, side = 0.22, 0.89, 0.8  # inches
+    large = 1.28
+    height = cell * len(rows) + (large + 0.22 if mixed is not None else 0)
+    figure, axes = _sheet(left + cell * len(order), height)
+    beside: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center"}
     for row, (name, images) in enumerate(rows):
+        axes.text(left / 2, cell * row + side / 2, name, **beside)
         for column, index in enumerate(order):
-            axes = _show(figure, grid[row, column], images[index])
-            if column == 0:
-                axes.set_ylabel(name)
+            _place(axes, images[index], left + cell * column, cell * row, side)
     if mixed is not None:
+        top = cell * len(rows)
+        axes.text(left / 2, top + large / 2, "view 1, mixed", **beside)
         for number, (_, _, lam) in enumerate(pairs):
-            axes = _show(figure, grid[len(rows), 2 * number : 2 * number + 2], mixed[number])
-            left = round(100 * lam)
-            axes.set_xlabel(f"{left} % left, {100 - left} % right", fontsize=SMALL)
-            if number == 0:
-                axes.set_ylabel("view 1,\nmixed")
+            middle = left + cell * (2 * number + 1) - (cell - side) / 2
+            _place(axes, mixed[number], middle - large / 2, top, large)
+            first = round(100 * lam)
+            text = f"{first} % left, {100 - first} % right"
+            axes.text(middle, top + large + 0.06, text, ha="center", va="top", fontsize=SMALL)
     save(figure, path)
 
 
@@ -128,34 +130,52 @@ def draw_neighbours(
     names: of the queries' classes, or of the queries.
     """
     frames = "solid green: of the same class; dashed orange: of another; "
-    lines = textwrap.fill(shown(title), 11 * (similarities.shape[1] + 2))
-    title = f"{lines}\n{frames if correct is not None else ''}below: cosine similarity"
     count, k = similarities.shape
-    figure = Figure(figsize=(0.75 * (k + 1.9), 0.79 * count + 0.68), layout="constrained")
-    figure.suptitle(title, fontsize=8.5)
-    grid = figure.add_gridspec(count, k + 2, width_ratios=[1, 0.15] + [1] * k)
+    lines = textwrap.wrap(shown(title), 11 * (k + 2))
+    lines.append(f"{frames if correct is not None else ''}below: cosine similarity")
+    beside = [textwrap.fill(shown(n), 24, max_lines=5, placeholder=" ...") for n in names]
+    left = 0.16 + 0.047 * max(len(line) for text in beside for line in text.splitlines() or [""])
+    top, cell, row_height, side = 0.1 + 0.15 * len(lines), 0.75, 0.84, 0.66  # inches
+    width = max(left + cell * (k + 1) + 0.15, 0.067 * max(map(len, lines)))
+    figure, axes = _sheet(width, top + row_height * count)
+    axes.text(width / 2, 0.04, "\n".join(lines), ha="center", va="top", fontsize=8.5)
     for row in range(count):
-        axes = _show(figure, grid[row, 0], queries[row])
-        beside: dict[str, Any] = {"rotation": 0, "ha": "right", "va": "center", "labelpad": 5}
-        axes.set_ylabel(shown(names[row]), fontsize=6, **beside)
+        above = top + row_height * row
+        axes.text(left - 0.07, above + side / 2, beside[row], ha="right", va="center", fontsize=6)
+        _place(axes, queries[row], left, above, side)
         for column in range(k):
-            axes = _show(figure, grid[row, column + 2], neighbours[row, column])
+            start = left + cell * (column + 1) + 0.1
+            _place(axes, neighbours[row, column], start, above, side)
             if correct is not None:
                 right = bool(correct[row, column])
-                axes.spines[:].set(visible=True, linewidth=1.9, color=RIGHT if right else WRONG)
-                axes.spines[:].set_linestyle("-" if right else "--")
+                edge: dict[str, Any] = (
+                    {"color": RIGHT, "ls": "-"} if right else {"color": WRONG, "ls": "--"}
+                )
+                axes.add_patch(Rectangle((start, above), side, side, fill=False, lw=1.9, **edge))
             # Without classes the neighbours come from any number of images, and many are near.
             text = f"{similarities[row, column]:.{4 if correct is None else 2}f}"
-            axes.set_xlabel(text, fontsize=5.3, labelpad=1.5)
+            under = (start + side / 2, above + side + 0.035)
+            axes.text(*under, text, ha="center", va="top", fontsize=5.3)
     save(figure, path)
 
 
-def _show(figure: Figure, place: Any, image: Tensor) -> Axes:
-    axes = figure.add_subplot(place)
-    axes.imshow(to_image(image), interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    return axes
+def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure, and axes that fill it, measured in inches from its top left, with a margin around them.
+
+    One for all images of a picture: axes for each of them take ten times as long.
+    """
+    margin = 0.05
+    figure = Figure(figsize=(width + 2 * margin, height + 2 * margin))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(-margin, width + margin), ylim=(height + margin, -margin), autoscale_on=False)
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _place(axes: Axes, image: Tensor, left: float, top: float, side: float) -> None:
+    """Draw an image into a square of a sheet, in inches."""
+    extent = (left, left + side, top + side, top)
+    axes.imshow(to_image(image), interpolation="nearest", aspect="auto", extent=extent)
 
 
 # Curves
