@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from harness import Figures, config_of
 from torch import Tensor, nn
 
-from mixco.methods import METHODS, mixer_of
+from mixco.methods import METHODS, mixer_of, passes_of
 from mixco.models.encoder import build_backbone, feature_dim
 from mixco.models.momentum import momentum_update
 from mixco.runtime.device import peak_memory, synchronise
@@ -138,8 +138,9 @@ def bare_step(setup: Setup) -> Callable[[], None]:
     """Forward and backward of the encoder, and MoCo's pass of the keys, as `bare` has them."""
     (device, dtype, memory_format), method = setup.compute, build(setup).train()
     size, batch = setup.settings.data.size, setup.settings.optimisation.batch_size
-    base, mixer = METHODS[setup.settings.method.method], mixer_of(setup.settings.method.mix)
-    passes = base.passes + (base.mixed_views * mixer.per_image if mixer else 0)
+    method = setup.settings.method
+    mixer = mixer_of(method.mix, method.mix_alpha, method.mix_loss)
+    passes = passes_of(METHODS[method.method], mixer)
     images = torch.randn(int(batch * passes), 3, size, size, device=device)
     images = images.to(dtype, memory_format=memory_format)
 

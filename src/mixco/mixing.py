@@ -21,13 +21,14 @@ class Pairs(NamedTuple):
     """int64 [M]: rows of the batch."""
     lam: Tensor
     """float32 [M] in [0, 1]: lambda, the part of `first`; `second` has the rest."""
-    box: Tensor | None = None
-    """float32 [M, 4] in [0, 1]: top, left, height, width of a pasted region; None without one."""
+    centre: Tensor | None = None
+    """float32 [M, 2] in [0, 1): the centre of a pasted box, down and across; None without a box."""
+    pasted: Tensor | None = None
+    """bool [M]: is the box pasted, or are the images blended? None where the mixer does only one."""
 
     def rows(self, index: Tensor) -> "Pairs":
         """Some of the pairs; index: int64 [m]."""
-        box = None if self.box is None else self.box[index]
-        return Pairs(self.first[index], self.second[index], self.lam[index], box)
+        return Pairs(*(None if each is None else each[index] for each in self))  # type: ignore[arg-type]
 
 
 class Mixed(NamedTuple):
@@ -53,6 +54,11 @@ class Mixer(NamedTuple):
     which may be the batch itself."""
     per_image: float = 0.5
     """Mixed images for each image of a batch, M / B: what mixing costs."""
+    alone: bool = False
+    """Is the mixed loss in the place of the clean one? Otherwise it is added to it."""
+    own_denominators: bool = False
+    """Has each source a denominator of its own, with its key and the queue, as in Un-Mix? Otherwise one
+    denominator has all keys. Only MoCo tells the two apart."""
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Mixed:
         pairs = self.draw(len(images), generator)
@@ -79,8 +85,19 @@ def soft_targets(pairs: Pairs, lam: Tensor, batch: int) -> Tensor:
     return targets.scatter_add_(1, first, lam[:, None]).scatter_add_(1, second, 1 - lam[:, None])
 
 
-def halves_uniform(batch: int, generator: torch.Generator) -> Pairs:
-    """MixCo's pairs: image i with image i + B // 2, lambda ~ U(0, 1), that is Beta(1, 1), for each pair.
+def draw_lambda(count: int, alpha: float, generator: torch.Generator) -> Tensor:
+    """lambda ~ Beta(alpha, alpha): float32 [count]. With alpha 1 it is uniform."""
+    if alpha == 1:
+        return torch.rand(count, generator=generator)
+    # The first part of two draws of a gamma distribution; in float64 they are not both zero.
+    shape = torch.full((2, count), alpha, dtype=torch.float64)
+    first, second = torch._standard_gamma(shape, generator=generator).clamp(min=1e-300)
+    lam: Tensor = first / (first + second)
+    return lam.float()
+
+
+def halves(batch: int, generator: torch.Generator, alpha: float = 1.0) -> Pairs:
+    """MixCo's pairs: image i with image i + B // 2, and a lambda ~ Beta(alpha, alpha) for each pair.
 
     The last image of an odd batch is not mixed. Raises ValueError for a batch of less than two images.
     """
@@ -88,7 +105,7 @@ def halves_uniform(batch: int, generator: torch.Generator) -> Pairs:
     if half == 0:
         raise ValueError(f"mixing needs at least two images, got a batch of {batch}")
     first = torch.arange(half)
-    return Pairs(first, first + half, torch.rand(half, generator=generator))
+    return Pairs(first, first + half, draw_lambda(half, alpha, generator))
 
 
 def blend(first: Tensor, second: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -99,5 +116,5 @@ def blend(first: Tensor, second: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     return parts[0] * first + parts[1] * second, lam
 
 
-mixco = Mixer(halves_uniform, blend)
+mixco = Mixer(halves, blend)
 """MixCo (Kim et al. 2020): the halves of the batch are blended, each pair with a lambda of its own."""

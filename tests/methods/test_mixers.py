@@ -24,14 +24,18 @@ def mixed_by_hand(mixer: Mixer, view: Tensor, draws: torch.Generator) -> tuple[T
     images, targets = [], []
     for m in range(len(pairs.lam)):
         i, j, lam = int(pairs.first[m]), int(pairs.second[m]), pairs.lam[m].double()
-        if pairs.box is None:
+        blended = mixer.combine is blend or (pairs.pasted is not None and not pairs.pasted[m])
+        if blended:
             image = lam * view[i] + (1 - pairs.lam[m]).double() * view[j]
         else:
+            assert pairs.centre is not None
             image, side = view[i].clone(), view.shape[-1]
-            top, left = (pairs.box[m, :2] * side).round().int()
-            bottom, right = ((pairs.box[m, :2] + pairs.box[m, 2:]) * side).round().int()
+            half = int(side * (1 - lam) ** 0.5) // 2
+            down, across = (int(side * part) for part in pairs.centre[m])
+            top, left = max(0, down - half), max(0, across - half)
+            bottom, right = min(side, down + half), min(side, across + half)
             image[:, top:bottom, left:right] = view[j, :, top:bottom, left:right]
-            lam = 1 - (bottom - top) * (right - left) / side**2
+            lam = torch.tensor(1 - (bottom - top) * (right - left) / side**2)
         target = torch.zeros(len(view), dtype=torch.float64)
         target[i] += lam
         target[j] += 1 - lam
@@ -40,13 +44,23 @@ def mixed_by_hand(mixer: Mixer, view: Tensor, draws: torch.Generator) -> tuple[T
     return torch.stack(images), torch.stack(targets)
 
 
-def mixed_loss(queries: Tensor, candidates: Tensor, targets: Tensor) -> Tensor:
-    """Kim et al. 2020, eq. 4: -sum over sources of their part x log p(source), mean over images."""
+def mixed_loss(
+    queries: Tensor, candidates: Tensor, targets: Tensor, own_denominators: bool = False
+) -> Tensor:
+    """Kim et al. 2020, eq. 4: -sum over sources of their part x log p(source), mean over images.
+
+    In Un-Mix a source's p has the source and the queue below it, and no other key of the batch.
+    """
     losses = []
     for query, target in zip(queries, targets, strict=True):
         similarities = [query @ key / MIX_T for key in candidates]
-        denominator = torch.stack(similarities).exp().sum().log()
-        parts = [-part * (similarities[source] - denominator) for source, part in enumerate(target)]
+        parts = []
+        for source, part in enumerate(target):
+            below = similarities
+            if own_denominators:
+                below = [similarities[source], *similarities[len(target) :]]
+            denominator = torch.stack(below).exp().sum().log()
+            parts.append(-part * (similarities[source] - denominator))
         losses.append(torch.stack(parts).sum())
     return torch.stack(losses).mean()
 
@@ -74,7 +88,10 @@ def moco_by_hand(method: MoCo, mixer: Mixer, view_q: Tensor, view_k: Tensor) -> 
     allowed = torch.stack([(own == i) | (own >= batch) for i in range(batch)])
     queries = F.normalize(method.encoder(view_q), dim=1)
     clean = clean_loss(queries, list(range(batch)), candidates, allowed)
-    mixed = mixed_loss(F.normalize(method.encoder(images), dim=1), candidates, targets)
+    queries = F.normalize(method.encoder(images), dim=1)
+    mixed = mixed_loss(queries, candidates, targets, mixer.own_denominators)
+    if mixer.alone:
+        return {"loss": mixed, "mixed": mixed}
     return {"loss": clean + mixed, "clean": clean, "mixed": mixed}
 
 
@@ -82,6 +99,11 @@ def simclr_by_hand(
     method: SimCLR, mixer: Mixer, view_i: Tensor, view_j: Tensor
 ) -> dict[str, Tensor]:
     batch, draws = len(view_i), generator_for(0, "method")
+    if mixer.alone:
+        images, targets = mixed_by_hand(mixer, view_i, draws)
+        queries, keys = (F.normalize(method.encoder(x), dim=1) for x in (images, view_j))
+        loss = mixed_loss(queries, keys, targets)
+        return {"loss": loss, "mixed": loss}
     both = F.normalize(method.encoder(torch.cat([view_i, view_j])), dim=1)
     others = [(i + batch) % (2 * batch) for i in range(2 * batch)]
     clean = clean_loss(both, others, both, ~torch.eye(2 * batch, dtype=torch.bool))
@@ -106,6 +128,7 @@ def test_a_step_is_the_papers_formula(method: str, mix: str, batch: int) -> None
         expected = moco_by_hand(theirs, mixer, view_q, view_k)
     else:
         expected = simclr_by_hand(theirs, mixer, view_q, view_k)
+    assert losses.keys() == expected.keys() | {"accuracy"}
     for name, loss in expected.items():
         torch.testing.assert_close(losses[name], loss, rtol=1e-6, atol=1e-6, msg=name)
     losses["loss"].backward()

@@ -4,8 +4,9 @@ Nothing heavy is imported here, so that the command line can name them without l
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mixco.methods.options import (
     Advice,
@@ -60,6 +61,11 @@ class MixerEntry(NamedTuple):
     arxiv: str
     mixer: str
     """"module:name" of a `mixing.Mixer`."""
+    alpha: float | None = None
+    """Of the law of lambda, Beta(alpha, alpha), as published; its `draw` takes another one as `alpha`.
+    None where the mixer has no such law."""
+    loss: Literal["added", "alone"] = "added"
+    """Is the mixed loss added to the clean one, or is it alone, as published?"""
 
 
 METHODS: dict[str, Base] = {
@@ -103,15 +109,45 @@ METHODS: dict[str, Base] = {
 }
 
 MIXERS: dict[str, MixerEntry] = {
-    "mixco": MixerEntry("MixCo", "2010.06300", "mixco.mixing:mixco"),
+    "mixco": MixerEntry("MixCo", "2010.06300", "mixco.mixing:mixco", alpha=1.0),
+    "imix": MixerEntry("i-Mix", "2010.08887", "mixco.mixers:imix", alpha=1.0, loss="alone"),
+    "icutmix": MixerEntry(
+        "i-CutMix", "2010.08887", "mixco.mixers:icutmix", alpha=1.0, loss="alone"
+    ),
+    "unmix": MixerEntry("Un-Mix", "2003.05438", "mixco.mixers:unmix", alpha=1.0),
+    "unmix-blend": MixerEntry(
+        "Un-Mix (blends)", "2003.05438", "mixco.mixers:unmix_blend", alpha=1.0
+    ),
+    "unmix-box": MixerEntry("Un-Mix (boxes)", "2003.05438", "mixco.mixers:unmix_box", alpha=1.0),
+    "cutmix": MixerEntry("CutMix", "1905.04899", "mixco.mixers:cutmix", alpha=1.0),
 }
 
 NO_MIXER = "none"
 
 
-def mixer_of(mix: str) -> "Mixer | None":
-    """The mixer by its name; None for none. It loads torch."""
-    return None if mix == NO_MIXER else resolve_name(MIXERS[mix].mixer)
+def mixer_of(mix: str, alpha: float | None = None, loss: str = "auto") -> "Mixer | None":
+    """The mixer by its name; None for none. It loads torch.
+
+    alpha: of Beta(alpha, alpha), the law of lambda. loss: "added" to the clean one, or "alone". Unless
+    they are given, as published.
+    """
+    if mix == NO_MIXER:
+        return None
+    entry = MIXERS[mix]
+    mixer: Mixer = resolve_name(entry.mixer)
+    if alpha not in (None, entry.alpha):
+        draw: Any = mixer.draw
+        mixer = mixer._replace(draw=partial(draw, alpha=alpha))
+    return mixer if loss == "auto" else mixer._replace(alone=loss == "alone")
+
+
+def passes_of(base: Base, mixer: "Mixer | None") -> float:
+    """Forward passes with a gradient, for each image of a batch."""
+    if mixer is None:
+        return base.passes
+    if mixer.alone:  # mixed images are in the place of one clean view
+        return base.passes - 1 + mixer.per_image
+    return base.passes + base.mixed_views * mixer.per_image
 
 
 def title(method: str, mix: str) -> str:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixco.losses import contrastive_accuracy, similarity_logits, soft_cross_entropy, soft_infonce
+from mixco.losses import contrastive_accuracy, similarity_logits, soft_cross_entropy
 from mixco.methods.mixed import mixed_queries
 from mixco.methods.options import DistilOptions
 from mixco.mixing import Mixer, Pairs
@@ -123,26 +123,37 @@ class Distil(nn.Module):
         parts = split_batch(batch, world())
         pairs = self.draw(batch, draws) if isinstance(draws, torch.Generator) else draws
         mixed = mixed_queries(self.mix, view, parts, *pairs) if self.mix else None
-        images = view if mixed is None else torch.cat([view, mixed.images])
+        alone = mixed is not None and self.mix is not None and self.mix.alone
+        images = torch.cat([*([] if alone else [view]), *([mixed.images] if mixed else [])])
         students = _unit(encode_in_micro_batches(self.encoder, images, self.micro_batches))
         taught = self.teach(view, known, parts)  # [B, D]
         candidates = torch.cat([taught, self.queue.keys])  # [B + K, D]
 
-        # Fang et al. 2021, eq. 2 to 5: the candidates are the own output and the queue.
-        rows = local_rows(batch, view.device)
-        own = (rows[:, None] == torch.arange(batch, device=view.device)).float()  # [b, B]
-        others = F.pad(own == 0, (0, len(candidates) - batch))  # [b, B + K]
-        targets = similarity_logits(taught[rows], candidates, self.teacher_temperature, others)
-        logits = similarity_logits(students[:here], candidates, self.temperature, others)
-        clean = scale_local_mean(soft_cross_entropy(logits, targets.softmax(1)), here, batch)
-        accuracy = scale_local_mean(contrastive_accuracy(logits, own), here, batch)
-        losses = {"loss": clean, "clean": clean.detach()}
+        losses: dict[str, Tensor] = {}
+        if not alone:
+            # Fang et al. 2021, eq. 2 to 5: the candidates are the own output and the queue.
+            rows = local_rows(batch, view.device)
+            own = (rows[:, None] == torch.arange(batch, device=view.device)).float()  # [b, B]
+            others = F.pad(own == 0, (0, len(candidates) - batch))  # [b, B + K]
+            targets = similarity_logits(taught[rows], candidates, self.teacher_temperature, others)
+            logits = similarity_logits(students[:here], candidates, self.temperature, others)
+            clean = scale_local_mean(soft_cross_entropy(logits, targets.softmax(1)), here, batch)
+            accuracy = scale_local_mean(contrastive_accuracy(logits, own), here, batch)
+            losses = {"loss": clean, "clean": clean.detach()}
         if mixed is not None:
             answers = similarity_logits(taught, candidates, self.teacher_temperature).softmax(1)
             targets = mixed.targets.to(answers.dtype) @ answers  # [m, B + K]
-            loss = soft_infonce(students[here:], candidates, targets, self.mix_temperature)
-            loss = scale_local_mean(loss, len(mixed.images), mixed.total)
-            losses |= {"loss": clean + self.mix_weight * loss, "mixed": loss.detach()}
+            students = students if alone else students[here:]
+            logits = similarity_logits(students, candidates, self.mix_temperature)
+            count, total = len(mixed.images), mixed.total
+            loss = scale_local_mean(soft_cross_entropy(logits, targets), count, total)
+            losses |= {"mixed": loss.detach()}
+            if alone:
+                accuracy = contrastive_accuracy(logits, mixed.targets)
+                accuracy = scale_local_mean(accuracy, count, total)
+                losses["loss"] = self.mix_weight * loss
+            else:
+                losses["loss"] = losses["loss"] + self.mix_weight * loss
         self.queue.push(taught)
         return {**losses, "accuracy": accuracy}
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from mixco.losses import (
     contrastive_accuracy,
+    own_infonce,
     similarity_logits,
     soft_cross_entropy,
     soft_infonce,
 )
-from mixco.methods.mixed import mixed_queries
+from mixco.methods.mixed import MixedQueries, mixed_queries
 from mixco.methods.options import MoCoOptions
 from mixco.mixing import Mixer, Pairs
 from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
@@ -138,7 +139,8 @@ class MoCo(nn.Module):
             None with one process. The mean of the losses over the processes does not depend on how many
             there are.
 
-        accuracy: percentage of clean queries whose positive is more similar than every negative.
+        accuracy: percentage of clean queries whose positive is more similar than every negative. Where
+            the mixed loss is alone, there is no clean loss, and the positive is the larger source.
         """
         view_q, view_k = views
         here = len(view_q)
@@ -146,9 +148,14 @@ class MoCo(nn.Module):
         parts = split_batch(batch, world())
         pairs, order = self.draw(batch, draws) if isinstance(draws, torch.Generator) else draws
         mixed = mixed_queries(self.mix, view_q, parts, pairs) if self.mix and pairs else None
-        queries = self.encode_queries([view_q] if mixed is None else [view_q, mixed.images])
+        clean_images = [] if self.mix and self.mix.alone else [view_q]
+        queries = self.encode_queries([*clean_images, *([mixed.images] if mixed else [])])
         keys = self.encode_keys(view_k, parts, order)  # [B, C]
         candidates = torch.cat([keys, self.queue.keys])  # [B + K, C]
+        if mixed and not clean_images:
+            losses = self.mixed_alone(queries, candidates, mixed)
+            self.queue.push(keys)
+            return losses
 
         rows = local_rows(batch, keys.device)
         own = (rows[:, None] == torch.arange(batch, device=keys.device)).float()  # [b, B]
@@ -158,8 +165,7 @@ class MoCo(nn.Module):
         accuracy = scale_local_mean(contrastive_accuracy(logits, own), here, batch)
         losses = {"loss": clean, "clean": clean.detach()}
         if mixed is not None:
-            loss = soft_infonce(queries[here:], candidates, mixed.targets, self.mix_temperature)
-            loss = scale_local_mean(loss, len(mixed.images), mixed.total)
+            loss = self.mixed_loss(queries[here:], candidates, mixed)
             losses |= {"loss": clean + self.mix_weight * loss, "mixed": loss.detach()}
         self.queue.push(keys)
         return {**losses, "accuracy": accuracy}
@@ -167,8 +173,29 @@ class MoCo(nn.Module):
     def after_step(self, progress: float) -> None:
         """Nothing changes with the steps."""
 
+    def mixed_loss(self, queries: Tensor, candidates: Tensor, mixed: MixedQueries) -> Tensor:
+        """This process's part of the loss of mixed queries, [m, C], among candidates, [B + K, C]."""
+        if self.mix and self.mix.own_denominators:
+            batch = mixed.targets.shape[1]
+            keys, queue = candidates[:batch], candidates[batch:]
+            loss = own_infonce(queries, keys, queue, mixed.targets, self.mix_temperature)
+        else:
+            loss = soft_infonce(queries, candidates, mixed.targets, self.mix_temperature)
+        return scale_local_mean(loss, len(mixed.images), mixed.total)
+
+    def mixed_alone(
+        self, queries: Tensor, candidates: Tensor, mixed: MixedQueries
+    ) -> dict[str, Tensor]:
+        """The losses where the mixed one is in the place of the clean one."""
+        loss = self.mixed_loss(queries, candidates, mixed)
+        with torch.no_grad():
+            logits = similarity_logits(queries, candidates, self.mix_temperature)
+            accuracy = contrastive_accuracy(logits, mixed.targets)
+            accuracy = scale_local_mean(accuracy, len(mixed.images), mixed.total)
+        return {"loss": self.mix_weight * loss, "mixed": loss.detach(), "accuracy": accuracy}
+
     def encode_queries(self, images: Sequence[Tensor]) -> Tensor:
-        """Clean images [b, 3, S, S], and mixed ones [m, 3, S, S] -> unit queries [b + m, C].
+        """Clean images [b, 3, S, S], mixed ones [m, 3, S, S], or both -> unit queries [b + m, C].
 
         All of them go through the encoder in one forward pass.
         """

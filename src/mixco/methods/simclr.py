@@ -5,6 +5,7 @@ are compared with the clean outputs of the other view.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -70,8 +71,9 @@ class SimCLR(nn.Module):
         self.micro_batches = micro_batches
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Pairs, ...]:
-        """The draws of a step: the pairs of each view, where there is a mixer."""
-        return tuple(self.mix.draw(batch, generator) for _ in range(2)) if self.mix else ()
+        """The draws of a step: the pairs of each view that is mixed."""
+        mixed_views = 0 if self.mix is None else 1 if self.mix.alone else 2
+        return tuple(self.mix.draw(batch, generator) for _ in range(mixed_views) if self.mix)
 
     def forward(
         self,
@@ -88,23 +90,23 @@ class SimCLR(nn.Module):
             there are.
 
         accuracy: percentage of outputs whose other view is more similar than the views of all other
-            images.
+            images. Where the mixed loss is alone, there is no clean loss, and it is the percentage of
+            mixed images whose larger source is more similar than all others.
         """
         view_i, view_j = views
         here = len(view_i)
         batch = batch or here
         parts = split_batch(batch, world())
         pairs = self.draw(batch, draws) if isinstance(draws, torch.Generator) else draws
+        if self.mix and self.mix.alone:
+            return self.mixed_alone(views, pairs[0], batch)
         mixed = (
             [mixed_queries(self.mix, *each) for each in zip(views, [parts] * 2, pairs, strict=True)]
             if self.mix
             else []
         )
         images = torch.cat([view_i, view_j, *(some.images for some in mixed)])
-        outputs = encode_in_micro_batches(self.encoder, images, self.micro_batches)
-        dtype = torch.promote_types(outputs.dtype, torch.float32)
-        outputs = F.normalize(outputs.to(dtype), dim=1)  # [2b (+ 2m), C]
-
+        outputs = self._encode(images)  # [2b (+ 2m), C]
         queries = outputs[: 2 * here]  # one slice: two would add their gradients in another order
         z = queries  # [2B, C], with gradient
         if world() > 1:
@@ -112,7 +114,7 @@ class SimCLR(nn.Module):
         rows = local_rows(batch, z.device)
         rows = torch.cat([rows, rows + batch])
         itself = rows[:, None] == torch.arange(2 * batch, device=z.device)  # [2b, 2B]
-        other_view = itself.roll(batch, dims=1).to(dtype)
+        other_view = itself.roll(batch, dims=1).to(outputs.dtype)
         logits = similarity_logits(queries, z, self.temperature, exclude=itself)
         clean = scale_local_mean(soft_cross_entropy(logits, other_view), here, batch)
         accuracy = scale_local_mean(contrastive_accuracy(logits, other_view), here, batch)
@@ -133,6 +135,30 @@ class SimCLR(nn.Module):
             "mixed": mixed_loss.detach(),
             "accuracy": accuracy,
         }
+
+    def mixed_alone(self, views: Sequence[Tensor], pairs: Pairs, batch: int) -> dict[str, Tensor]:
+        """The losses where the mixed one is in the place of the clean one: i-Mix's on N-pair.
+
+        The mixed images of the first view are compared with the clean outputs of the second, which have
+        a gradient too. That is two passes an image, not four (Lee et al. 2021, section 3.1).
+        """
+        parts = split_batch(batch, world())
+        mixed = mixed_queries(cast(Mixer, self.mix), views[0], parts, pairs)
+        count = len(mixed.images)
+        outputs = self._encode(torch.cat([mixed.images, views[1]]))
+        queries, z = outputs[:count], outputs[count:]
+        if world() > 1:
+            z = gather(z, parts)  # [B, C], with gradient
+        logits = similarity_logits(queries, z, self.mix_temperature)
+        loss = scale_local_mean(soft_cross_entropy(logits, mixed.targets), count, mixed.total)
+        accuracy = contrastive_accuracy(logits, mixed.targets)
+        accuracy = scale_local_mean(accuracy, count, mixed.total)
+        return {"loss": self.mix_weight * loss, "mixed": loss.detach(), "accuracy": accuracy}
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """Outputs of unit length, in at least float32."""
+        outputs = encode_in_micro_batches(self.encoder, images, self.micro_batches)
+        return F.normalize(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), dim=1)
 
     def after_step(self, progress: float) -> None:
         """Nothing changes with the steps."""

@@ -22,7 +22,7 @@ from mixco.data.run_images import cache_of, find_images, where_in
 from mixco.encoders.checkpoint import load_encoder
 from mixco.encoders.published import is_published
 from mixco.evaluation.kinds import title_of
-from mixco.methods import MIXERS, NO_MIXER
+from mixco.methods import MIXERS, NO_MIXER, mixer_of
 from mixco.report import curves, text
 from mixco.report.classes import Counts, confused, counts_of, matrix, per_class
 from mixco.report.compared import read_compared
@@ -267,7 +267,8 @@ def sees(run: Run, images: Images) -> Preview | None:
         named(views.Input(settings["data.size"], tuple(mean), tuple(std))),
         settings.get("method.jitter", 1.0),
     )
-    return preview_of(images, augmentation, mix, settings.get("run.seed", 0))
+    mixer = mixer_of(mix, settings.get("method.mix_alpha"))
+    return preview_of(images, augmentation, mixer, settings.get("run.seed", 0))
 
 
 def render(content: dict[str, Any]) -> str:

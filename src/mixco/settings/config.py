@@ -169,6 +169,19 @@ class SharedMethodConfig:
         chosen="nothing: --temperature",
     )
     mix_weight: float = setting(1.0, "Weight of the mixed loss.", at_least=0)
+    mix_alpha: float | None = setting(
+        None,
+        "How much of each source a mixed image holds: lambda ~ Beta(alpha, alpha). 1: any share is as "
+        "likely. Less: mostly one source. More: near one half of each.",
+        at_least=0.01,
+        at_most=100,
+        chosen="the mixer: as published, 1 for all of them",
+    )
+    mix_loss: Literal["auto", "added", "alone"] = setting(
+        "auto",
+        "added: to the clean loss. alone: in its place, so that no clean query is encoded. auto: as "
+        "published, alone for imix and icutmix.",
+    )
     bn_over: Literal["auto", "process", "all"] = setting(
         "auto",
         "Whose images give a batch norm its statistics where there are several processes: each "
@@ -391,6 +404,7 @@ class MethodSettings(MethodConfig):
 
     temperature: float
     mix_temperature: float
+    mix_loss: Literal["added", "alone"]
     bn_over: Literal["process", "all"]
     augmentation: Literal["moco-v1", "moco-v2", "simclr"]
 

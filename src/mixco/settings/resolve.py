@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixco.methods import METHODS
+from mixco.methods import METHODS, MIXERS, NO_MIXER
 from mixco.runtime.errors import UserError
 from mixco.runtime.setting import declared
 from mixco.settings import defaults
@@ -132,8 +132,28 @@ def resolve(config: PretrainConfig, facts: Facts, tell: Tell = lambda *_: None) 
     for name in ("augmentation", "bn_over"):
         if known[name] == "auto":
             known[name] = getattr(base, name)
+    known |= _published_mixing(config)
     known["out"] = run_folder_of(config)
     return _settings(config, known)
+
+
+def _published_mixing(config: PretrainConfig) -> dict[str, Any]:
+    """The law of lambda and what the mixed loss is added to: as given, else as published.
+
+    Raises UserError where a mixer has no such law.
+    """
+    mix, alpha, loss = config.method.mix, config.method.mix_alpha, config.method.mix_loss
+    if mix == NO_MIXER:
+        return {"mix_alpha": None, "mix_loss": "added"}
+    entry = MIXERS[mix]
+    if alpha is not None and entry.alpha is None:
+        raise UserError(
+            f"--mix-alpha {alpha:g}: {mix} draws no lambda from a Beta law; leave it out"
+        )
+    return {
+        "mix_alpha": entry.alpha if alpha is None else alpha,
+        "mix_loss": entry.loss if loss == "auto" else loss,
+    }
 
 
 def to_values(config: PretrainConfig) -> dict[str, Any]:

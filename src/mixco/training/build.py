@@ -32,7 +32,7 @@ def build_method(
     head = build_head(feature_dim(backbone, data.size), model.dim, model.head, seed)
     built: nn.Module = resolve_name(METHODS[method.method].build)(
         Encoder(backbone, head),
-        mixer_of(method.mix),
+        mixer_of(method.mix, method.mix_alpha, method.mix_loss),
         method,
         dim=model.dim,
         micro_batches=settings.optimisation.micro_batches,

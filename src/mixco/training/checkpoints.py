@@ -39,7 +39,7 @@ STATE = {
 PLACES = {"data.data", "data.data_path", "data.cache", "model.init", "run.out"}
 IMAGES = {"data.data", "data.data_path"}
 # Settings whose "auto" is chosen when a run begins.
-CHOSEN = {"data.loading", "run.precision", "run.memory_format"}
+CHOSEN = {"data.loading", "method.mix_loss", "run.precision", "run.memory_format"}
 ROLLING = 2  # the newest checkpoints, kept beside those of --keep-every
 
 
@@ -93,6 +93,9 @@ def begun_config(folder: Path) -> dict[str, Any] | None:
     # What older runs had, without saying so.
     config["data"] = {"channels": 3, "bits": 8} | config["data"]
     config["model"] = {"bn_statistics": "batch"} | config.get("model", {})
+    method = config.get("method", {})
+    alpha = None if method.get("mix") == "none" else 1.0
+    config["method"] = {"mix_alpha": alpha, "mix_loss": "added"} | method
     run = config["run"] = {"memory_format": "channels_last"} | config["run"]
     if run.get("precision") == "auto":
         kind = device_kind(str(run.get("device")))

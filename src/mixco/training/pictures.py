@@ -6,6 +6,7 @@ import torch
 
 from mixco.data.images import Images
 from mixco.methods import mixer_of
+from mixco.mixing import Mixer
 from mixco.plots import draw_curves, draw_views
 from mixco.runtime.seeding import generator_for
 from mixco.training.setup import Setup
@@ -17,19 +18,18 @@ from mixco.views.preview import Preview, preview
 def draw_pictures(folder: Path, setup: Setup, records: list[Record], images: int = 8) -> None:
     """Write views.png, of up to so many images, and curves.png."""
     settings = setup.settings
-    seen = preview_of(
-        setup.images, setup.augmentation, settings.method.mix, settings.run.seed, images
-    )
+    mixer = mixer_of(settings.method.mix, settings.method.mix_alpha)
+    seen = preview_of(setup.images, setup.augmentation, mixer, settings.run.seed, images)
     picture = (seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.pairs)
     draw_views(folder / "views.png", *picture)
     draw_curves(folder / "curves.png", {setup.name: records})
 
 
 def preview_of(
-    images: Images, augmentation: Augmentation, mix: str, seed: int, count: int = 8
+    images: Images, augmentation: Augmentation, mixer: Mixer | None, seed: int, count: int = 8
 ) -> Preview:
     """Some images as training sees them: their views, and mixed images of these."""
     index = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
     originals, extents = images.canvases(index, 2 * augmentation.input.size)
     draws = generator_for(seed, "what it saw")
-    return preview(originals, extents, augmentation, mixer_of(mix), draws)
+    return preview(originals, extents, augmentation, mixer, draws)

@@ -21,7 +21,7 @@ from mixco.data.normalisation import measure, shown
 from mixco.data.pixel_format import LOOKED_AT, spread
 from mixco.data.run_images import Where, under_first_name
 from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
-from mixco.methods import METHODS, mixer_of
+from mixco.methods import METHODS, mixer_of, passes_of
 from mixco.methods.options import DistilOptions
 from mixco.models.encoder import (
     build_backbone,
@@ -374,8 +374,9 @@ def _with_data(config: PretrainConfig, **changes: object) -> PretrainConfig:
 
 def step_bytes(backbone: nn.Module, config: PretrainConfig | Settings, itemsize: int) -> float:
     """Bytes that a training step holds at its peak for each image of its batch, about."""
-    base, mixer = METHODS[config.method.method], mixer_of(config.method.mix)
-    passes = base.passes + (base.mixed_views * mixer.per_image if mixer else 0.0)
+    method = config.method
+    mixer = mixer_of(method.mix, method.mix_alpha, method.mix_loss)
+    passes = passes_of(METHODS[method.method], mixer)
     if config.data.size is None:
         raise ValueError("the size must be chosen first")
     outputs = output_elements(backbone, config.data.size) * itemsize

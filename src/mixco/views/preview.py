@@ -50,7 +50,8 @@ def preview(
     pairs: list[tuple[int, int, float]] = []
     if mixer is not None and len(originals) >= 2:
         made = mixer(view_q, generator)
-        mixed, pairs = visible(made.images), [_sources(row) for row in made.targets]
+        count = len(originals) // 2  # so that each image is shown about once
+        mixed, pairs = visible(made.images[:count]), [_sources(t) for t in made.targets[:count]]
     shown = brightened(originals, augmentation.input)
     return Preview(shown, extents, visible(view_q), visible(view_k), mixed, pairs)
 
