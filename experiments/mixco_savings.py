@@ -31,7 +31,7 @@ from cifar10_10k import Parts, lay_out
 
 import mixco
 from mixco.methods import MIXERS, MixerEntry
-from mixco.mixing import Mixer, Pairs, blend, halves_uniform
+from mixco.mixing import Mixer, Pairs, blend, halves
 from mixco.runtime.device import describe, pick_device
 from mixco.runtime.run_folder import versions
 
@@ -40,7 +40,7 @@ PARTS: Parts = {"train": ("train", range(1000)), "test": ("train", range(1000, 2
 
 def half_of_the_pairs(batch: int, generator: torch.Generator) -> Pairs:
     """The first half of MixCo's pairs, at least one."""
-    pairs = halves_uniform(batch, generator)
+    pairs = halves(batch, generator)
     return pairs.rows(torch.arange((len(pairs.lam) + 1) // 2))
 
 

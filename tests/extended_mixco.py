@@ -13,7 +13,7 @@ from mixco.evaluation import EVALUATIONS, Evaluation
 from mixco.methods import METHODS, MIXERS, Base, MixerEntry
 from mixco.runtime.loggers import LOGGERS, Logger
 
-MIXERS["cutmix"] = MixerEntry("CutMix", "1905.04899", "extension_parts:cutmix")
+MIXERS["patches"] = MixerEntry("Patches", "1905.04899", "extension_parts:patches")
 METHODS["pull"] = Base(
     "Pull",
     "2006.07733",

@@ -22,24 +22,22 @@ from mixco.runtime.setting import Rule, setting
 def boxes(batch: int, generator: torch.Generator) -> Pairs:
     second = torch.randperm(batch, generator=generator)
     lam = torch.rand(batch, generator=generator)
-    side = (1 - lam).sqrt()
-    corner = torch.rand(2, batch, generator=generator) * (1 - side)
-    return Pairs(torch.arange(batch), second, lam, torch.stack([*corner, side, side], dim=1))
+    centre = 0.25 + 0.5 * torch.rand(batch, 2, generator=generator)
+    return Pairs(torch.arange(batch), second, lam, centre)
 
 
 def paste(first: Tensor, second: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    assert pairs.box is not None
+    assert pairs.centre is not None
     mixed, lam, size = first.clone(), torch.empty(len(first)), first.shape[-1]
-    for image, source, box, i in zip(mixed, second, pairs.box, range(len(lam)), strict=True):
-        top, left, height, width = (box * size).round().int().tolist()
-        image[:, top : top + height, left : left + width] = source[
-            :, top : top + height, left : left + width
-        ]
-        lam[i] = 1 - height * width / size**2  # of whole pixels
+    for i, (down, across) in enumerate((pairs.centre * size).int().tolist()):
+        half = int((1 - pairs.lam[i]) * size / 4)  # within the image
+        place = (slice(None), slice(down - half, down + half), slice(across - half, across + half))
+        mixed[i][place] = second[i][place]
+        lam[i] = 1 - (2 * half / size) ** 2  # of whole pixels
     return mixed, lam.to(first.device)
 
 
-cutmix = Mixer(boxes, paste, per_image=1.0)
+patches = Mixer(boxes, paste, per_image=1.0)
 
 
 # A base with a setting of its own: BYOL (Grill et al. 2020, arXiv 2006.07733), as short as it can be.

@@ -2,7 +2,7 @@
 
 import torch
 
-from mixco.mixers import cutmix, icutmix, imix, unmix
+from mixco.methods.mixers import cutmix, icutmix, imix, unmix
 from mixco.mixing import Mixer, Pairs, blend, mixco
 
 

@@ -67,7 +67,7 @@ def mixco() -> Iterator[Mixco]:
 def test_help_knows_the_new_parts(mixco: Mixco) -> None:
     assert "centroid" in mixco("--help")
     text = mixco("pretrain", "--help")
-    for part in ("pull", "cutmix", "--target-decay", "at least 0 and below 1", "lines"):
+    for part in ("pull", "patches", "--target-decay", "at least 0 and below 1", "lines"):
         assert part in text
 
 
@@ -78,7 +78,7 @@ def test_a_run_of_new_parts_from_the_command_line_to_its_export(
     run = tmp_path / "run"
     command = [
         *("pretrain", "--data", "squares", "--data-path", squares, "--method", "pull"),
-        *("--mix", "cutmix", "--arch", "test_resnet", "--stem", "standard", "--size", "32"),
+        *("--mix", "patches", "--arch", "test_resnet", "--stem", "standard", "--size", "32"),
         *("--batch-size", "16", "--device", "cpu", "--log-to", "lines", "--out", run),
         *("--cache", tmp_path / "cache", "--knn-every", "1"),
     ]
@@ -99,11 +99,11 @@ def test_a_run_of_new_parts_from_the_command_line_to_its_export(
     evaluated = ("--run", run, "--cache", tmp_path / "cache", "--device", "cpu")
     assert "nearest centroid: top-1" in mixco("centroid", *evaluated)
     assert read_json(run / "results.json")["centroid"]["top1"] == 100
-    assert "| pull+cutmix |" in mixco("report", run, "--table")
+    assert "| pull+patches |" in mixco("report", run, "--table")
     assert "nearest centroid" in mixco("report", run, "--table")
     mixco("report", run, "--device", "cpu")
     page = (run / "report.html").read_text("utf-8")
-    for part in ("Pull with CutMix", "nearest centroid"):
+    for part in ("Pull with Patches", "nearest centroid"):
         assert part in page
     mixco("export", run, "--to", "safetensors")
     card = next((run / "exports").rglob("README.md")).read_text("utf-8")

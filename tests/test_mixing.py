@@ -4,7 +4,7 @@ from mixers import quarter
 from scipy.stats import beta
 
 from mixco.methods import MIXERS, mixer_of
-from mixco.mixers import cutmix, icutmix, imix, paste, unmix, unmix_blend, unmix_box
+from mixco.methods.mixers import cutmix, icutmix, imix, paste, unmix, unmix_blend, unmix_box
 from mixco.mixing import Mixer, Pairs, blend, draw_lambda, mixco, soft_targets
 
 

@@ -12,9 +12,9 @@ from golden_vectors import Body, linear, load, names
 from torch import Tensor, nn
 
 from mixco.losses import own_infonce
+from mixco.methods.mixers import paste
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
-from mixco.mixers import paste
 from mixco.mixing import Mixer, Pairs, blend
 from mixco.models.encoder import Encoder
 

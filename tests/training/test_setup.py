@@ -78,8 +78,8 @@ def test_the_formats_of_a_run_are_chosen_once(
     """A resumed run has them from its folder, an older one had the usual ones without saying so."""
 
     def wanted(**settings: Any) -> Any:
-        places = {"cache": tmp_path / "cache", "out": tmp_path / "run"}
-        return config(photos, **(places | settings))
+        usual = {"cache": tmp_path / "cache", "out": tmp_path / "run", "precision": "auto"}
+        return config(photos, **(usual | settings))
 
     best = Formats("float32", "contiguous")
     fast, slow = Rates(10.0, 10.0), Rates(1.0, 1.0)

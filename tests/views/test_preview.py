@@ -28,7 +28,8 @@ def test_any_pairing_is_shown_and_an_unmixed_image_is_its_own_pair() -> None:
         return Mixed(torch.einsum("mb,bchw->mchw", targets, images), targets)
 
     seen = preview(sample_images(4), EXTENTS, Augmentation(Input(32)), mixer, torch.Generator())
-    assert seen.pairs == [(1, 3, 0.25), (2, 2, 1.0), (0, 2, 0.5)]
+    assert seen.pairs == [(1, 3, 0.25), (2, 2, 1.0)], "half as many as there are images"
+    assert seen.mixed is not None and len(seen.mixed) == 2
 
 
 def test_a_single_image_is_not_mixed() -> None:

@@ -110,16 +110,18 @@ METHODS: dict[str, Base] = {
 
 MIXERS: dict[str, MixerEntry] = {
     "mixco": MixerEntry("MixCo", "2010.06300", "mixco.mixing:mixco", alpha=1.0),
-    "imix": MixerEntry("i-Mix", "2010.08887", "mixco.mixers:imix", alpha=1.0, loss="alone"),
+    "imix": MixerEntry("i-Mix", "2010.08887", "mixco.methods.mixers:imix", alpha=1.0, loss="alone"),
     "icutmix": MixerEntry(
-        "i-CutMix", "2010.08887", "mixco.mixers:icutmix", alpha=1.0, loss="alone"
+        "i-CutMix", "2010.08887", "mixco.methods.mixers:icutmix", alpha=1.0, loss="alone"
     ),
-    "unmix": MixerEntry("Un-Mix", "2003.05438", "mixco.mixers:unmix", alpha=1.0),
+    "unmix": MixerEntry("Un-Mix", "2003.05438", "mixco.methods.mixers:unmix", alpha=1.0),
     "unmix-blend": MixerEntry(
-        "Un-Mix (blends)", "2003.05438", "mixco.mixers:unmix_blend", alpha=1.0
+        "Un-Mix (blends)", "2003.05438", "mixco.methods.mixers:unmix_blend", alpha=1.0
     ),
-    "unmix-box": MixerEntry("Un-Mix (boxes)", "2003.05438", "mixco.mixers:unmix_box", alpha=1.0),
-    "cutmix": MixerEntry("CutMix", "1905.04899", "mixco.mixers:cutmix", alpha=1.0),
+    "unmix-box": MixerEntry(
+        "Un-Mix (boxes)", "2003.05438", "mixco.methods.mixers:unmix_box", alpha=1.0
+    ),
+    "cutmix": MixerEntry("CutMix", "1905.04899", "mixco.methods.mixers:cutmix", alpha=1.0),
 }
 
 NO_MIXER = "none"
