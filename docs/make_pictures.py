@@ -1,7 +1,8 @@
-"""Draw the pictures of how-it-works.md with mixco's own views, mixer, method and loss.
+"""Draw the pictures of how-it-works.md and family.md with mixco's own views, mixers, method and loss.
 
 python docs/make_pictures.py            # first trains MoCo + MixCo on the sample, for minutes
 python docs/make_pictures.py --run RUN  # uses a run of MoCo + MixCo on the sample
+python docs/make_pictures.py --family   # family.md alone; it needs no run
 """
 
 import argparse
@@ -17,6 +18,7 @@ from torch import Tensor
 from mixco import MoCo, Pairs, pretrain
 from mixco.data.datasets import list_images
 from mixco.data.loading import open_images
+from mixco.methods import mixer_of
 from mixco.mixing import Mixed, blend, soft_targets
 from mixco.plots import BASE, DPI, INK, MIXED
 from mixco.runtime.distributed import split_batch
@@ -124,6 +126,32 @@ def draw_mixing() -> None:
     save(figure, "how-mixing.png")
 
 
+def draw_family() -> None:
+    """A batch of six photographs, and what each mixer makes of it."""
+    images, _ = photographs(6, SIZE)
+    batch = images.float() / 255
+    rows = ("mixco", "imix", "icutmix", "unmix-blend", "unmix-box", "cutmix")
+    figure = Figure(figsize=(7.4, 8.9), layout="constrained")
+    grid = figure.add_gridspec(len(rows) + 1, 6)
+    for column, image in enumerate(batch):
+        axes = figure.add_subplot(grid[0, column])
+        show(axes, image, f"image {column + 1}")
+        axes.set_ylabel("" if column else "batch", fontsize=9)
+    for row, name in enumerate(rows, 1):
+        mixer = mixer_of(name)
+        assert mixer is not None
+        pairs = mixer.draw(len(batch), generator_for(57, "family"))
+        mixed = mixer(batch, generator_for(57, "family"))
+        for column, (image, target) in enumerate(zip(mixed.images, mixed.targets, strict=True)):
+            axes = figure.add_subplot(grid[row, column])
+            first, second = int(pairs.first[column]), int(pairs.second[column])
+            parts = f"{target[first]:.2f} of {first + 1}, {target[second]:.2f} of {second + 1}"
+            show(axes, image, parts if first != second else f"image {first + 1}, with itself")
+            axes.title.set_fontsize(7)
+            axes.set_ylabel("" if column else name, fontsize=9)
+    save(figure, "family.png")
+
+
 def draw_targets(method: MoCo, config: Settings) -> None:
     """Targets of mixed images, and their similarities in a trained encoder."""
     batch, queue = 16, 16
@@ -135,7 +163,7 @@ def draw_targets(method: MoCo, config: Settings) -> None:
     mixed = mix(view_q, torch.linspace(0.9, 0.2, batch // 2))
     with torch.no_grad():
         queries = method.eval().encode_queries([mixed.images])
-        keys = method.encode_keys(view_k, split_batch(batch, 1), generator)
+        keys = method.encode_keys(view_k, split_batch(batch, 1), torch.arange(batch))
     candidates = torch.cat([keys, method.queue.keys[:queue]])
     likeness = queries @ candidates.T
     targets = torch.cat([mixed.targets, torch.zeros(len(queries), queue)], dim=1)
@@ -234,7 +262,12 @@ def trained_method(run: Path) -> tuple[MoCo, Settings]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path)
-    run = parser.parse_args().run
+    parser.add_argument("--family", action="store_true")
+    arguments = parser.parse_args()
+    run = arguments.run
+    draw_family()
+    if arguments.family:
+        return
     draw_views()
     draw_mixing()
     draw_parts()
