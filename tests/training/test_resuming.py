@@ -81,7 +81,14 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
 
 @pytest.mark.parametrize("method", ["moco", "simclr"])
 @pytest.mark.parametrize(
-    ("mix", "loading"), [("none", "packed"), ("mixco", "packed"), ("mixco", "streamed")]
+    ("mix", "loading"),
+    [
+        ("none", "packed"),
+        ("mixco", "packed"),
+        ("mixco", "streamed"),
+        ("imix", "packed"),
+        ("unmix", "packed"),
+    ],
 )
 def test_stopped_after_some_steps(
     whole: Callable[..., Path], photos: Path, tmp_path: Path, method: str, mix: str, loading: str

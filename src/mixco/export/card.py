@@ -150,6 +150,7 @@ def _training(
         + (f", for mixed images {method['mix_temperature']:g}" if mixed else "")
         if temperature is not None
         else None,
+        "mixing": _mixing(method) if mixed and method.get("mix_alpha") else None,
         "images": f"{done['images']:,} of {done['data']}{_explained(data['data'])}"
         if done
         else None,
@@ -229,6 +230,12 @@ def _limits(config: Mapping[str, Any] | None) -> str:
 def _explained(data: str) -> str:
     """What a data set is, if its name does not tell."""
     return " (satellite photographs, a part of EuroSAT)" if data == "sample" else ""
+
+
+def _mixing(method: dict[str, Any]) -> str:
+    alpha, alone = method["mix_alpha"], method["mix_loss"] == "alone"
+    law = f"lambda ~ Beta({alpha:g}, {alpha:g})"
+    return f"{law}, the mixed loss in the place of the clean one" if alone else law
 
 
 def _random(training: str) -> bool:
