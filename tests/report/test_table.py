@@ -79,6 +79,17 @@ def test_runs_that_differ_by_their_seed_alone_are_one_row(tmp_path: Path) -> Non
     ]
 
 
+def test_a_run_of_an_older_version_had_what_it_did_not_say(tmp_path: Path) -> None:
+    published = {"mix": "mixco", "mix_alpha": 1.0, "mix_loss": "added"}
+    runs = [write_run(tmp_path / f"s{seed}", seed, knn=60.0, **published) for seed in range(2)]
+    config = read_json(runs[1] / "config.json")
+    del config["method"]["mix_alpha"], config["method"]["mix_loss"]
+    write_json(runs[1] / "config.json", config)
+    other = write_run(tmp_path / "other", knn=61.0, **published | {"mix_alpha": 2.0})
+    assert [row[f"{KNN} top-1"] for row in rows(*runs)] == ["60.0 +- 0.0 (2)"]
+    assert len(rows(*runs, other)) == 2
+
+
 def test_a_missing_evaluation_does_not_part_seeds(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", 0, knn=60.0, paper=(50.0, 90.0))
     b = write_run(tmp_path / "b", 1, knn=61.0)

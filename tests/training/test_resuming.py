@@ -285,6 +285,20 @@ def test_auto_loading_stays_what_it_was(
     assert_equal(final_state(run), final_state(whole(loading=before)))
 
 
+@pytest.mark.parametrize("mix", ["mixco", "none"])
+def test_a_run_that_did_not_say_all_of_this_goes_on(
+    whole: Callable[..., Path], photos: Path, tmp_path: Path, mix: str
+) -> None:
+    """Its version had no other law of lambda, and no other loss."""
+    stopped = config(photos, tmp_path / "run", mix=mix)
+    run = pretrain(stopped, stop_after=2)
+    begun = read_json(run / "config.json")
+    for name in ("mix_alpha", "mix_loss"):
+        del begun["method"][name]
+    (run / "config.json").write_text(json.dumps(begun))
+    assert_equal(final_state(pretrain(stopped)), final_state(whole(mix=mix)))
+
+
 def as_of_version_0_1(run: Path) -> None:
     """Give a run folder the config.json that version 0.1 wrote: it said pieces for micro-batches."""
     begun = json.loads((run / "config.json").read_text())

@@ -11,7 +11,7 @@ from typing import Any
 from mixco.evaluation.kinds import in_order, title_of
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json, run_results
-from mixco.settings.parse import affects
+from mixco.settings.parse import affects, with_unsaid
 
 # The columns that identify a row; other settings are named only where two rows would look alike.
 SHOWN = ("method", "data", "arch", "size", "epochs")
@@ -146,7 +146,7 @@ def group(runs: list[dict[str, Any]]) -> list[Row]:
             continue
         settings = {
             name: value
-            for name, value in flat(run.get("config", {})).items()
+            for name, value in flat(with_unsaid(run["config"]) if run.get("config") else {}).items()
             if distinguishes(name) and name not in SHOWN_SETTINGS
         }
         settings["images"] = pretraining.get("images")

@@ -217,6 +217,19 @@ def to_dict(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
 
 
+def with_unsaid(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json of any version, with what older versions had but did not write down."""
+    method = config.get("method", {})
+    mixing = {"mix_alpha": None if method.get("mix") == "none" else 1.0, "mix_loss": "added"}
+    unsaid = {
+        "data": {"channels": 3, "bits": 8},
+        "model": {"bn_statistics": "batch"},
+        "method": mixing,
+        "run": {"memory_format": "channels_last"},
+    }
+    return config | {part: values | config.get(part, {}) for part, values in unsaid.items()}
+
+
 def command_of(config: dict[str, Any]) -> str:
     """The `mixco pretrain` of a run, from its config.json: all that differs from the defaults."""
     words = ["mixco", "pretrain"]

@@ -24,7 +24,7 @@ from mixco.runtime.device import computes_bfloat16, device_kind
 from mixco.runtime.errors import UserError, of_the_machine, out_of_memory
 from mixco.runtime.locks import LockHeld, locked
 from mixco.runtime.run_folder import new_run_folder, read_config, read_results, write_json
-from mixco.settings.parse import affects
+from mixco.settings.parse import affects, with_unsaid
 
 LOCK = ".run.lock"
 TEMPORARY = re.compile(r"\.\d+-")  # of files.replacing
@@ -89,14 +89,8 @@ def begun_config(folder: Path) -> dict[str, Any] | None:
     """
     if not (folder / "config.json").exists():
         return None
-    config = read_config(folder)
-    # What older runs had, without saying so.
-    config["data"] = {"channels": 3, "bits": 8} | config["data"]
-    config["model"] = {"bn_statistics": "batch"} | config.get("model", {})
-    method = config.get("method", {})
-    alpha = None if method.get("mix") == "none" else 1.0
-    config["method"] = {"mix_alpha": alpha, "mix_loss": "added"} | method
-    run = config["run"] = {"memory_format": "channels_last"} | config["run"]
+    config = with_unsaid(read_config(folder))
+    run = config["run"]
     if run.get("precision") == "auto":
         kind = device_kind(str(run.get("device")))
         run["precision"] = "bfloat16" if computes_bfloat16(kind) else "float32"
