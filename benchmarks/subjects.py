@@ -138,9 +138,9 @@ def bare_step(setup: Setup) -> Callable[[], None]:
     """Forward and backward of the encoder, and MoCo's pass of the keys, as `bare` has them."""
     (device, dtype, memory_format), method = setup.compute, build(setup).train()
     size, batch = setup.settings.data.size, setup.settings.optimisation.batch_size
-    method = setup.settings.method
-    mixer = mixer_of(method.mix, method.mix_alpha, method.mix_loss)
-    passes = passes_of(METHODS[method.method], mixer)
+    mixing = setup.settings.method
+    mixer = mixer_of(mixing.mix, mixing.mix_alpha, mixing.mix_loss)
+    passes = passes_of(METHODS[mixing.method], mixer)
     images = torch.randn(int(batch * passes), 3, size, size, device=device)
     images = images.to(dtype, memory_format=memory_format)
 

@@ -5,8 +5,8 @@
 Each run pretrains a ResNet-18 at 32 px for 24 epochs on 1,600 photographs. kNN and the linear probe then
 learn from their labels and are tested on the 400 test images. No setting was chosen for a pair. All have
 those that were chosen for SimCLR + MixCo on held-out training images (experiments/choose_demo.txt), so
-this is no ranking. Equal epochs are not equal cost, so the table has passes and rates too. Started again,
-the script continues with the missing runs. DIR/family.json has every run, and the table is printed.
+this is no ranking. Equal epochs are not equal cost, so the table has passes and rates too. Started
+again, the script does the missing runs. DIR/family.json has every run, and the table is printed.
 """
 
 import argparse

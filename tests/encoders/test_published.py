@@ -341,6 +341,8 @@ def test_timm_converts_files_with_other_keys_and_every_tensor_is_from_them(
     assert "blocks.1.attn.qkv.weight" in refusal("timm:test_vit")
 
 
+# torch leaves the connection of a download to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_weights_at_an_address_have_their_hash_checked(
     hub: StandIn, weights: dict[str, Tensor], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
