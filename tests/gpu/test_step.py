@@ -188,9 +188,12 @@ def test_captured_steps_begin_as_eager_ones(
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("method", ["moco", "simclr"])
-def test_a_captured_step_never_waits(prepared: Callable[..., Setup], method: str) -> None:
-    setup = prepared(method=method, mix="mixco", precision="bfloat16")
+@pytest.mark.parametrize(
+    ("method", "mix"),
+    [("moco", "mixco"), ("simclr", "mixco"), ("moco", "unmix"), ("simclr", "imix")],
+)
+def test_a_captured_step_never_waits(prepared: Callable[..., Setup], method: str, mix: str) -> None:
+    setup = prepared(method=method, mix=mix, precision="bfloat16")
     built, stepper = parts_of(setup)
     with closing(setup.batches(print)) as batches:
         drawn = next(batches)
