@@ -25,6 +25,7 @@ from mixco.settings.parse import (
     recipe_names,
     to_dict,
     with_settings,
+    with_unsaid,
 )
 from mixco.settings.resolve import Facts, resolve
 from mixco.training.checkpoints import open_run
@@ -293,3 +294,15 @@ def test_what_a_setting_affects(tmp_path: Path, name: str, what: str, tells_apar
         open_run(tmp_path / "run", now, told.append),
     ):
         assert bool(told) == (what == "run")
+
+
+@pytest.mark.parametrize("damaged", [None, 3, [], "text"])
+def test_what_older_runs_had_is_filled_in_where_there_are_sections(damaged: Any) -> None:
+    said = {"data": damaged, "method": {"mix": "none"}, "model": {"bn_statistics": "frozen"}}
+    found = with_unsaid(said)
+    assert found["data"] is damaged
+    assert found["method"] == {"mix": "none", "mix_alpha": None, "mix_loss": "added"}
+    assert found["model"] == {"bn_statistics": "frozen"}
+    assert found["run"] == {"memory_format": "channels_last"}
+    assert with_unsaid({"method": damaged})["method"] is damaged
+    assert with_unsaid({"method": {"mix": "mixco"}})["method"]["mix_alpha"] == 1.0

@@ -218,16 +218,20 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def with_unsaid(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json of any version, with what older versions had but did not write down."""
-    method = config.get("method", {})
-    mixing = {"mix_alpha": None if method.get("mix") == "none" else 1.0, "mix_loss": "added"}
-    unsaid = {
+    """A config.json of any version, with what older versions had but did not write down.
+
+    What is no section stays as it is: somebody else says that the file is damaged.
+    """
+    sections = {part: config.get(part, {}) for part in ("data", "model", "method", "run")}
+    sections = {part: values for part, values in sections.items() if isinstance(values, dict)}
+    alpha = None if sections.get("method", {}).get("mix") == "none" else 1.0
+    unsaid: dict[str, dict[str, Any]] = {
         "data": {"channels": 3, "bits": 8},
         "model": {"bn_statistics": "batch"},
-        "method": mixing,
+        "method": {"mix_alpha": alpha, "mix_loss": "added"},
         "run": {"memory_format": "channels_last"},
     }
-    return config | {part: values | config.get(part, {}) for part, values in unsaid.items()}
+    return config | {part: unsaid[part] | values for part, values in sections.items()}
 
 
 def command_of(config: dict[str, Any]) -> str:
