@@ -10,6 +10,7 @@ import pytest
 from configs import resolved, with_images
 
 from mixco.cli import commands
+from mixco.methods import MIXERS
 from mixco.report.table import distinguishes
 from mixco.runtime.errors import UserError
 from mixco.runtime.setting import Setting, declared
@@ -306,3 +307,25 @@ def test_what_older_runs_had_is_filled_in_where_there_are_sections(damaged: Any)
     assert found["run"] == {"memory_format": "channels_last"}
     assert with_unsaid({"method": damaged})["method"] is damaged
     assert with_unsaid({"method": {"mix": "mixco"}})["method"]["mix_alpha"] == 1.0
+
+
+def test_the_mixed_loss_alone_needs_mixed_images() -> None:
+    with pytest.raises(UserError, match="--mix none; leave one of them out"):
+        resolved(mix="none", mix_loss="alone")
+    assert resolved(mix="none", mix_loss="added").method.mix_alpha is None
+    pairs = {"mix": "mixco", "mix_loss": "alone", "batch_size": 16}
+    with pytest.raises(UserError, match=r"8 mixed.* 8 parts.*--batch-size 32, or --mix-loss added"):
+        resolved(method="moco", bn_splits=8, **pairs)
+    with pytest.raises(UserError, match=r"8 parts.*--batch-size 32"):
+        resolved(method="moco", micro_batches=8, bn_splits=1, **pairs)
+    resolved(method="simclr", micro_batches=8, **pairs)  # encodes clean images of a view too
+    assert resolved(method="moco", bn_splits=4, **pairs).method.mix_loss == "alone"
+    everyone = resolved(method="moco", bn_splits=8, mix="imix", batch_size=16)
+    assert (everyone.method.mix_loss, everyone.method.mix_alpha) == ("alone", 1.0)
+
+
+def test_a_mixer_without_a_law_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MIXERS, "mixco", MIXERS["mixco"]._replace(alpha=None))
+    assert resolved(mix="mixco").method.mix_alpha is None
+    with pytest.raises(UserError, match=r"--mix-alpha 2.*leave it out"):
+        resolved(mix="mixco", mix_alpha=2.0)

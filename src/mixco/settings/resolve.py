@@ -1,13 +1,14 @@
 """The settings of a run, from its config: checked, and everything unset chosen."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixco.methods import METHODS, MIXERS, NO_MIXER
+from mixco.methods import METHODS, MIXERS, NO_MIXER, mixer_of
 from mixco.runtime.errors import UserError
 from mixco.runtime.setting import declared
 from mixco.settings import defaults
@@ -140,10 +141,14 @@ def resolve(config: PretrainConfig, facts: Facts, tell: Tell = lambda *_: None) 
 def _published_mixing(config: PretrainConfig) -> dict[str, Any]:
     """The law of lambda and what the mixed loss is added to: as given, else as published.
 
-    Raises UserError where a mixer has no such law.
+    Raises UserError where a mixer has no such law, or nothing is mixed.
     """
     mix, alpha, loss = config.method.mix, config.method.mix_alpha, config.method.mix_loss
     if mix == NO_MIXER:
+        if loss == "alone":
+            raise UserError(
+                "--mix-loss alone: nothing is mixed with --mix none; leave one of them out"
+            )
         return {"mix_alpha": None, "mix_loss": "added"}
     entry = MIXERS[mix]
     if alpha is not None and entry.alpha is None:
@@ -202,6 +207,24 @@ def _refuse(config: PretrainConfig, facts: Facts, batch: int) -> None:
     teacher_of(config)
     if reason := METHODS[config.method.method].refuse(config.method, batch):
         raise UserError(reason)
+    _refuse_few_mixed(config, facts, batch)
+
+
+def _refuse_few_mixed(config: PretrainConfig, facts: Facts, batch: int) -> None:
+    """Raises UserError where mixed images are encoded alone, and too few for batch norm: two a part."""
+    mix, base = config.method.mix, METHODS[config.method.method]
+    mixer = mixer_of(mix, loss=_published_mixing(config)["mix_loss"])
+    if mixer is None or not mixer.alone or base.passes > 1 or mixer.per_image == 0:
+        return
+    splits = to_values(config)["bn_splits"] or 1
+    parts = max(splits, facts.processes * config.optimisation.micro_batches)
+    mixed = int(batch * mixer.per_image)
+    if mixed < 2 * parts:
+        needed = math.ceil(2 * parts / mixer.per_image)
+        raise UserError(
+            f"--mix-loss alone: {mix} makes {mixed} mixed images of a batch of {batch}, and each of "
+            f"{parts} parts needs at least two; give --batch-size {needed}, or --mix-loss added"
+        )
 
 
 def _refuse_few(config: PretrainConfig, facts: Facts, batch: int) -> None:
