@@ -7,7 +7,7 @@
 - MixCo (Kim et al. 2020, eq. 4): the targets are lambda and 1 - lambda for the two sources, and zero for
   all others and the queue.
 
-Un-Mix on MoCo alone has another loss, `own_infonce`.
+Un-Mix on MoCo has a loss of its own, `own_cross_entropy`.
 """
 
 import torch
@@ -64,20 +64,17 @@ def soft_infonce(
     return soft_cross_entropy(similarity_logits(queries, candidates, temperature, exclude), targets)
 
 
-def own_infonce(
-    queries: Tensor, keys: Tensor, queue: Tensor, targets: Tensor, temperature: float
-) -> Tensor:
-    """Soft-target cross-entropy in which each key has a denominator of its own: the key and the queue.
+def own_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in which each key has a denominator of its own: the key itself and the queue.
 
-    mean_i sum_j t_ij (log(exp(q_i k_j / T) + sum_n exp(q_i n / T)) - q_i k_j / T), n over the queue.
+    mean_i sum_j t_ij (log(exp(l_ij) + sum_n exp(l_in)) - l_ij), j over the keys and n over the queue.
     So the other keys of the batch are no negatives, as in MoCo's clean loss (Un-Mix: Shen et al. 2022).
 
-    queries: [M, C], keys: [N, C], queue: [K, C], of unit length. targets: [M, N]; rows sum to one.
-    Returns a scalar in at least float32.
+    logits: [M, B + K], of B keys and the K of the queue. targets: [M, B]; rows sum to one. A scalar.
     """
-    logits = similarity_logits(queries, keys, temperature)  # [M, N]
-    negatives = torch.logsumexp(similarity_logits(queries, queue, temperature), 1, keepdim=True)
-    surprise = torch.logaddexp(logits, negatives) - logits
+    batch = targets.shape[1]
+    keys, negatives = logits[:, :batch], torch.logsumexp(logits[:, batch:], dim=1, keepdim=True)
+    surprise = torch.logaddexp(keys, negatives) - keys
     return (targets.to(logits.dtype) * surprise).sum(1).mean()
 
 

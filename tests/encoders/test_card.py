@@ -73,7 +73,7 @@ def test_a_card_tells_the_training_the_results_and_the_licence(
     assert f"| {EVALUATIONS['knn'].title} | {numbers}" in text
     assert f"| {EVALUATIONS['finetune'].title} (10percent) | photos/test" in text
     assert "1,600 of photos/pretrain" in text
-    assert "Beta(2, 2), the mixed loss in the place" in text
+    assert "Beta(2, 2); the mixed loss replaces" in text
     assert "The weights: cc-by-4.0." in text
     assert "77.7" not in text, "these are another checkpoint's"
     assert "88.8" not in text, "supervised training has nothing of this encoder"

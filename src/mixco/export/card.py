@@ -235,7 +235,7 @@ def _explained(data: str) -> str:
 def _mixing(method: dict[str, Any]) -> str:
     alpha, alone = method["mix_alpha"], method["mix_loss"] == "alone"
     law = f"lambda ~ Beta({alpha:g}, {alpha:g})"
-    return f"{law}, the mixed loss in the place of the clean one" if alone else law
+    return f"{law}; the mixed loss replaces the clean one" if alone else law
 
 
 def _random(training: str) -> bool:

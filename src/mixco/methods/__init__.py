@@ -62,8 +62,8 @@ class MixerEntry(NamedTuple):
     mixer: str
     """"module:name" of a `mixing.Mixer`."""
     alpha: float | None = None
-    """Of the law of lambda, Beta(alpha, alpha), as published; its `draw` takes another one as `alpha`.
-    None where the mixer has no such law."""
+    """The published alpha of lambda ~ Beta(alpha, alpha). The mixer's `draw` accepts others by keyword.
+    None: the mixer draws lambda from another law."""
     loss: Literal["added", "alone"] = "added"
     """Is the mixed loss added to the clean one, or is it alone, as published?"""
 

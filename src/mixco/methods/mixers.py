@@ -80,7 +80,7 @@ def halves_boxed(batch: int, generator: torch.Generator, alpha: float = 1.0) -> 
 
 
 imix = Mixer(any_partner, blend, per_image=1.0, alone=True)
-"""i-Mix (Lee et al. 2021): all images are blended with random ones, in the place of the clean images."""
+"""i-Mix (Lee et al. 2021): all images are blended with random ones. No clean image is a query."""
 
 icutmix = Mixer(any_partner_boxed, paste, per_image=1.0, alone=True)
 """i-CutMix, in the code of i-Mix: the same with a pasted box."""
@@ -95,4 +95,4 @@ unmix_box = unmix._replace(combine=paste)
 """Un-Mix's region mixture alone."""
 
 cutmix = Mixer(halves_boxed, paste)
-"""MixCo with pasted boxes in the place of blended images."""
+"""MixCo with pasted boxes instead of blends."""

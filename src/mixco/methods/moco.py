@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from mixco.losses import (
     contrastive_accuracy,
-    own_infonce,
+    own_cross_entropy,
     similarity_logits,
     soft_cross_entropy,
-    soft_infonce,
 )
 from mixco.methods.mixed import MixedQueries, mixed_queries
 from mixco.methods.options import MoCoOptions
@@ -165,7 +164,7 @@ class MoCo(nn.Module):
         accuracy = scale_local_mean(contrastive_accuracy(logits, own), here, batch)
         losses = {"loss": clean, "clean": clean.detach()}
         if mixed is not None:
-            loss = self.mixed_loss(queries[here:], candidates, mixed)
+            loss, _ = self.mixed_loss(queries[here:], candidates, mixed)
             losses |= {"loss": clean + self.mix_weight * loss, "mixed": loss.detach()}
         self.queue.push(keys)
         return {**losses, "accuracy": accuracy}
@@ -173,25 +172,22 @@ class MoCo(nn.Module):
     def after_step(self, progress: float) -> None:
         """Nothing changes with the steps."""
 
-    def mixed_loss(self, queries: Tensor, candidates: Tensor, mixed: MixedQueries) -> Tensor:
-        """This process's part of the loss of mixed queries, [m, C], among candidates, [B + K, C]."""
-        if self.mix and self.mix.own_denominators:
-            batch = mixed.targets.shape[1]
-            keys, queue = candidates[:batch], candidates[batch:]
-            loss = own_infonce(queries, keys, queue, mixed.targets, self.mix_temperature)
-        else:
-            loss = soft_infonce(queries, candidates, mixed.targets, self.mix_temperature)
-        return scale_local_mean(loss, len(mixed.images), mixed.total)
+    def mixed_loss(
+        self, queries: Tensor, candidates: Tensor, mixed: MixedQueries
+    ) -> tuple[Tensor, Tensor]:
+        """This process's part of the loss of mixed queries [m, C], and their logits [m, B + K]."""
+        logits = similarity_logits(queries, candidates, self.mix_temperature)
+        own = self.mix is not None and self.mix.own_denominators
+        loss = (own_cross_entropy if own else soft_cross_entropy)(logits, mixed.targets)
+        return scale_local_mean(loss, len(mixed.images), mixed.total), logits
 
     def mixed_alone(
         self, queries: Tensor, candidates: Tensor, mixed: MixedQueries
     ) -> dict[str, Tensor]:
-        """The losses where the mixed one is in the place of the clean one."""
-        loss = self.mixed_loss(queries, candidates, mixed)
-        with torch.no_grad():
-            logits = similarity_logits(queries, candidates, self.mix_temperature)
-            accuracy = contrastive_accuracy(logits, mixed.targets)
-            accuracy = scale_local_mean(accuracy, len(mixed.images), mixed.total)
+        """The losses where the mixed loss replaces the clean one."""
+        loss, logits = self.mixed_loss(queries, candidates, mixed)
+        accuracy = contrastive_accuracy(logits, mixed.targets)
+        accuracy = scale_local_mean(accuracy, len(mixed.images), mixed.total)
         return {"loss": self.mix_weight * loss, "mixed": loss.detach(), "accuracy": accuracy}
 
     def encode_queries(self, images: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,6 @@ are compared with the clean outputs of the other view.
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +98,7 @@ class SimCLR(nn.Module):
         parts = split_batch(batch, world())
         pairs = self.draw(batch, draws) if isinstance(draws, torch.Generator) else draws
         if self.mix and self.mix.alone:
-            return self.mixed_alone(views, pairs[0], batch)
+            return self.mixed_alone(self.mix, views, pairs[0], batch)
         mixed = (
             [mixed_queries(self.mix, *each) for each in zip(views, [parts] * 2, pairs, strict=True)]
             if self.mix
@@ -136,14 +135,16 @@ class SimCLR(nn.Module):
             "accuracy": accuracy,
         }
 
-    def mixed_alone(self, views: Sequence[Tensor], pairs: Pairs, batch: int) -> dict[str, Tensor]:
-        """The losses where the mixed one is in the place of the clean one: i-Mix's on N-pair.
+    def mixed_alone(
+        self, mixer: Mixer, views: Sequence[Tensor], pairs: Pairs, batch: int
+    ) -> dict[str, Tensor]:
+        """The losses where the mixed loss replaces the clean one: the N-pair loss of i-Mix.
 
-        The mixed images of the first view are compared with the clean outputs of the second, which have
-        a gradient too. That is two passes an image, not four (Lee et al. 2021, section 3.1).
+        Mixed images of the first view are compared with clean outputs of the second (Lee et al. 2021).
+        Both have a gradient. It takes two passes an image, not four.
         """
         parts = split_batch(batch, world())
-        mixed = mixed_queries(cast(Mixer, self.mix), views[0], parts, pairs)
+        mixed = mixed_queries(mixer, views[0], parts, pairs)
         count = len(mixed.images)
         outputs = self._encode(torch.cat([mixed.images, views[1]]))
         queries, z = outputs[:count], outputs[count:]
