@@ -28,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
+from mixco.models.encoder import Encoder, build_backbone, feature_dim
+from mixco.models.heads import build_head
 from mixco.runtime.device import Compute
 from mixco.settings.config import Settings
 from mixco.settings.resolve import Facts, resolve

@@ -190,7 +190,9 @@ def time_steps(
         setup = prepare(config_of(**{"epochs": 10**6, **settings}), stack)
         optimisation, seed = setup.settings.optimisation, setup.settings.run.seed
         method, device = build(setup), setup.compute.device
-        optimizer = build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
+        optimizer = build_optimizer(
+            method, optimisation.optimizer, optimisation.weight_decay, optimisation.lr
+        )
         if began is not None:
             stack.enter_context(opened(setup)).restore(method, optimizer)
         method.train()

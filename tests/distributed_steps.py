@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from mixco.methods.distil import Distil
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
-from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
+from mixco.models.encoder import Encoder, build_backbone, feature_dim
 from mixco.models.frozen_batchnorm import freeze_batch_norms
+from mixco.models.heads import build_head
 from mixco.models.sync_batchnorm import synchronise_batch_norms
 from mixco.runtime.device import Compute
 from mixco.runtime.distributed import broadcast_buffers, ddp, rank, split_batch, world

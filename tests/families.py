@@ -9,7 +9,8 @@ import torch
 from mixco.encoders.checkpoint import EncoderDescription, load_encoder, save_encoder
 from mixco.methods.simclr import SimCLR
 from mixco.mixing import mixco
-from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
+from mixco.models.encoder import Encoder, build_backbone, feature_dim
+from mixco.models.heads import build_head
 from mixco.runtime.errors import UserError
 
 BATCH = 4

@@ -41,7 +41,8 @@ from mixco.data.opening import UnreadableImage
 from mixco.data.packing import pack, packed_path
 from mixco.encoders.checkpoint import EncoderDescription, load_encoder
 from mixco.evaluation.task import _of_run
-from mixco.models.encoder import Encoder, build_backbone, build_head
+from mixco.models.encoder import Encoder, build_backbone
+from mixco.models.heads import build_head
 from mixco.report.table import table
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import add_result, collect

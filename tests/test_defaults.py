@@ -126,7 +126,7 @@ def test_rates_grow_with_the_batch() -> None:
 
 def test_without_mixing_its_temperature_is_left_alone() -> None:
     assert defaults.mix_temperature(0.5, "mixco")[0] == 0.5
-    assert defaults.mix_temperature(0.5, "none") == (0.2, defaults.UNUSED)
+    assert defaults.mix_temperature(0.5, "none") == (0.2, defaults.UNTOLD)
 
 
 def test_every_rule_asks_for_facts_that_there_are() -> None:

@@ -7,10 +7,14 @@
 - MixCo (Kim et al. 2020, eq. 4): the targets are lambda and 1 - lambda for the two sources, and zero for
   all others and the queue.
 
-Un-Mix on MoCo has a loss of its own, `own_cross_entropy`.
+Un-Mix on MoCo has a loss of its own, `own_cross_entropy`. Below are the losses without negatives: the
+cosines of BYOL and SimSiam, and the cross-correlations of Barlow Twins.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # A finite stand-in for minus infinity: under soft targets 0 x -inf would be NaN. Logits
@@ -76,6 +80,76 @@ def own_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     keys, negatives = logits[:, :batch], torch.logsumexp(logits[:, batch:], dim=1, keepdim=True)
     surprise = torch.logaddexp(keys, negatives) - keys
     return (targets.to(logits.dtype) * surprise).sum(1).mean()
+
+
+def unit(outputs: Tensor) -> Tensor:
+    """Rows of unit length, in at least float32."""
+    return F.normalize(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), dim=1)
+
+
+def mean_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
+    """The mean of the products of rows, a scalar in [-1, 1]: of cosines, where targets have unit length.
+
+    predictions: [M, C], of any length. targets: [M, C].
+    BYOL's loss is 2 - 2 x this (Grill et al. 2020, eq. 2), SimSiam's minus it (Chen and He 2021, eq. 1).
+    """
+    return (unit(predictions) * targets).sum(1).mean()
+
+
+def mixed_targets(projections: Tensor, targets: Tensor, *, mix_first: bool = False) -> Tensor:
+    """What the predictions of mixed images should point to: [M, C], in at least float32.
+
+    sum_j t_ij z_j / |z_j|, so that its product with a prediction of unit length is the mixture of the
+    cosines (i-Mix and Un-Mix on BYOL). mix_first: u / |u| with u = sum_j t_ij z_j: projections are mixed
+    before they are normalised, so that longer ones weigh more (MYOL).
+
+    projections: z [T, C], of any length. targets: t [M, T].
+    """
+    z = projections.to(torch.promote_types(projections.dtype, torch.float32))
+    with torch.autocast(z.device.type, enabled=False):
+        mixed = targets.to(z.dtype) @ (z if mix_first else unit(z))
+    return unit(mixed) if mix_first else mixed
+
+
+def standardised(projections: Tensor, eps: float = 1e-5) -> Tensor:
+    """Each dimension with mean 0 and variance 1 over the batch, as by a batch norm without weights.
+
+    projections: [B, D]. Returns [B, D] in at least float32.
+    """
+    z = projections.to(torch.promote_types(projections.dtype, torch.float32))
+    variance, mean = torch.var_mean(z, dim=0, correction=0)
+    return (z - mean) * torch.rsqrt(variance + eps)
+
+
+def barlow_twins(first: Tensor, second: Tensor, off_diagonal: float) -> Tensor:
+    """How far the cross-correlation of two views is from the identity (Zbontar et al. 2021, eq. 1).
+
+    sum_i (1 - c_ii)^2 + off_diagonal x sum_(i != j) c_ij^2, with c = first' second / B, a scalar.
+
+    first, second: [B, D], standardised. off_diagonal: the paper's lambda, >= 0.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        correlation = first.T @ second / len(first)
+    own = correlation.diagonal()
+    others = correlation.square().sum() - own.square().sum()
+    return (own - 1).square().sum() + off_diagonal * others
+
+
+def mixed_residue(
+    mixed: Tensor, sources: Tensor, targets: Tensor, views: Sequence[Tensor]
+) -> Tensor:
+    """How much the views tell of what a mixed image has beyond its sources (Bandara et al. 2023).
+
+    sum_v |r' s_v|^2 / M^2 with r = mixed - t sources, a scalar. So the cross-correlation of mixed
+    images with a view should be the mixture of their sources' cross-correlations.
+
+    mixed: [M, D], sources: [T, D], all standardised. targets: t [M, T]. views: s_v, [M, D] each: row i
+    belongs to the first source of mixed image i.
+    """
+    with torch.autocast(mixed.device.type, enabled=False):
+        residue = mixed - targets.to(mixed.dtype) @ sources
+        found = [(residue.T @ view / len(mixed)).square().sum() for view in views]
+    return torch.stack(found).sum()
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ mixed and how much of each, and `combine` mixes them.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +37,8 @@ class Mixed(NamedTuple):
     images: Tensor
     """[M, C, H, W], of the dtype and device of the sources."""
     targets: Tensor
-    """float32 [M, B]: the part in [0, 1] of each of the B sources; rows sum to one."""
+    """float32 [M, B]: the part in [0, 1] of each of the B sources; rows sum to one. Where partners come
+    from the other view [M, 2B]: the images of this view, then those of the other."""
 
 
 class Mixer(NamedTuple):
@@ -59,12 +60,33 @@ class Mixer(NamedTuple):
     own_denominators: bool = False
     """Has each source a denominator of its own, with its key and the queue, as in Un-Mix? Otherwise one
     denominator has all keys. Only MoCo tells the two apart."""
+    target_view: Literal["other", "same", "own"] = "other"
+    """Which view of its sources a mixed image is compared with. other, same: than the one that is mixed;
+    both sources are of one view. own: the second source is of the other view, and each source is
+    compared in its own view. MoCo, SimCLR and distillation always take the other; they have no own."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Mixed:
-        pairs = self.draw(len(images), generator)
-        first, second = (images[send_rows(rows, images)] for rows in pairs[:2])
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, other: Tensor | None = None
+    ) -> Mixed:
+        """other: the other view [B, C, H, W], for a mixer whose `target_view` is "own"."""
+        pairs, partners = self.draw(len(images), generator), self.partners(images, other)
+        first = images[send_rows(pairs.first, images)]
+        second = partners[send_rows(pairs.second, images)]
         mixed, lam = self.combine(first, second, pairs)
-        return Mixed(mixed, soft_targets(pairs, lam, len(images)))
+        return Mixed(mixed, soft_targets(pairs, lam, len(images), self.across))
+
+    @property
+    def across(self) -> bool:
+        """Do partners come from the other view?"""
+        return self.target_view == "own"
+
+    def partners(self, images: Tensor, other: Tensor | None) -> Tensor:
+        """The view that second sources come from. Raises ValueError where it is missing."""
+        if not self.across:
+            return images
+        if other is None:
+            raise ValueError("partners come from the other view with this mixer; give it too")
+        return other
 
 
 def send_rows(rows: Tensor, like: Tensor) -> Tensor:
@@ -74,14 +96,17 @@ def send_rows(rows: Tensor, like: Tensor) -> Tensor:
     return rows.to(like.device, non_blocking=like.device.type != "mps")
 
 
-def soft_targets(pairs: Pairs, lam: Tensor, batch: int) -> Tensor:
+def soft_targets(pairs: Pairs, lam: Tensor, batch: int, across: bool = False) -> Tensor:
     """The target of each mixed image: lambda for its first source, the rest for its second.
 
     lam: float32 [M], as `combine` returns it. Returns float32 [M, batch]. An image that is mixed with
-    itself has a target of one.
+    itself has a target of one. across: the second sources are of the other view, and the targets
+    [M, 2 batch], with the other view's images last.
     """
     first, second = (send_rows(rows, lam)[:, None] for rows in pairs[:2])
-    targets = lam.new_zeros(len(lam), batch)
+    if across:
+        second = second + batch
+    targets = lam.new_zeros(len(lam), 2 * batch if across else batch)
     return targets.scatter_add_(1, first, lam[:, None]).scatter_add_(1, second, 1 - lam[:, None])
 
 

@@ -16,7 +16,8 @@ from mixco.encoders.checkpoint import (
     save_checkpoint,
     save_encoder,
 )
-from mixco.models.encoder import Encoder, build_backbone, build_head
+from mixco.models.encoder import Encoder, build_backbone
+from mixco.models.heads import build_head
 from mixco.runtime.errors import UserError
 
 DESCRIPTION = EncoderDescription(

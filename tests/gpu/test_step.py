@@ -64,7 +64,9 @@ def prepared(cache: Path) -> Iterator[Callable[..., Setup]]:
 def parts_of(setup: Setup) -> tuple[nn.Module, torch.optim.Optimizer]:
     optimisation = setup.settings.optimisation
     method = build(setup).train()
-    return method, build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
+    return method, build_optimizer(
+        method, optimisation.optimizer, optimisation.weight_decay, optimisation.lr
+    )
 
 
 def losses_of(setup: Setup, step: Step, steps: int, first: int = 0) -> list[float]:

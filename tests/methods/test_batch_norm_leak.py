@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mixco.methods.moco import MoCo
 from mixco.mixing import mixco
-from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
+from mixco.models.encoder import Encoder, build_backbone, feature_dim
+from mixco.models.heads import build_head
 from mixco.runtime.distributed import split_batch
 
 BATCH, SPLITS = 16, 4

@@ -1,4 +1,4 @@
-"""What the codes of i-Mix and Un-Mix compute, in float64, equalled to 1e-9 (relative).
+"""What the published codes of the family compute, in float64, equalled to 1e-9 (relative).
 
 Their lambda is float64 and ours float32, in which all of these are exact.
 """
@@ -11,12 +11,22 @@ import torch.nn.functional as F
 from golden_vectors import Body, linear, load, names
 from torch import Tensor, nn
 
-from mixco.losses import own_cross_entropy, similarity_logits
+from mixco.losses import (
+    barlow_twins,
+    mixed_residue,
+    own_cross_entropy,
+    similarity_logits,
+    standardised,
+)
+from mixco.methods.barlow import BarlowTwins
+from mixco.methods.byol import BYOL
 from mixco.methods.mixers import paste
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
-from mixco.mixing import Mixer, Pairs, blend
+from mixco.methods.simsiam import SimSiam
+from mixco.mixing import Mixer, Pairs, blend, soft_targets
 from mixco.models.encoder import Encoder
+from mixco.models.momentum import momentum_update
 
 Golden = dict[str, Tensor]
 
@@ -189,3 +199,184 @@ def test_boxes() -> None:
         torch.testing.assert_close(found[0].double(), share, rtol=0, atol=1e-6)
     assert len(seen) == 4
     assert torch.equal(golden["box_imix"], golden["box_unmix"])
+
+
+def predictor(golden: Golden) -> nn.Module:
+    weights = {k.removeprefix("before.predictor."): v for k, v in golden.items()}
+    first, second = (linear(weights[f"{i}.weight"], weights[f"{i}.bias"]) for i in (0, 2))
+    return nn.Sequential(first, nn.ReLU(), second)
+
+
+def byol(golden: Golden, mixer: Mixer | None, target: str = "before.encoder_k") -> BYOL:
+    method = BYOL(
+        encoder(golden, "encoder_q"),
+        predictor(golden),
+        momentum=golden["momentum"].item(),
+        mix=mixer,
+        mix_weight=1.0,
+    )
+    for key, parameter in method.target.named_parameters():
+        parameter.data.copy_(golden[f"{target}.{theirs(key)}"])
+    return method
+
+
+def check_predictor(method: nn.Module, golden: Golden) -> None:
+    for key, parameter in method.get_submodule("predictor").named_parameters():
+        assert parameter.grad is not None
+        equal(parameter.grad, golden[f"grad_predictor.{key}"])
+
+
+def check_update(method: BYOL, golden: Golden) -> None:
+    """Plain SGD, and then the target's own update, as at the first step of a run."""
+    trained = [p for p in method.parameters() if p.requires_grad]
+    torch.optim.SGD(trained, lr=golden["lr"].item()).step()
+    method.after_step(0.0)
+    for name, module in (("query_after", method.encoder), ("key_after", method.target)):
+        for key, parameter in module.named_parameters():
+            equal(parameter, golden[f"{name}.{theirs(key)}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("byol", None),
+        ("myol", {"target_view": "own"}),
+        ("byol_imix", {"alone": True}),
+        ("byol_unmix_global", {"target_view": "same"}),
+        ("byol_unmix_region", {"target_view": "same"}),
+    ],
+)
+def test_myols_code_on_byol(name: str, settings: dict[str, Any] | None) -> None:
+    """BYOL, and four mixers on it: losses, gradients, and both encoders after the step."""
+    golden = load(f"family/{name}.npz")
+    mixer = None if settings is None else drawn(golden, **settings)
+    if mixer is not None:
+        equal(mixer(golden["x1"], torch.Generator(), golden["x2"]).images, golden["x_mix"])
+    method = byol(golden, mixer)
+    losses = check_step(method, golden)
+    for part in {"clean", "mixed"} & losses.keys():
+        if f"loss_{part}" in golden:
+            equal(losses[part], golden[f"loss_{part}"])
+    check_predictor(method, golden)
+    check_update(method, golden)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in names("family/imix_byol_*.npz") if not n.endswith("_sym.npz")]
+)
+def test_imix_on_byol(name: str) -> None:
+    """Its code updates the target before it is used, ours after the step: so it begins with theirs."""
+    golden = load(f"family/{name}")
+    mixer = drawn(golden, alone=True)
+    check_mixed(mixer, golden)
+    method = byol(golden, mixer, "key_after")
+    check_step(method, golden)
+    check_predictor(method, golden)
+
+
+def test_the_loss_of_imix_on_byol_in_both_directions() -> None:
+    """Its target moves before each direction, so two times a step."""
+    golden = load("family/imix_byol_imixup_a1_sym.npz")
+    loss, target = torch.zeros((), dtype=torch.float64), byol(golden, None).target
+    for here, there in (("1", "2"), ("2", "1")):
+        mixed = {k: golden[f"{k}_{here}"] for k in ("lam_drawn", "perm", "x_mix")}
+        one = golden | mixed | {"x1": golden[f"x{here}"], "x2": golden[f"x{there}"]}
+        method = byol(one, drawn(one, alone=True))
+        momentum_update(target, method.encoder, golden["momentum"].item())
+        method.target = target
+        loss = loss + method([one["x1"], one["x2"]], torch.Generator())["loss"]
+    equal(loss, golden["loss"])
+
+
+def test_simsiam() -> None:
+    golden = load("family/simsiam.npz")
+    method = SimSiam(encoder(golden, "encoder_q"), predictor(golden), mix=None, mix_weight=1.0)
+    check_step(method, golden)
+    check_predictor(method, golden)
+
+
+@pytest.mark.parametrize("name", names("family/barlow_*.npz"))
+def test_barlow_twins(name: str) -> None:
+    golden = load(f"family/{name}")
+    z = [golden[key].clone().requires_grad_() for key in ("z1", "z2")]
+    loss = barlow_twins(*map(standardised, z), golden["lambd"].item()) * golden["scale_loss"]
+    loss.backward()  # type: ignore[no-untyped-call]
+    equal(loss, golden["loss"])
+    for key, each in zip(("z1", "z2"), z, strict=True):
+        assert each.grad is not None
+        equal(each.grad, golden[f"grad.{key}"])
+
+
+def by_unbiased_deviation(z: Tensor) -> Tensor:
+    """As mix-bt standardises; Barlow Twins, and we, divide by the biased one."""
+    return (z - z.mean(0)) / z.std(0)
+
+
+@pytest.mark.parametrize("name", names("family/mixbt_B*.npz"))
+def test_the_loss_of_mixed_barlow_twins(name: str) -> None:
+    golden = load(f"family/{name}")
+    z = {key: golden[key].clone().requires_grad_() for key in ("z1", "z2", "zm")}
+    s1, s2, sm = map(by_unbiased_deviation, z.values())
+    lam = golden["lam"].float().expand(len(s1))
+    pairs = Pairs(torch.arange(len(s1)), golden["perm"].long(), lam)
+    targets = soft_targets(pairs, lam, len(s1), across=True)
+    clean = barlow_twins(s1, s2, golden["lambd"].item())
+    residue = mixed_residue(sm, torch.cat([s1, s2]), targets, [s1, s2])
+    loss = clean + golden["mix_scale"] * golden["lambd"] * residue
+    loss.backward()  # type: ignore[no-untyped-call]
+    equal(clean, golden["loss_clean"])
+    equal(loss, golden["loss"])
+    for key, each in z.items():
+        assert each.grad is not None
+        equal(each.grad, golden[f"grad.{key}"])
+
+
+def test_a_step_of_mixed_barlow_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its deviation, and with projections of unit length, as its code for small images has them."""
+    golden = load("family/mixbt_step_B8.npz")
+    monkeypatch.setattr("mixco.methods.barlow.standardised", by_unbiased_deviation)
+    inner = encoder(golden, "encoder_q")
+    head = nn.Sequential(*inner.get_submodule("head").children())
+    head.register_forward_hook(lambda _module, _input, output: F.normalize(output, dim=1))
+    inner.head = head
+    mixer = drawn(golden, target_view="own")
+    equal(mixer(golden["x1"], torch.Generator(), golden["x2"]).images, golden["x_mix"])
+    method = BarlowTwins(
+        inner,
+        off_diagonal=golden["lambd"].item(),
+        mix=mixer,
+        mix_weight=golden["mix_scale"].item(),
+    )
+    losses = check_step(method, golden)
+    equal(losses["clean"], golden["loss_clean"])
+    equal(losses["mixed"] * golden["mix_scale"], golden["loss_mixed"])
+
+
+def test_the_loss_of_mixed_barlow_twins_code_for_imagenet() -> None:
+    """For view 2 it takes the first source's other view; ours does as its code for small images."""
+    golden = load("family/mixbt_imagenet_B8.npz")
+    s1, s2, sm = (by_unbiased_deviation(golden[key]) for key in ("z1", "z2", "zm"))
+    lam = golden["lam"].float().expand(len(s1))
+    pairs = Pairs(torch.arange(len(s1)), golden["perm"].long(), lam)
+    both, of_second = (soft_targets(pairs, lam, len(s1), across) for across in (True, False))
+    residues = mixed_residue(sm, torch.cat([s1, s2]), both, [s1]) + mixed_residue(
+        sm, s2, of_second, [s2]
+    )
+    clean = barlow_twins(s1, s2, golden["lambd"].item())
+    equal(clean + golden["mix_scale"] * golden["lambd"] * residues, golden["loss"])
+
+
+def test_the_loss_of_symmetric_moco() -> None:
+    """solo-learn's, with a queue for each view. MoCo has one direction here; its loss is of the same."""
+    golden = load("family/moco_symmetric_solo.npz")
+    temperature = golden["temperature"].item()
+    losses = []
+    for query, key in ((1, 2), (2, 1)):
+        q, k = (
+            F.normalize(golden[f"{name}{view}"], dim=1)
+            for name, view in (("z", query), ("zk", key))
+        )
+        candidates = torch.cat([k, golden["before.queue"][key - 1].T])
+        logits = similarity_logits(q, candidates, temperature)
+        losses.append(own_cross_entropy(logits, torch.eye(len(q), dtype=torch.float64)))
+    equal(torch.stack(losses).mean(), golden["loss"])

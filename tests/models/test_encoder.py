@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mixco.models.encoder import build_backbone, build_head, feature_dim
+from mixco.models.encoder import build_backbone, feature_dim
+from mixco.models.heads import build_head
 from mixco.runtime.errors import UserError
 
 

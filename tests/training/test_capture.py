@@ -200,7 +200,9 @@ def first_steps(setup: Setup, step: Step) -> list[float]:
 def built(setup: Setup) -> tuple[nn.Module, torch.optim.Optimizer]:
     method = build(setup).train()
     optimisation = setup.settings.optimisation
-    return method, build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
+    return method, build_optimizer(
+        method, optimisation.optimizer, optimisation.weight_decay, optimisation.lr
+    )
 
 
 def test_a_step_that_cannot_be_captured_runs_eagerly_and_says_why(

@@ -43,7 +43,9 @@ def try_steps(setup: Setup, method: nn.Module, *, seconds: float) -> Trial:
     setup = dataclasses.replace(
         setup, settings=dataclasses.replace(setup.settings, optimisation=endless)
     )
-    optimizer = build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
+    optimizer = build_optimizer(
+        method, optimisation.optimizer, optimisation.weight_decay, optimisation.lr
+    )
     batches = setup.batches(lambda _file, _reason: None)
     take = build_step(setup, method.train(), method, optimizer, steps)
     rates: list[float] = []

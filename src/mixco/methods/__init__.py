@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mixco.methods.options import (
     Advice,
+    BarlowConfig,
+    BYOLConfig,
+    ContrastiveConfig,
     DistilConfig,
     MoCoConfig,
+    PredictorConfig,
     advise_moco,
     advise_simclr,
+    advise_without_negatives,
     no_advice,
     nothing_refused,
     refuse_moco,
@@ -44,6 +49,18 @@ class Base(NamedTuple):
     """The usual peak rate of SGD for a batch of 256."""
     views: int = 2
     """Views of each image."""
+    head: str = "mlp"
+    """The usual projection head, a name of models.heads.HEADS."""
+    dim: int = 128
+    """Its usual dimensions."""
+    alone_passes: float = 0.0
+    """Passes of clean images with a gradient where the mixed loss is alone."""
+    mixed_apart: bool = False
+    """Are mixed images encoded on their own, without clean ones beside them for batch norm?"""
+    own_views: bool = False
+    """Can it compare each source of a mixed image in its own view?"""
+    needs_clean: bool = False
+    """Does it learn nothing from the mixed loss alone?"""
     teacher: bool = False
     """Does it learn from a trained encoder, --teacher?"""
     options: type | None = None
@@ -66,6 +83,10 @@ class MixerEntry(NamedTuple):
     None: the mixer draws lambda from another law."""
     loss: Literal["added", "alone"] = "added"
     """Is the mixed loss added to the clean one, or is it alone, as published?"""
+    needs_own_views: bool = False
+    """Does it compare each source in its own view? Its `target_view` is "own" then."""
+    nearest: str = ""
+    """The most similar mixer, for bases that this one does not work with."""
 
 
 METHODS: dict[str, Base] = {
@@ -91,7 +112,58 @@ METHODS: dict[str, Base] = {
         passes=2.0,
         mixed_views=2,
         sgd_lr=0.3,
+        alone_passes=1.0,
+        options=ContrastiveConfig,
         advise=advise_simclr,
+    ),
+    "byol": Base(
+        "BYOL",
+        "2006.07733",
+        "mixco.methods.byol:build",
+        augmentation="moco-v2",
+        bn_over="all",
+        passes=2.0,
+        mixed_views=1,
+        sgd_lr=0.06,
+        head="byol",
+        dim=256,
+        mixed_apart=True,
+        own_views=True,
+        options=BYOLConfig,
+        advise=advise_without_negatives,
+    ),
+    "simsiam": Base(
+        "SimSiam",
+        "2011.10566",
+        "mixco.methods.simsiam:build",
+        augmentation="moco-v2",
+        bn_over="all",
+        passes=2.0,
+        mixed_views=1,
+        sgd_lr=0.03,
+        head="simsiam-cifar",
+        dim=2048,
+        mixed_apart=True,
+        own_views=True,
+        options=PredictorConfig,
+        advise=advise_without_negatives,
+    ),
+    "barlow": Base(
+        "Barlow Twins",
+        "2103.03230",
+        "mixco.methods.barlow:build",
+        augmentation="moco-v2",
+        bn_over="all",
+        passes=2.0,
+        mixed_views=1,
+        sgd_lr=0.003,
+        head="barlow",
+        dim=2048,
+        mixed_apart=True,
+        own_views=True,
+        needs_clean=True,
+        options=BarlowConfig,
+        advise=advise_without_negatives,
     ),
     "distil": Base(
         "SEED",
@@ -122,6 +194,22 @@ MIXERS: dict[str, MixerEntry] = {
         "Un-Mix (boxes)", "2003.05438", "mixco.methods.mixers:unmix_box", alpha=1.0
     ),
     "cutmix": MixerEntry("CutMix", "1905.04899", "mixco.methods.mixers:cutmix", alpha=1.0),
+    "myol": MixerEntry(
+        "MYOL",
+        "",
+        "mixco.methods.mixers:myol",
+        alpha=2.0,
+        needs_own_views=True,
+        nearest="unmix-blend",
+    ),
+    "mixbt": MixerEntry(
+        "Mixed Barlow Twins",
+        "2312.02151",
+        "mixco.methods.mixers:mixbt",
+        alpha=1.0,
+        needs_own_views=True,
+        nearest="unmix-blend",
+    ),
 }
 
 NO_MIXER = "none"
@@ -147,8 +235,8 @@ def passes_of(base: Base, mixer: "Mixer | None") -> float:
     """Forward passes with a gradient, for each image of a batch."""
     if mixer is None:
         return base.passes
-    if mixer.alone:  # mixed images are in the place of one clean view
-        return base.passes - 1 + mixer.per_image
+    if mixer.alone:
+        return base.alone_passes + mixer.per_image
     return base.passes + base.mixed_views * mixer.per_image
 
 

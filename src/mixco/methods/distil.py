@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixco.losses import contrastive_accuracy, similarity_logits, soft_cross_entropy
+from mixco.losses import contrastive_accuracy, similarity_logits, soft_cross_entropy, unit
 from mixco.methods.mixed import mixed_queries
 from mixco.methods.options import DistilOptions
 from mixco.mixing import Mixer, Pairs
@@ -122,10 +122,10 @@ class Distil(nn.Module):
         batch = batch or here
         parts = split_batch(batch, world())
         pairs = self.draw(batch, draws) if isinstance(draws, torch.Generator) else draws
-        mixed = mixed_queries(self.mix, view, parts, *pairs) if self.mix else None
+        mixed = mixed_queries(self.mix, view, parts, pairs[0]) if self.mix else None
         alone = mixed is not None and self.mix is not None and self.mix.alone
         images = torch.cat([*([] if alone else [view]), *([mixed.images] if mixed else [])])
-        students = _unit(encode_in_micro_batches(self.encoder, images, self.micro_batches))
+        students = unit(encode_in_micro_batches(self.encoder, images, self.micro_batches))
         taught = self.teach(view, known, parts)  # [B, D]
         candidates = torch.cat([taught, self.queue.keys])  # [B + K, D]
 
@@ -168,9 +168,4 @@ class Distil(nn.Module):
         """
         (teacher,), micro = self._teacher, view.tensor_split(self.micro_batches)
         outputs = known[0] if known else torch.cat([teacher(part) for part in micro])
-        return _unit(outputs) if world() == 1 else gather(_unit(outputs), parts)
-
-
-def _unit(outputs: Tensor) -> Tensor:
-    """Of unit length, in at least float32."""
-    return F.normalize(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), dim=1)
+        return unit(outputs) if world() == 1 else gather(unit(outputs), parts)

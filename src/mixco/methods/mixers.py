@@ -1,4 +1,4 @@
-"""The mixers beside MixCo: i-Mix, Un-Mix and CutMix. Each is a few lines.
+"""The mixers beside MixCo: i-Mix, Un-Mix, CutMix, MYOL and Mixed Barlow Twins. Each is a few lines.
 
 i-Mix: Lee et al. 2021, arXiv 2010.08887. Un-Mix: Shen et al. 2022, arXiv 2003.05438. CutMix: Yun et al.
 2019, arXiv 1905.04899. All of them compute with tensors alone, so that a CUDA graph can hold them.
@@ -64,6 +64,18 @@ def any_partner_boxed(batch: int, generator: torch.Generator, alpha: float = 1.0
     )
 
 
+def across_views(batch: int, generator: torch.Generator, alpha: float = 2.0) -> Pairs:
+    """MYOL's pairs: image i with a random one of the other view, maybe itself; each has a lambda."""
+    lam = draw_lambda(batch, alpha, generator)
+    return Pairs(torch.arange(batch), torch.randperm(batch, generator=generator), lam)
+
+
+def across_views_alike(batch: int, generator: torch.Generator, alpha: float = 1.0) -> Pairs:
+    """The same with one lambda for the whole batch."""
+    pairs = across_views(batch, generator, alpha)
+    return pairs._replace(lam=one_for_all(pairs.lam[:1], batch))
+
+
 def reversed_batch(batch: int, generator: torch.Generator, alpha: float = 1.0) -> Pairs:
     """Un-Mix's pairs: image i with image B - 1 - i; one lambda, one box and one coin for the batch."""
     first = torch.arange(batch)
@@ -85,7 +97,9 @@ imix = Mixer(any_partner, blend, per_image=1.0, alone=True)
 icutmix = Mixer(any_partner_boxed, paste, per_image=1.0, alone=True)
 """i-CutMix, in the code of i-Mix: the same with a pasted box."""
 
-unmix = Mixer(reversed_batch, blend_or_paste, per_image=1.0, own_denominators=True)
+unmix = Mixer(
+    reversed_batch, blend_or_paste, per_image=1.0, own_denominators=True, target_view="same"
+)
 """Un-Mix (Shen et al. 2022): blended or pasted, by a coin for each step; added to the clean loss."""
 
 unmix_blend = unmix._replace(combine=blend)
@@ -96,3 +110,9 @@ unmix_box = unmix._replace(combine=paste)
 
 cutmix = Mixer(halves_boxed, paste)
 """MixCo with pasted boxes instead of blends."""
+
+myol = Mixer(across_views, blend, per_image=1.0, target_view="own")
+"""MYOL: images of one view are blended with random ones of the other; added to the clean loss."""
+
+mixbt = Mixer(across_views_alike, blend, per_image=1.0, target_view="own")
+"""Mixed Barlow Twins: the same with one lambda, uniform, for the whole batch."""

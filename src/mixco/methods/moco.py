@@ -16,6 +16,7 @@ from mixco.losses import (
     own_cross_entropy,
     similarity_logits,
     soft_cross_entropy,
+    unit,
 )
 from mixco.methods.mixed import MixedQueries, mixed_queries
 from mixco.methods.options import MoCoOptions
@@ -212,7 +213,7 @@ class MoCo(nn.Module):
     def _encode(self, encoder: nn.Module, images: Tensor) -> Tensor:
         """Projections of unit length, in at least float32."""
         outputs = encode_in_micro_batches(encoder, images, self.micro_batches)
-        return F.normalize(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), dim=1)
+        return unit(outputs)
 
 
 def _dealt(count: int, splits: int, device: torch.device | None = None) -> Tensor:

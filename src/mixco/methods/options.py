@@ -15,6 +15,9 @@ FULL_PART = 16
 MOST_OF_QUEUE = 0.5
 """Share of the images that a queue may be as long as."""
 FEW_NEGATIVES = 64
+USUAL_TEMPERATURE = 0.2
+UNTOLD = ""
+"""The reason of a choice that no person needs to read of."""
 
 
 class Advice(NamedTuple):
@@ -31,14 +34,19 @@ class MethodOptions(Protocol):
     """The resolved settings that every base has."""
 
     @property
-    def temperature(self) -> float: ...
-    @property
-    def mix_temperature(self) -> float: ...
-    @property
     def mix_weight(self) -> float: ...
 
 
-class MoCoOptions(MethodOptions, Protocol):
+class ContrastiveOptions(MethodOptions, Protocol):
+    """The resolved settings of bases that compare with negatives, such as SimCLR."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def mix_temperature(self) -> float: ...
+
+
+class MoCoOptions(ContrastiveOptions, Protocol):
     """MoCo's resolved settings."""
 
     @property
@@ -49,7 +57,7 @@ class MoCoOptions(MethodOptions, Protocol):
     def bn_splits(self) -> int: ...
 
 
-class DistilOptions(MethodOptions, Protocol):
+class DistilOptions(ContrastiveOptions, Protocol):
     """SEED's resolved settings."""
 
     @property
@@ -58,6 +66,27 @@ class DistilOptions(MethodOptions, Protocol):
     def queue(self) -> int: ...
     @property
     def teacher_temperature(self) -> float: ...
+
+
+class PredictorOptions(MethodOptions, Protocol):
+    """SimSiam's resolved settings."""
+
+    @property
+    def predictor_hidden(self) -> int: ...
+
+
+class BYOLOptions(PredictorOptions, Protocol):
+    """BYOL's resolved settings."""
+
+    @property
+    def momentum(self) -> float: ...
+
+
+class BarlowOptions(MethodOptions, Protocol):
+    """The resolved settings of Barlow Twins."""
+
+    @property
+    def off_diagonal(self) -> float: ...
 
 
 def largest_power_of_two(limit: float) -> int:
@@ -76,8 +105,26 @@ def queue(images: int) -> tuple[int, str]:
     return value, f"within a quarter of {images:,} images, so none meets its own old keys"
 
 
-def momentum(steps: int) -> tuple[float, str]:
-    """Momentum of MoCo's key encoder: 0.99 looks back 100 steps, 0.999 a thousand."""
+def temperature() -> tuple[float, str]:
+    """Temperature of the clean loss."""
+    return USUAL_TEMPERATURE, "MoCo v2's, and between SimCLR's 0.1 (ImageNet) and 0.5 (CIFAR-10)"
+
+
+def mix_temperature(clean: float, mix: str) -> tuple[float, str]:
+    """Temperature of the mixed loss. Without mixing it is not used."""
+    if mix == "none":
+        return USUAL_TEMPERATURE, UNTOLD
+    return clean, "as --temperature; published are 0.05 (Tiny-ImageNet) to 1 (ImageNet)"
+
+
+def momentum(steps: int, method: str) -> tuple[float, str]:
+    """Momentum of the key encoder: 0.99 looks back 100 steps, 0.999 a thousand. BYOL's rises to 1."""
+    if method == "byol":
+        return (
+            (0.99, "BYOL's, for short runs")
+            if steps <= 50_000
+            else (0.996, "BYOL's, for long runs")
+        )
     if steps <= 50_000:
         return 0.99, f"{steps:,} steps are few; 0.999 would follow too slowly"
     return 0.999, f"MoCo's, for long runs; these are {steps:,} steps"
@@ -96,6 +143,20 @@ def bn_splits(batch_size: int, bn_statistics: str) -> tuple[int, str]:
     return value, f"parts of {batch_size // value} images for batch norm"
 
 
+def predictor_hidden(method: str, dim: int) -> tuple[int, str]:
+    """BYOL's predictor is wide; SimSiam's is a bottleneck."""
+    return (
+        (max(1, dim // 4), "a quarter of --dim, as SimSiam's")
+        if method == "simsiam"
+        else (4096, "BYOL's")
+    )
+
+
+def off_diagonal() -> tuple[float, str]:
+    """Barlow's lambda."""
+    return 0.0051, "Barlow's, for ImageNet"
+
+
 def teacher_temperature() -> tuple[float, str]:
     """SEED's T_T."""
     return 0.01, "SEED's"
@@ -107,7 +168,27 @@ def teacher_views() -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class QueueConfig:
+class ContrastiveConfig:
+    """The settings of bases that compare with negatives."""
+
+    temperature: float | None = setting(
+        None,
+        "Temperature of the clean loss; byol, simsiam and barlow have none.",
+        above=0,
+        rule=Rule(temperature, ()),
+        chosen="nothing: 0.2",
+    )
+    mix_temperature: float | None = setting(
+        None,
+        "Temperature of the mixed loss.",
+        above=0,
+        rule=Rule(mix_temperature, ("temperature", "mix")),
+        chosen="nothing: --temperature",
+    )
+
+
+@dataclass(frozen=True)
+class QueueConfig(ContrastiveConfig):
     """The setting of bases with a queue."""
 
     queue: int | None = setting(
@@ -160,17 +241,55 @@ class DistilConfig(QueueConfig):
 
 
 @dataclass(frozen=True)
-class MoCoConfig(QueueConfig):
-    """MoCo's own settings."""
+class MomentumConfig:
+    """The setting of bases with a second encoder that follows the first."""
 
     momentum: float | None = setting(
         None,
-        "Momentum of MoCo's key encoder.",
+        "Momentum of MoCo's key encoder, or of BYOL's target encoder at the first step.",
         at_least=0,
         below=1,
-        rule=Rule(momentum, ("steps",)),
-        chosen="the steps: 0.99, or 0.999 above 50,000",
+        rule=Rule(momentum, ("steps", "method")),
+        chosen="the steps: 0.99; above 50,000 0.999 for moco and 0.996 for byol",
     )
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """The setting of bases with a predictor."""
+
+    predictor_hidden: int | None = setting(
+        None,
+        "Width of the hidden layer of the predictor, in byol and simsiam.",
+        at_least=1,
+        at_most=MOST,
+        rule=Rule(predictor_hidden, ("method", "dim")),
+        chosen="the method: 4096 for byol, a quarter of --dim for simsiam",
+    )
+
+
+@dataclass(frozen=True)
+class BYOLConfig(MomentumConfig, PredictorConfig):
+    """BYOL's own settings."""
+
+
+@dataclass(frozen=True)
+class BarlowConfig:
+    """Barlow Twins' own setting."""
+
+    off_diagonal: float | None = setting(
+        None,
+        "Weight of the correlations between different dimensions in barlow, the paper's lambda.",
+        at_least=0,
+        rule=Rule(off_diagonal, ()),
+        chosen="nothing: 0.0051",
+    )
+
+
+@dataclass(frozen=True)
+class MoCoConfig(QueueConfig, MomentumConfig):
+    """MoCo's own settings."""
+
     bn_splits: int | None = setting(
         None,
         "MoCo's virtual devices for batch norm, over all processes. One accepts a leak.",
@@ -224,6 +343,16 @@ def advise_simclr(_: MethodOptions, images: int, batch: int) -> Iterator[Advice]
         yield Advice(
             f"SimCLR's only negatives are the {batch} images of a batch",
             f"give --batch-size {FEW_NEGATIVES} or more, or --method moco, which has a queue",
+        )
+
+
+def advise_without_negatives(_: Any, images: int, batch: int) -> Iterator[Advice]:
+    """What may spoil a run of BYOL, SimSiam or Barlow Twins: they rely on batch norms."""
+    wanted = 4 * FULL_PART
+    if batch < wanted <= images:
+        yield Advice(
+            f"this method relies on statistics of a batch, and those of {batch} images are noisy",
+            f"give --batch-size {wanted} or more",
         )
 
 

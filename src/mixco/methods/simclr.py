@@ -7,7 +7,6 @@ are compared with the clean outputs of the other view.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixco.losses import (
@@ -15,9 +14,10 @@ from mixco.losses import (
     similarity_logits,
     soft_cross_entropy,
     soft_infonce,
+    unit,
 )
 from mixco.methods.mixed import mixed_queries
-from mixco.methods.options import MethodOptions
+from mixco.methods.options import ContrastiveOptions
 from mixco.mixing import Mixer, Pairs
 from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
 from mixco.runtime.distributed import gather, local_rows, scale_local_mean, split_batch, world
@@ -26,7 +26,7 @@ from mixco.runtime.distributed import gather, local_rows, scale_local_mean, spli
 def build(
     encoder: nn.Module,
     mix: Mixer | None,
-    options: MethodOptions,
+    options: ContrastiveOptions,
     *,
     micro_batches: int,
     **_: object,
@@ -159,7 +159,7 @@ class SimCLR(nn.Module):
     def _encode(self, images: Tensor) -> Tensor:
         """Outputs of unit length, in at least float32."""
         outputs = encode_in_micro_batches(self.encoder, images, self.micro_batches)
-        return F.normalize(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), dim=1)
+        return unit(outputs)
 
     def after_step(self, progress: float) -> None:
         """Nothing changes with the steps."""

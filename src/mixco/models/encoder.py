@@ -17,7 +17,6 @@ from mixco.models.families import (
 from mixco.runtime.errors import UserError, out_of_memory
 
 Stem = Literal["auto", "standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"]
-Head = Literal["linear", "mlp"]
 
 # Stride and padding of the 3x3 convolution, and whether an activation follows. The last two only load
 # the weights of other projects: solo-learn's for CIFAR, and lightly's small ResNets in an nn.Sequential.
@@ -167,19 +166,6 @@ def drops_at_random(model: nn.Module) -> bool:
         getattr(m, n, 0) for m in model.modules() for n in ("p", "prob", "drop_prob", "drop_rate")
     )
     return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
-
-
-def build_head(features: int, dim: int, head: Head, seed: int = 0) -> nn.Module:
-    """The projection head: [B, features] -> [B, dim].
-
-    "linear" is MoCo v1's; "mlp", with one hidden layer as wide as the features, MoCo v2's and SimCLR's.
-    seed: of the initial weights; the global generator does not move.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if head == "linear":
-            return nn.Linear(features, dim)
-        return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, dim))
 
 
 class Encoder(nn.Module):

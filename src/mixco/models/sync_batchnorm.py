@@ -1,4 +1,4 @@
-"""Batch normalisation by the statistics of all processes' images, for SimCLR on several devices.
+"""Batch normalisation by the statistics of all processes' images, for methods on several devices.
 
 It normalises a batch as one process would that holds all of it. GPUs use torch's SyncBatchNorm, which
 does not run on the CPU; there this module replaces it.
@@ -35,6 +35,13 @@ def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module
     return model
 
 
+class SyncBatchNorm1d(nn.BatchNorm1d):
+    """A BatchNorm1d of a head, over all processes while training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _normalise(self, x) if self.training else super().forward(x)
+
+
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """A BatchNorm2d, over all processes while training."""
 
@@ -52,15 +59,17 @@ class SyncBatchNormAct2d(BatchNormAct2d):
 
 
 SYNCHRONISED: dict[type, type] = {
+    nn.BatchNorm1d: SyncBatchNorm1d,
     nn.BatchNorm2d: SyncBatchNorm2d,
     BatchNormAct2d: SyncBatchNormAct2d,
 }
 
 
-def _normalise(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Normalise x [b, C, H, W] by the statistics of all processes, computed in at least float32."""
+def _normalise(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Normalise x [b, C, ...] by the statistics of all processes, computed in at least float32."""
     values = x.to(torch.promote_types(x.dtype, torch.float32))
-    variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
+    others = [axis for axis in range(x.ndim) if axis != 1]
+    variance, mean = torch.var_mean(values, dim=others, correction=0)
     count = torch.full_like(mean, x.numel() / x.shape[1])
     every = tuple(torch.tensor([process]) for process in range(world()))
     counts, means, variances = gather(torch.stack([count, mean, variance])[None], every).unbind(1)
@@ -78,5 +87,5 @@ def _normalise(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     shift = -mean * scale
     if norm.affine:
         scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
-    shape = (1, -1, 1, 1)
+    shape = (1, -1, *[1] * (x.ndim - 2))
     return (values * scale.view(shape) + shift.view(shape)).to(x.dtype)

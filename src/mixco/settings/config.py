@@ -142,8 +142,28 @@ class ModelConfig:
         rule=Rule(defaults.bn_statistics, ("init", "batch_norm")),
         chosen="--init: frozen where there are weights to start from, else batch",
     )
-    head: Literal["linear", "mlp"] = setting("mlp", "Projection head; linear is MoCo v1's.")
-    dim: int = setting(128, "Dimensions of the projection.", at_least=1, at_most=MOST)
+    head: Literal["linear", "mlp", "byol", "simsiam", "simsiam-cifar", "barlow"] | None = setting(
+        None,
+        "Projection head. linear is MoCo v1's, mlp MoCo v2's and SimCLR's; the others have batch norms.",
+        rule=Rule(defaults.head, ("usual_head",)),
+        chosen="the method: mlp for moco, simclr and distil, its own for each of the others",
+    )
+    head_hidden: int | None = setting(
+        None,
+        "Width of the hidden layers of the head.",
+        at_least=1,
+        at_most=MOST,
+        chosen="the head: as wide as the features for mlp, 4096 for byol, 2048 for the others",
+    )
+    dim: int | None = setting(
+        None,
+        "Dimensions of the projection.",
+        at_least=1,
+        at_most=MOST,
+        rule=Rule(defaults.dim, ("usual_dim",)),
+        chosen="the method: 128 for moco and simclr, 256 for byol, 2048 for simsiam and barlow; for "
+        "distil the teacher's",
+    )
 
 
 @dataclass(frozen=True)
@@ -154,20 +174,6 @@ class SharedMethodConfig:
     mix: str = setting(
         "mixco", "How images are mixed.", choices=one_of((NO_MIXER,), MIXERS), first=True
     )
-    temperature: float | None = setting(
-        None,
-        "Temperature of the clean loss.",
-        above=0,
-        rule=Rule(defaults.temperature, ()),
-        chosen="nothing: 0.2",
-    )
-    mix_temperature: float | None = setting(
-        None,
-        "Temperature of the mixed loss.",
-        above=0,
-        rule=Rule(defaults.mix_temperature, ("temperature", "mix")),
-        chosen="nothing: --temperature",
-    )
     mix_weight: float = setting(1.0, "Weight of the mixed loss.", at_least=0)
     mix_alpha: float | None = setting(
         None,
@@ -175,7 +181,7 @@ class SharedMethodConfig:
         "likely. Less: mostly one source. More: near one half of each.",
         at_least=0.01,
         at_most=100,
-        chosen="the mixer: as published, 1 for all of them",
+        chosen="the mixer: as published, 2 for myol, 1 for the others",
     )
     mix_loss: Literal["auto", "added", "alone"] = setting(
         "auto",
@@ -203,6 +209,8 @@ if TYPE_CHECKING:
 else:
     # Each base's own settings stand beside the base; here all of them become options of one command.
     _OWN = dict.fromkeys(base.options for base in METHODS.values() if base.options)
+    # What another one is made of comes with it.
+    _OWN = [each for each in _OWN if not any(each in other.__mro__[1:] for other in _OWN)]
     MethodConfig = make_dataclass(
         "MethodConfig", (), bases=(*_OWN, SharedMethodConfig), frozen=True
     )
@@ -244,8 +252,8 @@ class OptimisationConfig:
         "Peak learning rate.",
         above=0,
         rule=Rule(defaults.lr, ("optimizer", "sgd_lr", "batch_size", "init")),
-        chosen="the batch: 1e-3 x root of batch / 256 for adamw; 0.06 (moco), 0.3 (simclr) or 0.03 "
-        "(distil) x batch / 256 for sgd; with --init 0.4 of it",
+        chosen="the batch: 1e-3 x root of batch / 256 for adamw; for sgd batch / 256 x a number of the "
+        "method, such as 0.06 for moco and 0.3 for simclr; with --init 0.4 of it",
     )
     weight_decay: float | None = setting(
         None,
@@ -396,14 +404,14 @@ class ModelSettings(ModelConfig):
 
     arch: str
     bn_statistics: Literal["frozen", "batch"]
+    head: Literal["linear", "mlp", "byol", "simsiam", "simsiam-cifar", "barlow"]
+    dim: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings(MethodConfig):
     """`MethodConfig` with everything chosen. Settings of other bases than the method's stay None."""
 
-    temperature: float
-    mix_temperature: float
     mix_loss: Literal["added", "alone"]
     bn_over: Literal["process", "all"]
     augmentation: Literal["moco-v1", "moco-v2", "simclr"]

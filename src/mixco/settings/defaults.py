@@ -4,7 +4,7 @@ Pure functions of plain values -> (value, reason in a few words); docs/own-data.
 A base's own settings have their rules in methods/options.py.
 """
 
-from mixco.methods.options import FULL_PART, largest_power_of_two
+from mixco.methods.options import FULL_PART, UNTOLD, largest_power_of_two
 
 SIZES = (32, 64, 96, 128)
 SLOW_SIZE = 64  # the largest that is chosen where there is no GPU
@@ -18,8 +18,6 @@ EPOCHS_FROM_WEIGHTS = (10, 40)
 RATE_FROM_WEIGHTS = 0.4
 """Of the rate from scratch. Chosen on held-out training images: experiments/choose_from_weights.txt."""
 ARCH = "resnet18"
-USUAL_TEMPERATURE = 0.2
-UNUSED = "unused"
 
 # What a training step holds at its peak, in parts of the outputs of all layers.
 HELD = 1.3
@@ -83,7 +81,7 @@ def bn_statistics(init: str | None, batch_norm: bool) -> tuple[str, str]:
     weights do worse before they have learned anything (docs/from-weights.md).
     """
     if init is None or not batch_norm:
-        return "batch", UNUSED
+        return "batch", UNTOLD
     return "frozen", "those of the weights; they stay as they are"
 
 
@@ -127,16 +125,14 @@ def weight_decay(optimizer: str) -> tuple[float, str]:
     return (0.05, "usual for AdamW") if optimizer == "adamw" else (5e-4, "usual for SGD")
 
 
-def temperature() -> tuple[float, str]:
-    """Temperature of the clean loss."""
-    return USUAL_TEMPERATURE, "MoCo v2's, and between SimCLR's 0.1 (ImageNet) and 0.5 (CIFAR-10)"
+def head(usual_head: str) -> tuple[str, str]:
+    """The projection head of the method's paper. usual_head: the base's."""
+    return usual_head, UNTOLD if usual_head == "mlp" else "the method's own"
 
 
-def mix_temperature(clean: float, mix: str) -> tuple[float, str]:
-    """Temperature of the mixed loss. Without mixing it is not used."""
-    if mix == "none":
-        return USUAL_TEMPERATURE, UNUSED
-    return clean, "as --temperature; published are 0.05 (Tiny-ImageNet) to 1 (ImageNet)"
+def dim(usual_dim: int) -> tuple[int, str]:
+    """Dimensions of the projection, as in the method's paper. usual_dim: the base's."""
+    return usual_dim, UNTOLD if usual_dim == 128 else "the method's own"
 
 
 def memory_text(count: float) -> str:

@@ -111,7 +111,8 @@ def resolve(config: PretrainConfig, facts: Facts, tell: Tell = lambda *_: None) 
     }
     fields = [*(field for field in shared if field.name not in of_others), *own]
     rules = {f.name: rule for f in fields if (rule := declared(f).rule) and values[f.name] is None}
-    known: dict[str, Any] = {**facts._asdict(), **values, "sgd_lr": base.sgd_lr}
+    usual = {"sgd_lr": base.sgd_lr, "usual_head": base.head, "usual_dim": base.dim}
+    known: dict[str, Any] = {**facts._asdict(), **values, **usual}
 
     def choose(name: str) -> None:
         """Choose one setting, and before it those that its rule asks for."""
@@ -207,23 +208,47 @@ def _refuse(config: PretrainConfig, facts: Facts, batch: int) -> None:
     teacher_of(config)
     if reason := METHODS[config.method.method].refuse(config.method, batch):
         raise UserError(reason)
+    _refuse_pair(config)
     _refuse_few_mixed(config, facts, batch)
 
 
+def _refuse_pair(config: PretrainConfig) -> None:
+    """Raises UserError for a base with a mixer that makes no sense on it; says the nearest that does."""
+    method, mix = config.method.method, config.method.mix
+    if mix == NO_MIXER:
+        return
+    base, entry = METHODS[method], MIXERS[mix]
+    if entry.needs_own_views and not base.own_views:
+        with_them = " or ".join(name for name, other in METHODS.items() if other.own_views)
+        raise UserError(
+            f"--mix {mix}: it compares each source in its own view, and {method} has clean outputs of "
+            f"one view only; give --mix {entry.nearest}, or --method {with_them}"
+        )
+    if base.needs_clean and _published_mixing(config)["mix_loss"] == "alone":
+        raise UserError(
+            f"--mix {mix} --mix-loss alone: with {method} the mixed loss alone does not tell images "
+            "apart; give --mix-loss added"
+        )
+
+
 def _refuse_few_mixed(config: PretrainConfig, facts: Facts, batch: int) -> None:
-    """Raises UserError where mixed images are encoded alone, and too few for batch norm: two a part."""
+    """Raises UserError where mixed images are encoded on their own, and a part has less than two."""
     mix, base = config.method.mix, METHODS[config.method.method]
     mixer = mixer_of(mix, loss=_published_mixing(config)["mix_loss"])
-    if mixer is None or not mixer.alone or base.passes > 1 or mixer.per_image == 0:
+    if mixer is None or mixer.per_image == 0:
+        return
+    if not (base.mixed_apart or (mixer.alone and base.passes == 1)):
         return
     splits = to_values(config)["bn_splits"] or 1
     parts = max(splits, facts.processes * config.optimisation.micro_batches)
     mixed = int(batch * mixer.per_image)
     if mixed < 2 * parts:
         needed = math.ceil(2 * parts / mixer.per_image)
+        told = "--mix-loss alone" if mixer.alone else f"--mix {mix}"
+        added = mixer.alone and not base.mixed_apart
         raise UserError(
-            f"--mix-loss alone: {mix} makes {mixed} mixed images of a batch of {batch}, and each of "
-            f"{parts} parts needs at least two; give --batch-size {needed}, or --mix-loss added"
+            f"{told}: {mix} makes {mixed} mixed images of a batch of {batch}, and each of {parts} parts "
+            f"needs at least two; give --batch-size {needed}{', or --mix-loss added' if added else ''}"
         )
 
 

@@ -47,12 +47,20 @@ def of_settings(
             "where 1 is white",
             "look whether their numbers fill the range of their type (docs/other-images.md)",
         )
-    yield from METHODS[method.method].advise(method, images, batch)
-    temperatures = {"temperature": method.temperature}
+    base = METHODS[method.method]
+    yield from base.advise(method, images, batch)
+    plain = ("linear", "mlp")
+    if settings.model.head in plain and base.head not in plain:
+        yield Advice(
+            f"--head {settings.model.head} has no batch norm, and {base.title} often collapses without",
+            "leave --head out",
+        )
+    own = vars(method)
+    temperatures = {"temperature": own["temperature"]}
     if method.mix != NO_MIXER:
-        temperatures["mix-temperature"] = method.mix_temperature
+        temperatures["mix-temperature"] = own["mix_temperature"]
     for option, value in temperatures.items():
-        if bfloat16 and value < LOW_TEMPERATURE:
+        if bfloat16 and value is not None and value < LOW_TEMPERATURE:
             yield Advice(
                 f"--{option} {value:g} is low for bfloat16, in which similarities err by some 0.004",
                 f"give --precision float32, or --{option} {LOW_TEMPERATURE} or more",

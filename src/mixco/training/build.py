@@ -6,8 +6,9 @@ from torch import nn
 
 from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.methods import METHODS, mixer_of
-from mixco.models.encoder import Encoder, build_backbone, build_head, feature_dim
+from mixco.models.encoder import Encoder, build_backbone, feature_dim
 from mixco.models.frozen_batchnorm import freeze_batch_norms
+from mixco.models.heads import build_head
 from mixco.models.sync_batchnorm import synchronise_batch_norms
 from mixco.runtime.seeding import generator_for
 from mixco.settings.config import Settings
@@ -29,7 +30,8 @@ def build_method(
         start_from(backbone, initial, data.size)
     if model.bn_statistics == "frozen":
         freeze_batch_norms(backbone)
-    head = build_head(feature_dim(backbone, data.size), model.dim, model.head, seed)
+    features = feature_dim(backbone, data.size)
+    head = build_head(features, model.dim, model.head, seed, model.head_hidden)
     built: nn.Module = resolve_name(METHODS[method.method].build)(
         Encoder(backbone, head),
         mixer_of(method.mix, method.mix_alpha, method.mix_loss),

@@ -64,7 +64,8 @@ def train(
     compute, run_settings = setup.compute, setup.settings.run
     optimisation = setup.settings.optimisation
     method = build(setup)  # before the folder is made: what cannot be built leaves none
-    optimizer = build_optimizer(method, optimisation.optimizer, optimisation.weight_decay)
+    peak = optimisation.lr
+    optimizer = build_optimizer(method, optimisation.optimizer, optimisation.weight_decay, peak)
     if rank() == 0 and not is_finished(run_settings.out):
         rehearse(setup, method, rehearsals)
     run = stack.enter_context(opened(setup))
@@ -87,7 +88,7 @@ def train(
             lr = learning_rate(
                 step,
                 steps=setup.steps,
-                peak=optimisation.lr,
+                peak=peak,
                 schedule=optimisation.schedule,
                 warmup=optimisation.warmup,
                 milestones=optimisation.milestones,

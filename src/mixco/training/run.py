@@ -299,12 +299,13 @@ def say_epoch(record: Record, epochs: int, images_left: int) -> None:
 
 
 def not_finite(what: str, setup: Setup, state: TrainState) -> UserError:
-    method, step = setup.settings.method, state.step
+    method, step = vars(setup.settings.method), state.step
+    clean, mixed = method["temperature"], method["mix_temperature"]
+    cold = "" if clean is None else f", temperature {clean:g}, mixed temperature {mixed:g}"
     return UserError(
-        f"{what} not finite at step {step} (learning rate {state.lr:.3g}, temperature "
-        f"{method.temperature:g}, mixed temperature {method.mix_temperature:g}); "
+        f"{what} not finite at step {step} (learning rate {state.lr:.3g}{cold}); "
         f"the last good checkpoint is in {setup.settings.run.out / 'checkpoints'}. "
-        "Lower --lr, raise --temperature or --warmup, or give --precision float32"
+        f"Lower --lr, raise {'--temperature or ' if cold else ''}--warmup, or give --precision float32"
     )
 
 

@@ -22,7 +22,7 @@ from mixco.data.pixel_format import LOOKED_AT, spread
 from mixco.data.run_images import Where, under_first_name
 from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
 from mixco.methods import METHODS, mixer_of, passes_of
-from mixco.methods.options import DistilOptions
+from mixco.methods.options import UNTOLD, DistilOptions
 from mixco.models.encoder import (
     build_backbone,
     choose_stem,
@@ -315,7 +315,7 @@ def set_up(
     config, compute = _with_fastest(config, backbone, device, choices)
 
     def tell(name: str, value: object, why: str) -> None:
-        if why != defaults.UNUSED:
+        if why != UNTOLD:
             choices.append(Choice(name.replace("_", "-"), str(value), why))
 
     devices = processes if device.type == "cuda" else 1

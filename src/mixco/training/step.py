@@ -73,11 +73,13 @@ def forward_backward(
 def update(optimizer: torch.optim.Optimizer, lr: float | Tensor | Sequence[float]) -> None:
     """Update the weights, and drop the gradients.
 
-    lr: one learning rate, which may be a scalar on the device, or one for each parameter group.
+    lr: one learning rate, which may be a scalar on the device, or one for each parameter group. Groups
+    marked "constant" keep their own.
     """
     groups = optimizer.param_groups
     rates = [lr] * len(groups) if isinstance(lr, (int, float, Tensor)) else lr
     for group, rate in zip(groups, rates, strict=True):
-        group["lr"] = rate
+        if not group.get("constant"):
+            group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
