@@ -1,16 +1,21 @@
 """Steps of training that several processes make together, on real images, in float64."""
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import torch
-from mixers import MIXES
+from mixers import MIXES, works
 from sample_images import sample_images
 from torch import Tensor, nn
 
+from mixco.methods import METHODS
+from mixco.methods.barlow import BarlowTwins
+from mixco.methods.byol import BYOL
 from mixco.methods.distil import Distil
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
+from mixco.methods.simsiam import SimSiam
+from mixco.mixing import Mixer
 from mixco.models.encoder import Encoder, build_backbone, feature_dim
 from mixco.models.frozen_batchnorm import freeze_batch_norms
 from mixco.models.heads import build_head
@@ -25,9 +30,11 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 
 SETTINGS = [
     (method, mix, batch)
-    for method, mix in itertools.product(("moco", "simclr", "distil"), MIXES)
-    # Even parts, and such as are not: with four processes 4, 3, 3, 3 images.
-    for batch in (16, 13)
+    for method, mix in itertools.product(METHODS, MIXES)
+    if works(method, MIXES[mix])
+    # Even parts, and such as are not: with four processes 4, 3, 3, 3 images. One mixer tells enough of
+    # even parts.
+    for batch in ((16, 13) if mix in ("none", "mixco", "one") else (13,))
 ]
 
 
@@ -45,19 +52,32 @@ def plain_encoder() -> Encoder:
     return encoder
 
 
-def resnet(arch: str = "test_resnet") -> Encoder:
+def resnet(arch: str = "test_resnet", head: Any = "mlp") -> Encoder:
     backbone = build_backbone(arch, 32, "auto", 0)
-    return Encoder(backbone, build_head(feature_dim(backbone, 32), 8, "mlp", 0)).double()
+    return Encoder(backbone, build_head(feature_dim(backbone, 32), 8, head, 0, 32)).double()
 
 
-def build(method: str, mix: str, encoder: Encoder, **more: Any) -> MoCo | SimCLR | Distil:
-    common = {
-        "temperature": 0.2,
-        "mix": MIXES[mix],
-        "mix_temperature": 0.1,
-        "mix_weight": 1.0,
-        **more,
-    }
+def plain_predictor() -> nn.Module:
+    """Without batch norm."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)).double()
+
+
+def build(method: str, mix: str | Mixer | None, encoder: Encoder, **more: Any) -> nn.Module:
+    """A method of small sizes in float64, around an encoder whose outputs have 8 dimensions.
+
+    mix: a mixer, or its name in MIXES.
+    """
+    mixer = MIXES[mix] if isinstance(mix, str) else mix
+    common: dict[str, Any] = {"mix": mixer, "mix_weight": 1.0, **more}
+    if method == "byol":
+        return BYOL(encoder, plain_predictor(), **{"momentum": 0.9, **common})
+    if method == "simsiam":
+        return SimSiam(encoder, plain_predictor(), **common)
+    if method == "barlow":
+        return BarlowTwins(encoder, **{"off_diagonal": 0.1, **common})
+    common = {"temperature": 0.2, "mix_temperature": 0.1, **common}
     if method == "simclr":
         return SimCLR(encoder, **common)
     queue = {"dim": 8, "queue": 40, "generator": generator_for(0, "queue")}
@@ -73,14 +93,14 @@ def views_of_steps(batch: int, count: int) -> Tensor:
     return images.view(count, 2, batch, *images.shape[1:])
 
 
-def steps(method: MoCo | SimCLR | Distil, batch: int, count: int) -> dict[str, Any]:
+def steps(method: nn.Module, batch: int, count: int) -> dict[str, Any]:
     """Some steps of this process's part of each batch; the losses of all, and all that came of it."""
     trained = ddp(method)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.0)
     here = split_batch(batch, world())[rank()]
     seen: list[Tensor] = []
     losses, gradients = [], {}
-    encoder = method.key_encoder if isinstance(method, MoCo) else method.encoder
+    encoder = method.get_submodule("key_encoder" if isinstance(method, MoCo) else "encoder")
     encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
     for step, views in enumerate(views_of_steps(batch, count)):
         draws = generator_for(0, "method", step=step)
@@ -90,6 +110,7 @@ def steps(method: MoCo | SimCLR | Distil, batch: int, count: int) -> dict[str, A
         named = method.named_parameters()
         gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
         update(optimizer, 0.05)
+        cast(Any, method).after_step((step + 1) / count)
     return {"losses": losses, "state": method.state_dict(), "gradients": gradients, "seen": seen}
 
 
@@ -100,11 +121,11 @@ def all_settings(count: int = 3) -> dict[tuple[str, str, int], dict[str, Any]]:
     }
 
 
-def synchronised(mix: str, batch: int = 16) -> dict[str, Any]:
-    """SimCLR with a ResNet, its batch norms over all processes."""
-    encoder = resnet()
+def synchronised(method: str, mix: str, batch: int = 16) -> dict[str, Any]:
+    """With a ResNet, its batch norms, and those of a head, over all processes."""
+    encoder = resnet(head="mlp" if method == "simclr" else METHODS[method].head)
     synchronise_batch_norms(encoder, torch.device("cpu"))
-    return steps(build("simclr", mix, encoder), batch, 2)
+    return steps(build(method, mix, encoder), batch, 2)
 
 
 def split(bn_splits: int = 4, batch: int = 16) -> dict[str, Any]:
@@ -132,8 +153,11 @@ def everything() -> dict[str, Any]:
     """All of the above in one go: to start a process takes longer than any of it."""
     return {
         "settings": all_settings(),
-        "none": synchronised("none"),
-        "mixco": synchronised("mixco"),
+        "none": synchronised("simclr", "none"),
+        "mixco": synchronised("simclr", "mixco"),
+        "byol": synchronised("byol", "myol"),
+        "simsiam": synchronised("simsiam", "imix"),
+        "barlow": synchronised("barlow", "mixbt"),
         "split": split(),
         "frozen moco": frozen("moco"),
         "frozen simclr": frozen("simclr"),

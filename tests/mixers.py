@@ -2,7 +2,8 @@
 
 import torch
 
-from mixco.methods.mixers import cutmix, icutmix, imix, unmix
+from mixco.methods import METHODS
+from mixco.methods.mixers import cutmix, icutmix, imix, mixbt, myol, unmix
 from mixco.mixing import Mixer, Pairs, blend, mixco
 
 
@@ -28,4 +29,14 @@ MIXES: dict[str, Mixer | None] = {
     "icutmix": icutmix,
     "unmix": unmix,
     "cutmix": cutmix,
+    "myol": myol,
+    "mixbt": mixbt,
 }
+
+
+def works(method: str, mixer: Mixer | None) -> bool:
+    """Does the mixer make sense on the base? `resolve` refuses the other pairs."""
+    if mixer is None:
+        return True
+    base = METHODS[method]
+    return (base.own_views or not mixer.across) and not (base.needs_clean and mixer.alone)

@@ -189,7 +189,7 @@ def test_a_run_tells_the_command_that_gives_it() -> None:
     mixco, command, *arguments = shlex.split(command_of(to_dict(config)))
     assert (mixco, command) == ("mixco", "pretrain")
     assert "--schedule" in arguments
-    assert "--dim" not in arguments
+    assert "--jitter" not in arguments
     parsed = parse(PretrainConfig, "pretrain", arguments)
     assert resolve(parsed, Facts(1000)) == dataclasses.replace(config, recipe=None)
 

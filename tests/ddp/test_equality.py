@@ -11,8 +11,8 @@ from several_processes import in_processes
 pytestmark = [pytest.mark.ddp, pytest.mark.timeout(1800)]
 
 
-def equal(actual: Any, expected: Any) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
+def equal(actual: Any, expected: Any, atol: float = 1e-11) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=atol)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,10 @@ def equal_settings(together: list[Any], alone: Any) -> None:
     assert all(found.keys() == set(SETTINGS) for found in together)
     for setting in SETTINGS:
         for found in together:
+            # Barlow Twins divides by the deviation of small outputs.
+            atol = 1e-9 if setting[0] == "barlow" else 1e-11
             for kind in ("losses", "gradients", "state"):
-                equal(found[setting][kind], alone[setting][kind])
+                equal(found[setting][kind], alone[setting][kind], atol)
             assert all(map(math.isfinite, found[setting]["losses"][-1].values())), setting
         # Weights, momentum copies and queues are not only near: they cannot drift apart.
         first, *others = (found[setting]["state"] for found in together)
@@ -60,7 +62,9 @@ def test_keys_are_encoded_by_other_processes_than_their_queries(
             equal(torch.cat(parts), alone["settings"][setting]["seen"][0])
 
 
-@pytest.mark.parametrize("setting", ["none", "mixco", "frozen moco", "frozen simclr"])
+@pytest.mark.parametrize(
+    "setting", ["none", "mixco", "byol", "simsiam", "barlow", "frozen moco", "frozen simclr"]
+)
 def test_synchronised_and_frozen_batch_norms_normalise_as_one_process_does(
     setting: str, of_two: list[Any], alone: Any
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from distributed_steps import build, plain_encoder, views_of_steps
-from mixers import MIXES
+from mixers import MIXES, works
 from torch import Tensor
 
 from mixco.methods.moco import MoCo
@@ -15,7 +15,7 @@ from mixco.mixing import Mixer, Pairs, blend
 from mixco.runtime.seeding import generator_for
 
 T, MIX_T = 0.2, 0.1  # as `build` has them
-MIXERS = [name for name in MIXES if name != "none"]
+MIXERS = [name for name, mixer in MIXES.items() if mixer and works("moco", mixer)]
 
 
 def mixed_by_hand(mixer: Mixer, view: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import torch
 from distributed_steps import build, plain_encoder, resnet, steps
 from torch import nn
 
+from mixco.methods import METHODS
 from mixco.models.encoder import Encoder
 from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
 
@@ -17,7 +18,7 @@ def close(actual: Any, expected: Any, tolerance: float) -> None:
 
 @pytest.mark.parametrize("micro_batches", [2, 5])
 @pytest.mark.parametrize("mix", ["none", "mixco"])
-@pytest.mark.parametrize("method", ["moco", "simclr", "distil"])
+@pytest.mark.parametrize("method", METHODS)
 def test_steps_in_micro_batches_equal_whole_ones_without_batch_norm(
     method: str, mix: str, micro_batches: int
 ) -> None:

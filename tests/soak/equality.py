@@ -56,8 +56,8 @@ def main() -> None:
             show(f"{count}, {name}, {batch}", [each[setting] for each in together], alone[setting])
     for mix in ("none", "mixco"):
         name = "simclr" if mix == "none" else f"simclr + {mix}"
-        together = in_processes(2, synchronised, mix)
-        show(f"2, {name}, 16, batch norm over all", together, synchronised(mix))
+        together = in_processes(2, synchronised, "simclr", mix)
+        show(f"2, {name}, 16, batch norm over all", together, synchronised("simclr", mix))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ from mixco.training.setup import Setup, prepare
 from mixco.training.step import Step, forward_backward, update
 
 CPU = Compute(torch.device("cpu"), torch.float32)
-METHODS = [(m, x) for m in ("moco", "simclr", "distil") for x in ("none", "mixco", "imix", "unmix")]
+METHODS = [
+    *((m, x) for m in ("moco", "simclr", "distil") for x in ("none", "mixco", "imix", "unmix")),
+    *(("byol", "myol"), ("byol", "imix"), ("simsiam", "unmix"), ("barlow", "mixbt")),
+]
 
 
 def method_and_views(method: str, mix: str) -> tuple[Any, list[torch.Tensor]]:
@@ -52,7 +55,10 @@ def test_draws_that_come_first_are_the_draws(method: str, mix: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "mix"),
-    [("moco", "unmix"), ("moco", "imix"), ("simclr", "cutmix"), ("distil", "mixco")],
+    [
+        *(("moco", "unmix"), ("moco", "imix"), ("simclr", "cutmix"), ("distil", "mixco")),
+        *(("byol", "myol"), ("simsiam", "imix"), ("barlow", "mixbt")),
+    ],
 )
 def test_a_compiler_takes_a_method_whole(method: str, mix: str) -> None:
     """Losses, gradients, queue and momentum copy, without a break of the graph."""
@@ -131,6 +137,9 @@ def test_steps_to_warm_up_leave_no_trace(optimizer: str, before: int) -> None:
         ("moco", "unmix", "adamw"),
         ("simclr", "mixco", "adamw"),
         ("simclr", "imix", "sgd"),
+        ("byol", "myol", "adamw"),
+        ("simsiam", "mixco", "adamw"),
+        ("barlow", "mixbt", "sgd"),
     ],
 )
 def test_steps_of_tensors_alone_are_the_steps(

@@ -67,8 +67,16 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "encoder.safetensors")
 
 
-@pytest.mark.parametrize("method", ["moco", "simclr"])
-@pytest.mark.parametrize("mix", ["none", "mixco"])
+@pytest.mark.parametrize(
+    ("method", "mix"),
+    [
+        ("moco", "none"),
+        ("moco", "mixco"),
+        ("simclr", "mixco"),
+        ("simsiam", "none"),
+        ("byol", "myol"),
+    ],
+)
 def test_one_seed_is_one_run(photos: Path, tmp_path: Path, method: str, mix: str) -> None:
     a, b, other = (
         pretrain(config(photos, tmp_path / name, method=method, mix=mix, seed=seed, **SMALL))

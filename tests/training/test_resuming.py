@@ -79,15 +79,19 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
     return run_of
 
 
-@pytest.mark.parametrize("method", ["moco", "simclr"])
 @pytest.mark.parametrize(
-    ("mix", "loading"),
+    ("method", "mix", "loading"),
     [
-        ("none", "packed"),
-        ("mixco", "packed"),
-        ("mixco", "streamed"),
-        ("imix", "packed"),
-        ("unmix", "packed"),
+        ("moco", "none", "packed"),
+        ("simclr", "none", "packed"),
+        ("moco", "mixco", "packed"),
+        ("simclr", "mixco", "packed"),
+        ("moco", "mixco", "streamed"),
+        ("simclr", "imix", "packed"),
+        ("moco", "unmix", "packed"),
+        ("byol", "myol", "packed"),
+        ("simsiam", "icutmix", "packed"),
+        ("barlow", "mixbt", "packed"),
     ],
 )
 def test_stopped_after_some_steps(

@@ -36,6 +36,7 @@ def build(
         encoder,
         build_predictor(dim, options.predictor_hidden, generator),
         momentum=options.momentum,
+        rises=options.momentum_schedule == "cosine",
         mix=mix,
         mix_weight=options.mix_weight,
         micro_batches=micro_batches,
@@ -46,7 +47,7 @@ class BYOL(nn.Module):
     """Predictions of each view against the target projections of the other view.
 
     encoder: images [B, 3, S, S] -> projections [B, C]. predictor: [B, C] -> [B, C].
-    momentum: of the target encoder at the first step; it rises to 1 by a cosine.
+    momentum: of the target encoder. rises: from there to 1, by a cosine over the run?
     mix: a mixer, or None for plain BYOL. mix_weight: weight of the mixed loss.
     micro_batches: parts in which the encoder takes a batch, see models/gradient_caching.py.
 
@@ -62,6 +63,7 @@ class BYOL(nn.Module):
         momentum: float,
         mix: Mixer | None,
         mix_weight: float,
+        rises: bool = True,
         micro_batches: int = 1,
     ) -> None:
         super().__init__()
@@ -69,6 +71,7 @@ class BYOL(nn.Module):
         self.target = momentum_copy(self.encoder)
         self.predictor = predictor
         self.momentum = momentum
+        self.rises = rises
         self.mix = mix
         self.mix_weight = mix_weight
         self.micro_batches = micro_batches
@@ -112,6 +115,6 @@ class BYOL(nn.Module):
         return encode_in_micro_batches(encoder, images, self.micro_batches)
 
     def after_step(self, progress: float) -> None:
-        """The target follows: by 1 - momentum at first, more slowly later, and not at all at the end."""
-        momentum = 1 - (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2
-        momentum_update(self.target, self.encoder, momentum)
+        """The target follows the encoder, by 1 - momentum of the way."""
+        slower = (1 + math.cos(math.pi * progress)) / 2 if self.rises else 1
+        momentum_update(self.target, self.encoder, 1 - (1 - self.momentum) * slower)

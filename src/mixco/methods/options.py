@@ -80,6 +80,8 @@ class BYOLOptions(PredictorOptions, Protocol):
 
     @property
     def momentum(self) -> float: ...
+    @property
+    def momentum_schedule(self) -> str: ...
 
 
 class BarlowOptions(MethodOptions, Protocol):
@@ -141,6 +143,11 @@ def bn_splits(batch_size: int, bn_statistics: str) -> tuple[int, str]:
     fitting = (splits for splits in (4, 8) if batch_size // splits >= FULL_PART)
     value = max(fitting, default=min(2, batch_size // 2))
     return value, f"parts of {batch_size // value} images for batch norm"
+
+
+def momentum_schedule() -> tuple[str, str]:
+    """BYOL's."""
+    return "cosine", UNTOLD
 
 
 def predictor_hidden(method: str, dim: int) -> tuple[int, str]:
@@ -271,6 +278,13 @@ class PredictorConfig:
 @dataclass(frozen=True)
 class BYOLConfig(MomentumConfig, PredictorConfig):
     """BYOL's own settings."""
+
+    momentum_schedule: Literal["cosine", "constant"] | None = setting(
+        None,
+        "cosine: byol's momentum rises to 1 over the run. constant: it stays.",
+        rule=Rule(momentum_schedule, ()),
+        chosen="nothing: cosine",
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# SimSiam on CIFAR-100, ResNet-18.
+# Settings, cost and what to expect: src/mixco/recipes/cifar100_simsiam.toml; what can be set: common.sh.
+set -euo pipefail
+
+data_path="[your_data_path]"
+exp_name="cifar100_simsiam"
+knn_options=()
+
+source "$(dirname "$0")/common.sh"
+run_recipe cifar100_simsiam "$@"

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# MoCo + Un-Mix on CIFAR-10, ResNet-18.
+# Settings, cost and what to expect: src/mixco/recipes/cifar10_moco_unmix.toml; what can be set: common.sh.
+set -euo pipefail
+
+data_path="[your_data_path]"
+exp_name="cifar10_moco_unmix"
+knn_options=(--k 200 --temperature 0.1)
+
+source "$(dirname "$0")/common.sh"
+run_recipe cifar10_moco_unmix "$@"
