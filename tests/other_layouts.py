@@ -13,17 +13,24 @@ from torch import Tensor, nn
 Weights = dict[str, Tensor]
 
 
-def resnet(seed: int, arch: str = "resnet18", padding: int | None = None) -> nn.Module:
+def resnet(
+    seed: int, arch: str = "resnet18", padding: int | None = None, pool: bool = False
+) -> nn.Module:
     """A ResNet in evaluation mode, with random statistics, so that a wrong mapping changes its features.
 
-    padding: of a 3x3 first convolution without max-pool; None for the standard stem.
+    padding: of a 3x3 first convolution, without max-pool if not `pool`; None for the standard stem.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: nn.Module = getattr(torchvision.models, arch)()
+        models = torchvision.models
+        model: nn.Module = (
+            models.ResNet(models.resnet.Bottleneck, [2, 2, 2, 2])
+            if arch == "resnet26"
+            else getattr(models, arch)()
+        )
         if padding is not None:
             model.conv1 = nn.Conv2d(3, 64, 3, padding=padding, bias=False)
-            model.maxpool = nn.Identity()
+            model.maxpool = model.maxpool if pool else nn.Identity()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 for values in (module.running_var, module.weight):
@@ -236,7 +243,7 @@ def stable_pretraining(model: nn.Module, other: nn.Module) -> Any:  # noqa: ARG0
 
 
 def simsiam(model: nn.Module, other: nn.Module) -> Any:  # noqa: ARG001
-    heads = linear("encoder.fc.0", "encoder.fc.3", "predictor.0")
+    heads = linear("encoder.fc.0", "encoder.fc.3", "encoder.fc.6", "predictor.0")
     return of_2020(put("module.", {**put("encoder.", named(model)), **heads}))
 
 

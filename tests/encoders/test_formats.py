@@ -30,6 +30,7 @@ pytestmark = pytest.mark.slow
 ENCODERS = {
     "small": ("resnet18", 64, "auto", ("timm", "torchvision", "safetensors", "hub", "onnx bytes")),
     "linear": ("resnet18", 32, "conv3s1linear", ("timm", "torchvision")),
+    "pooled": ("resnet18", 64, "conv3s1pool", ("timm", "torchvision")),
     "standard": ("resnet18", 128, "auto", ("timm", "torchvision", "hub")),
     "large": ("resnet50", 32, "auto", ("hub",)),
     "vit": ("test_vit", 64, "auto", ("timm", "hub", "onnx unit")),

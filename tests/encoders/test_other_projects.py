@@ -64,7 +64,7 @@ MOCO, LIGHTLY = "MoCo (facebookresearch's, or MixCo's of 2020)", "lightly"
         (layouts.solo_learn, "solo-learn"),
         (layouts.solo_learn_simclr, "solo-learn"),
         (layouts.stable_pretraining, "a model with backbone"),
-        (layouts.simsiam, "a model with encoder"),
+        (layouts.simsiam, "SimSiam"),
         (layouts.moco_v3, "MoCo v3"),
         (layouts.dino, "DINO"),
         (layouts.byol, "BYOL"),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mixco.encoders import other_projects
 from mixco.encoders.download import Origin
 from mixco.encoders.file_kinds import DOWNLOAD, is_safetensors, why_unreadable
+from mixco.encoders.other_stems import resnet_stem
 from mixco.encoders.published import is_published, published
 from mixco.encoders.resnets import is_resnet, resnet_name
 from mixco.encoders.safe_load import safe_load
@@ -284,8 +285,9 @@ def _load_other_project(
     if stem is None:
         stem = "standard"
         if is_resnet(found.backbone):
-            stem, assumed = other_projects.resnet_stem(found, where)
-    size = size or (usual_size(name) if stem == "standard" else 32)
+            stem, assumed = resnet_stem(found, where)
+    if size is None:
+        size = usual_size(name) if stem == "standard" else 64 if stem == "conv3s1pool" else 32
     mean, std = normalisation or (IMAGENET_MEAN, IMAGENET_STD)
     backbone = build_backbone(name, size, stem, channels=len(mean))
     _refuse_other_channels(backbone, found.backbone, where)

@@ -1,9 +1,10 @@
 """Checkpoints of other projects: find the project by the keys, and the backbone in timm's keys.
 
 The layouts are those of facebookresearch/moco, of the MixCo code of 2020, and of lightly 1.6,
-lightly-train 0.18 and solo-learn 1.0.6, taken from their code and from files that they wrote, and those
-of MoCo v3, DINO and byol-pytorch. timm's ResNets have torchvision's keys. A backbone below any other
-prefix is found too, if it is the only one.
+lightly-train 0.18 and solo-learn 1.0.6, taken from their code and from files that they wrote. The others
+are taken from code alone: i-Mix, Un-Mix, Mix-BT, MYOL, SimSiam, Barlow Twins, W-MSE, SwAV, older
+solo-learn, MoCo v3, DINO and byol-pytorch. timm's ResNets have torchvision's keys. A backbone below any
+other prefix is found too, if it is the only one.
 """
 
 import re
@@ -16,32 +17,55 @@ from torch import Tensor
 
 from mixco.encoders.resnets import is_resnet, name_parts
 from mixco.encoders.safe_load import Placeholder
-from mixco.models.encoder import Stem
 from mixco.runtime.errors import UserError
 
-# Project, prefix of the backbone's keys, and a pattern that some key of the file must begin with. They
-# decide which of several encoders in a file is meant, by the first row that fits, and give it a name.
-LAYOUTS = (
-    ("MoCo (facebookresearch's, or MixCo's of 2020)", "encoder_q.", ""),
+# Projects that are asked for by name.
+SOLO_LEARN, SOLO_LEARN_PREFIXES = "solo-learn", ("backbone.", "encoder.")  # since 1.0.3, and before
+IMIX = "i-Mix"
+MOCO_DEMO = "MoCo's demo or Un-Mix"
+MIX_BT = "Mix-BT"
+SWAV = "SwAV"
+PATRICK_HUA = "SimSiam of PatrickHua"
+
+# Project, prefix of the backbone's keys, and patterns, each of which some key of the file must begin
+# with. They decide which of several encoders in a file is meant, by the first row that fits, and give it
+# a name.
+LAYOUTS: tuple[tuple[str, ...], ...] = (
+    (IMIX, "encoder_q.", r"(encoder_q\.fc|pred)\.\d+\.bn\."),  # its heads wrap their norms
+    (MOCO_DEMO, "encoder_q.net."),
+    ("MoCo (facebookresearch's, or MixCo's of 2020)", "encoder_q."),
     ("MoCo v3", "base_encoder.", r"momentum_encoder\."),
+    *(
+        (SOLO_LEARN, own, rf"momentum_{own}", r"classifier\.", r"momentum_(projector|head)\.")
+        for own in SOLO_LEARN_PREFIXES
+    ),
+    ("SimSiam", "encoder.", r"encoder\.fc\.6\.", r"predictor\."),
+    (MIX_BT, "f.", r"f\.0\.weight", r"g\."),
+    ("MYOL", "f.", r"f\.conv1\.weight", r"g\."),
+    ("BYOL of W-MSE's code", "model.", r"model_t\.", r"head_t\."),
     ("DINO", "teacher.backbone.", r"student\."),  # its own evaluation takes the teacher
     ("BYOL", "online_encoder.net.", r"target_encoder\."),
     ("SimCLR of MixCo's code of 2020", "features.", r"l1\.|features\.\d+\.0\.conv1\."),
     *(
-        ("lightly-train", f"{role}wrapped_model.{part}.", "")
+        ("lightly-train", f"{role}wrapped_model.{part}.")
         # lightly-train exports the teacher, if there is one; its distillation has a student alone.
         for role in ("embedding_model.", "teacher_embedding_model.", "student_embedding_model.", "")
         for part in ("_features", "_model")
     ),
-    ("lightly", "backbone.vit.", ""),
+    ("lightly", "backbone.vit."),
     ("lightly", "backbone.", r"(projection|prediction)_(head|mlp)|(key|student)_backbone\."),
-    ("solo-learn", "backbone.", r"momentum_backbone\."),
+    ("a model with backbone", "backbone.", r"momentum_backbone\."),
+    (PATRICK_HUA, "backbone.", r"encoder\.0\.", r"projector\."),  # both are the same weights
+    ("Barlow Twins", "backbone.", r"projector\.", r"bn\.running_mean"),
     ("lightly", "teacher_backbone.", r"student_"),
+    (SWAV, "", r"projection_head\.", r"prototypes\."),
 )
 
-# What only solo-learn writes: these modules together, or these names of the optimiser's groups.
-SOLO_LEARN_MODULES = ("backbone.", "classifier.", "momentum_backbone.", "momentum_projector.")
-SOLO_LEARN_GROUPS = {"backbone", "classifier"}
+# A ResNet's classifier, or the projection head that MoCo has in its place; and what SwAV's holds.
+RESNET_HEADS = ("fc.", "linear.", "projection_head.", "prototypes.")
+
+# Numbers that thop puts beside a network's weights when it counts operations; Mix-BT saves them too.
+COUNTERS = ("total_ops", "total_params")
 
 # Names that data parallelism and the compiler put before a model's keys.
 WRAPPERS = ("module", "_orig_mod")
@@ -64,7 +88,8 @@ SECOND = "a second encoder"
 GROUPS = (
     (SECOND, r"encoder_k|momentum|teacher|student|(^|_)key_|anchor|target_"),
     ("the queue", r"queue|memory_bank"),
-    ("heads", r"head|proj|predict|classifier|prototypes|\b(fc|linear|l1|l2)\b"),
+    ("thop's counters", r"(.*\.)?total_(ops|params)$"),
+    ("heads", r"head|proj|predict|classifier|prototypes|\b(fc|linear|l1|l2|g|pred)\b"),
     ("other parts", ""),
 )
 
@@ -190,23 +215,23 @@ def recognise(
         bare = {key.removeprefix("model."): value for key, value in bare.items()}
     found = _encoders(bare, expected)
     project, prefix = _choose(bare, found, prefix, where)
-    if prefix == "backbone." and _of_solo_learn(bare, groups):
-        project = "solo-learn"
+    if prefix in SOLO_LEARN_PREFIXES and {prefix.removesuffix("."), "classifier"}.issubset(groups):
+        project = SOLO_LEARN  # it alone gives its optimiser's groups these names
 
     backbone, before_layer1 = name_parts(_under(prefix, bare))
-    # A ResNet's classifier, or the projection head that MoCo has in its place.
-    heads = [k for k in backbone if k.startswith(("fc.", "linear."))] if is_resnet(backbone) else []
+    heads = RESNET_HEADS if is_resnet(backbone) else ()
+    aside = [k for k in backbone if k.startswith(heads) or k.rpartition(".")[2] in COUNTERS]
     left_out: dict[str, list[str]] = {}
     others = tuple(other for other in found if other and not prefix.startswith(other))
     outside = [key for key in bare if not key.startswith(prefix)]
-    for key in [*(prefix + k for k in heads), *outside]:
+    for key in [*(prefix + k for k in aside), *outside]:
         own = key.removeprefix(prefix)
         if prefix.startswith("teacher"):  # otherwise its head would count as a second encoder's
             own = re.sub(r"^teacher[._]", "", own)
         of_other = others and key.startswith(others) and not key.startswith(prefix)
         matching = (name for name, pattern in GROUPS if re.search(pattern, own))
         left_out.setdefault(SECOND if of_other else next(matching), []).append(key)
-    inside = {key: value for key, value in backbone.items() if key not in heads}
+    inside = {key: value for key, value in backbone.items() if key not in aside}
     shortcuts = any(".shortcut." in key for key in bare if key.startswith(prefix))
     return OtherCheckpoint(project, prefix, inside, left_out, before_layer1, shortcuts)
 
@@ -247,13 +272,13 @@ def _choose(
         given = given[1:]  # the name of the entry that holds the weights
     wanted = "".join(f"{part}." for part in given)
     among = [wanted] if wanted in found else [p for p in found if p.startswith(wanted)]
-    for project, known, mark in LAYOUTS:
+    for project, known, *marks in LAYOUTS:
         # One that is damaged is chosen too, so that its other encoder is not taken for it.
         damaged = any(key.startswith(known) for key in weights) and not any(
             other.startswith(known) for other in among
         )
         here = known.startswith(wanted) and (known in among or damaged)
-        if here and any(re.match(mark, key) for key in weights):
+        if here and all(any(re.match(mark, key) for key in weights) for mark in marks):
             return project, known
     if len(among) > 1:
         raise UserError(
@@ -266,11 +291,6 @@ def _choose(
 
 def _listed(prefixes: list[str]) -> str:
     return ", ".join(prefix.rstrip(".") or '""' for prefix in prefixes)
-
-
-def _of_solo_learn(weights: Mapping[str, Tensor], groups: Collection[str]) -> bool:
-    modules = all(any(key.startswith(name) for key in weights) for name in SOLO_LEARN_MODULES)
-    return modules or SOLO_LEARN_GROUPS.issubset(groups)
 
 
 def unknown_arch(other: OtherCheckpoint) -> str:
@@ -317,37 +337,3 @@ def report(other: OtherCheckpoint, beside: list[str]) -> list[str]:
     if beside:
         lines.append(f"left out beside the weights: {', '.join(beside)}")
     return lines
-
-
-def resnet_stem(other: OtherCheckpoint, where: str) -> tuple[Stem, str]:
-    """The stem of a ResNet, and how it is known.
-
-    Raises UserError, which begins with `where`, for a stem that cannot be built, and for a 3x3
-    convolution whose project is not certain: weights tell neither its stride nor its padding.
-    """
-    kernel = other.backbone["conv1.weight"].shape[-1]
-    if kernel != 3:
-        if other.before_layer1 not in (None, 4):
-            raise UserError(
-                f"{where}: {other.before_layer1} parts before layer1, where a ResNet has four "
-                "(convolution, norm, activation, max-pool); only 3x3 stems may have fewer"
-            )
-        return "standard", ""
-    if other.project == "solo-learn":
-        return (
-            "conv3s1p2",
-            "3x3 stem with stride 1, no max-pool, padding 2, as solo-learn has it for CIFAR",
-        )
-    if other.of_lightly_small:
-        # lightly's small ResNets call their first activation as a function, so it gets lost in an
-        # nn.Sequential of their parts, as in lightly's examples; the weights were trained without it.
-        return "conv3s1linear", (
-            "3x3 stem with stride 1, no max-pool, padding 1, as lightly's small ResNets have it, and no "
-            "activation, since none is among the parts"
-        )
-    raise UserError(
-        f"{where}: its first convolution is of 3x3 pixels, and weights tell neither its stride nor its "
-        "padding; give --stem conv3s1 (stride 1, padding 1, as is usual for CIFAR), conv3s1p2 (padding "
-        "2: solo-learn's for CIFAR), conv3s2 (stride 2), or conv3s1linear (as conv3s1, without an "
-        "activation: lightly's small ResNets)"
-    )

@@ -12,6 +12,7 @@ PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
 # (blocks of the stages, inner channels of the first block's 3x3 convolution, bottleneck)
 RESNETS = {
     ((2, 2, 2, 2), (64, 64), False): "resnet18",
+    ((2, 2, 2, 2), (64, 64), True): "resnet26",
     ((3, 4, 6, 3), (64, 64), False): "resnet34",
     ((3, 4, 6, 3), (64, 64), True): "resnet50",
     ((3, 4, 23, 3), (64, 64), True): "resnet101",

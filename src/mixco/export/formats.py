@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mixco.encoders.checkpoint import LoadedEncoder, weights_of
+from mixco.models.encoder import Stem, resolve_stem
 from mixco.runtime.errors import UserError
 from mixco.views.augment import finish_evaluation_view
 
@@ -388,8 +389,9 @@ def _stem_lines(
     library builds a stem for; 0 where it builds any.
     """
     backbone = cast(Any, encoder.backbone)
-    small = isinstance(getattr(backbone, "maxpool", None), nn.Identity)
-    if not small and standard_channels in (0, encoder.description.channels):
+    about = encoder.description
+    small = resolve_stem(cast(Stem, about.stem), about.size, encoder.backbone) != "standard"
+    if not small and standard_channels in (0, about.channels):
         return []
     conv: nn.Conv2d = backbone.conv1
     side, stride, padding = conv.kernel_size[0], conv.stride[0], conv.padding[0]
@@ -397,10 +399,10 @@ def _stem_lines(
         f"model.conv1 = torch.nn.Conv2d({conv.in_channels}, {conv.out_channels}, {side}, "
         f"stride={stride}, padding={padding}, bias=False)"
     ]
-    if small:
+    if isinstance(backbone.maxpool, nn.Identity):
         lines.append("model.maxpool = torch.nn.Identity()")
-        if isinstance(backbone.act1, nn.Identity):
-            lines.append(f"model.{activation} = torch.nn.Identity()")
+    if isinstance(backbone.act1, nn.Identity):
+        lines.append(f"model.{activation} = torch.nn.Identity()")
     return lines
 
 

@@ -16,15 +16,19 @@ from mixco.models.families import (
 )
 from mixco.runtime.errors import UserError, out_of_memory
 
-Stem = Literal["auto", "standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"]
+Stem = Literal[
+    "auto", "standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s1pool", "conv3s2"
+]
 
-# Stride and padding of the 3x3 convolution, and whether an activation follows. The last two only load
-# the weights of other projects: solo-learn's for CIFAR, and lightly's small ResNets in an nn.Sequential.
+# Stride and padding of the 3x3 convolution, whether an activation follows, and whether a max-pool. The
+# last three only load the weights of other projects: solo-learn's for CIFAR, lightly's small ResNets in
+# an nn.Sequential, and those of Mix-BT and MYOL for images of 64 pixels.
 SMALL_STEMS = {
-    "conv3s1": (1, 1, True),
-    "conv3s2": (2, 1, True),
-    "conv3s1p2": (1, 2, True),
-    "conv3s1linear": (1, 1, False),
+    "conv3s1": (1, 1, True, False),
+    "conv3s2": (2, 1, True, False),
+    "conv3s1p2": (1, 2, True, False),
+    "conv3s1linear": (1, 1, False, False),
+    "conv3s1pool": (1, 1, True, True),
 }
 
 
@@ -52,11 +56,12 @@ def resolve_stem(stem: Stem, size: int, backbone: nn.Module) -> Stem:
 
 def _replace_stem(backbone: nn.Module, stem: Stem) -> None:
     first = cast(nn.Conv2d, backbone.conv1)
-    stride, padding, activation = SMALL_STEMS[stem]
+    stride, padding, activation, pool = SMALL_STEMS[stem]
     conv = nn.Conv2d(first.in_channels, first.out_channels, 3, stride, padding, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     backbone.conv1 = conv
-    backbone.maxpool = nn.Identity()
+    if not pool:
+        backbone.maxpool = nn.Identity()
     if not activation:
         backbone.act1 = nn.Identity()
 

@@ -8,7 +8,7 @@ from mixco.data.datasets import DATASETS, MAX_UNREADABLE
 from mixco.runtime.setting import setting
 from mixco.settings.config import Device, Loading, Precision, PretrainConfig
 
-OtherStem = Literal["standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"]
+OtherStem = Literal["standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s1pool", "conv3s2"]
 
 # Options that several commands share.
 

@@ -124,7 +124,9 @@ class ModelConfig:
         chosen="the weights of --init, else resnet18",
         first=True,
     )
-    stem: Literal["auto", "standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s2"] = setting(
+    stem: Literal[
+        "auto", "standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s1pool", "conv3s2"
+    ] = setting(
         "auto",
         "First layers of a ResNet. auto: those of --init; else 3x3 with stride 1 up to 48 px, 3x3 with "
         "stride 2 up to 112 px.",
