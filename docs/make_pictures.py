@@ -130,23 +130,26 @@ def draw_family() -> None:
     """A batch of six photographs, and what each mixer makes of it."""
     images, _ = photographs(6, SIZE)
     batch = images.float() / 255
-    rows = ("mixco", "imix", "icutmix", "unmix-blend", "unmix-box", "cutmix")
-    figure = Figure(figsize=(7.4, 8.9), layout="constrained")
-    grid = figure.add_gridspec(len(rows) + 1, 6)
-    for column, image in enumerate(batch):
-        axes = figure.add_subplot(grid[0, column])
-        show(axes, image, f"image {column + 1}")
-        axes.set_ylabel("" if column else "batch", fontsize=9)
-    for row, name in enumerate(rows, 1):
+    other = batch.flip(3).roll(2, dims=1)  # so that one sees which view is mixed in
+    rows = ("mixco", "imix", "icutmix", "unmix-blend", "unmix-box", "cutmix", "myol", "mixbt")
+    figure = Figure(figsize=(7.4, 12.2), layout="constrained")
+    grid = figure.add_gridspec(len(rows) + 2, 6)
+    for row, (name, view) in enumerate((("a view", batch), ("the other view", other))):
+        for column, image in enumerate(view):
+            axes = figure.add_subplot(grid[row, column])
+            show(axes, image, f"image {column + 1}")
+            axes.set_ylabel("" if column else name, fontsize=9)
+    for row, name in enumerate(rows, 2):
         mixer = mixer_of(name)
         assert mixer is not None
         pairs = mixer.draw(len(batch), generator_for(57, "family"))
-        mixed = mixer(batch, generator_for(57, "family"))
+        mixed = mixer(batch, generator_for(57, "family"), other)
         for column, (image, target) in enumerate(zip(mixed.images, mixed.targets, strict=True)):
             axes = figure.add_subplot(grid[row, column])
             first, second = int(pairs.first[column]), int(pairs.second[column])
-            parts = f"{target[first]:.2f} of {first + 1}, {target[second]:.2f} of {second + 1}"
-            show(axes, image, parts if first != second else f"image {first + 1}, with itself")
+            place = second + len(batch) * mixer.across
+            parts = f"{target[first]:.2f} of {first + 1}, {target[place]:.2f} of {second + 1}"
+            show(axes, image, parts if first != place else f"image {first + 1}, with itself")
             axes.title.set_fontsize(7)
             axes.set_ylabel("" if column else name, fontsize=9)
     save(figure, "family.png")

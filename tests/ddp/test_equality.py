@@ -30,8 +30,8 @@ def equal_settings(together: list[Any], alone: Any) -> None:
     assert all(found.keys() == set(SETTINGS) for found in together)
     for setting in SETTINGS:
         for found in together:
-            # Barlow Twins divides by the deviation of small outputs.
-            atol = 1e-9 if setting[0] == "barlow" else 1e-11
+            # Barlow Twins divides by the deviation of small outputs: rounding counts for more.
+            atol = 1e-8 if setting[0] == "barlow" else 1e-11
             for kind in ("losses", "gradients", "state"):
                 equal(found[setting][kind], alone[setting][kind], atol)
             assert all(map(math.isfinite, found[setting]["losses"][-1].values())), setting

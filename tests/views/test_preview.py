@@ -4,6 +4,7 @@ import torch
 from sample_images import sample_images
 from torch import Tensor
 
+from mixco.methods.mixers import myol
 from mixco.mixing import Mixed, mixco
 from mixco.views.augment import Augmentation, Input
 from mixco.views.preview import preview
@@ -24,12 +25,21 @@ def test_mixed_images_are_the_parts_of_their_sources() -> None:
 def test_any_pairing_is_shown_and_an_unmixed_image_is_its_own_pair() -> None:
     targets = torch.tensor([[0.0, 0.25, 0.0, 0.75], [0.0, 0.0, 1.0, 0.0], [0.5, 0.0, 0.5, 0.0]])
 
-    def mixer(images: Tensor, _: torch.Generator) -> Mixed:
+    def mixer(images: Tensor, _: torch.Generator, other: Tensor) -> Mixed:
         return Mixed(torch.einsum("mb,bchw->mchw", targets, images), targets)
 
     seen = preview(sample_images(4), EXTENTS, Augmentation(Input(32)), mixer, torch.Generator())
     assert seen.pairs == [(1, 3, 0.25), (2, 2, 1.0)], "half as many as there are images"
     assert seen.mixed is not None and len(seen.mixed) == 2
+
+
+def test_a_partner_of_the_other_view_is_shown_by_its_image() -> None:
+    augmentation, draws = Augmentation(Input(32)), torch.Generator()
+    seen = preview(sample_images(4), EXTENTS, augmentation, myol, draws)
+    assert seen.mixed is not None
+    for (first, second, lam), image in zip(seen.pairs, seen.mixed, strict=True):
+        expected = lam * seen.view_q[first] + (1 - lam) * seen.view_k[second]
+        torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
 
 
 def test_a_single_image_is_not_mixed() -> None:

@@ -49,17 +49,18 @@ def preview(
     mixed: Tensor | None = None
     pairs: list[tuple[int, int, float]] = []
     if mixer is not None and len(originals) >= 2:
-        made = mixer(view_q, generator)
-        count = len(originals) // 2  # so that each image is shown about once
-        mixed, pairs = visible(made.images[:count]), [_sources(t) for t in made.targets[:count]]
+        made, batch = mixer(view_q, generator, view_k), len(originals)
+        count = batch // 2  # so that each image is shown about once
+        mixed = visible(made.images[:count])
+        pairs = [_sources(targets, batch) for targets in made.targets[:count]]
     shown = brightened(originals, augmentation.input)
     return Preview(shown, extents, visible(view_q), visible(view_k), mixed, pairs)
 
 
-def _sources(targets: Tensor) -> tuple[int, int, float]:
-    """First and second source of a mixed image, and lambda, from its targets [B]."""
+def _sources(targets: Tensor, batch: int) -> tuple[int, int, float]:
+    """First and second source of a mixed image, and lambda, from its targets [B] or [2B]."""
     found = targets.nonzero().flatten().tolist()
-    return found[0], found[-1], targets[found[0]].item()
+    return found[0] % batch, found[-1] % batch, targets[found[0]].item()
 
 
 def brightened(images: Tensor, input: Input) -> Tensor:

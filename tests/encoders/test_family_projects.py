@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import family_layouts as layouts
 import other_layouts
-import pair_layouts as layouts
 import pytest
 import torch
 from other_layouts import features, resnet
