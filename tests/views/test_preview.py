@@ -25,7 +25,7 @@ def test_mixed_images_are_the_parts_of_their_sources() -> None:
 def test_any_pairing_is_shown_and_an_unmixed_image_is_its_own_pair() -> None:
     targets = torch.tensor([[0.0, 0.25, 0.0, 0.75], [0.0, 0.0, 1.0, 0.0], [0.5, 0.0, 0.5, 0.0]])
 
-    def mixer(images: Tensor, _: torch.Generator, other: Tensor) -> Mixed:
+    def mixer(images: Tensor, *_: object) -> Mixed:
         return Mixed(torch.einsum("mb,bchw->mchw", targets, images), targets)
 
     seen = preview(sample_images(4), EXTENTS, Augmentation(Input(32)), mixer, torch.Generator())
