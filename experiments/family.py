@@ -1,12 +1,15 @@
 """Every mixer on every base, with the demo's settings on the built-in sample.
 
     python experiments/family.py [--seeds 0 1] [--out DIR] [--bases simclr moco] [--mixers none mixco]
+    python experiments/family.py --table
 
 Each run pretrains a ResNet-18 at 32 px for 24 epochs on 1,600 photographs. kNN and the linear probe then
 learn from their labels and are tested on the 400 test images. No setting was chosen for a pair. All have
 those that were chosen for SimCLR + MixCo on held-out training images (experiments/choose_demo.txt), so
-this is no ranking. Equal epochs are not equal cost, so the table has passes and rates too. Started
-again, the script does the missing runs. DIR/family.json has every run, and the table is printed.
+this is no ranking. Equal epochs are not equal cost, so the table has passes too.
+
+The figures of each run are added to experiments/logs/family.json, and what is there is not done again;
+several processes may work on it at once. At the end, or with --table, the table is printed.
 """
 
 import argparse
@@ -18,9 +21,21 @@ from typing import Any
 from from_weights import evaluated, mixco, results_of
 
 from mixco.methods import METHODS, MIXERS, NO_MIXER, mixer_of, passes_of, run_name
+from mixco.runtime.locks import one_at_a_time
 
+LOG = Path(__file__).parent / "logs" / "family.json"
 BASES = [name for name, base in METHODS.items() if not base.teacher]
 OURS = [NO_MIXER, *(name for name in MIXERS if not name.startswith("unmix-"))]
+
+
+def works(base: str, mixer: str) -> bool:
+    """Does `mixco pretrain` take the pair?"""
+    if mixer == NO_MIXER:
+        return True
+    has, wants = METHODS[base], MIXERS[mixer]
+    return (has.own_views or not wants.needs_own_views) and not (
+        has.needs_clean and wants.loss == "alone"
+    )
 
 
 def run(base: str, mixer: str, seed: int, out: Path) -> dict[str, Any]:
@@ -29,41 +44,61 @@ def run(base: str, mixer: str, seed: int, out: Path) -> dict[str, Any]:
     if "pretrain" not in results_of(folder):
         pair = ("--method", base, "--mix", mixer, "--seed", seed, "--knn-every", 0)
         mixco("pretrain", "--recipe", "demo", *pair, "--out", folder, "--precision", "float32")
-    rates = [
-        json.loads(line)["images_per_second"]
-        for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-    ]
-    return {**evaluated(folder, ("--run", folder)), "images_per_second": statistics.median(rates)}
+    records = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    rates = [json.loads(line)["images_per_second"] for line in records]
+    results = evaluated(folder, ("--run", folder))
+    figures = {kind: results[kind]["top1"] for kind in ("knn", "linear")}
+    return {**figures, "images_per_second": statistics.median(rates)}
 
 
-def spread(values: list[float], digits: int = 1) -> str:
-    text = f"{statistics.mean(values):.{digits}f}"
-    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
+def logged() -> dict[str, dict[str, dict[str, Any]]]:
+    """Pair -> seed -> the figures of the run."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    return json.loads(LOG.read_text("utf-8")) if LOG.exists() else found
+
+
+def log(pair: str, seed: int, figures: dict[str, Any], lock: Path) -> None:
+    with one_at_a_time(lock):
+        found = logged()
+        found.setdefault(pair, {})[str(seed)] = figures
+        LOG.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def spread(values: list[float]) -> str:
+    text = f"{statistics.mean(values):.1f}"
+    return f"{text} ± {statistics.stdev(values):.1f}" if len(values) > 1 else text
+
+
+def table() -> None:
+    print("| base | mixer | passes an image | kNN top-1, % | linear probe top-1, % | seeds |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    found = logged()
+    for base in BASES:
+        for mixer in OURS:
+            runs = [*found.get(run_name(base, mixer), {}).values()]
+            if not runs:
+                continue
+            passes = passes_of(METHODS[base], mixer_of(mixer))
+            knn, linear = (spread([each[kind] for each in runs]) for kind in ("knn", "linear"))
+            print(f"| {base} | {mixer} | {passes:g} | {knn} | {linear} | {len(runs)} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--bases", nargs="+", default=BASES, choices=BASES)
-    parser.add_argument("--mixers", nargs="+", default=OURS, choices=[NO_MIXER, *MIXERS])
+    parser.add_argument("--mixers", nargs="+", default=OURS, choices=OURS)
     parser.add_argument("--out", type=Path, default=Path("runs/family"))
+    parser.add_argument("--table", action="store_true", help="print the table and do nothing else")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    pairs = [(base, mixer) for base in arguments.bases for mixer in arguments.mixers]
-    found: dict[str, list[dict[str, Any]]] = {run_name(*pair): [] for pair in pairs}
-    for seed in arguments.seeds:
-        for pair in pairs:
-            found[run_name(*pair)].append(run(*pair, seed, arguments.out))
-            text = json.dumps(found, indent=1) + "\n"
-            (arguments.out / "family.json").write_text(text, "utf-8")
-    print("| base | mixer | passes an image | images/s | kNN top-1, % | linear probe top-1, % |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for base, mixer in pairs:
-        runs = found[run_name(base, mixer)]
-        passes = passes_of(METHODS[base], mixer_of(mixer))
-        rates = spread([run["images_per_second"] for run in runs], 0)
-        knn, linear = (spread([run[kind]["top1"] for run in runs]) for kind in ("knn", "linear"))
-        print(f"| {base} | {mixer} | {passes:g} | {rates} | {knn} | {linear} |")
+    for seed in [] if arguments.table else arguments.seeds:
+        for base in arguments.bases:
+            for mixer in (name for name in arguments.mixers if works(base, name)):
+                pair = run_name(base, mixer)
+                if str(seed) not in logged().get(pair, {}):
+                    figures = run(base, mixer, seed, arguments.out)
+                    log(pair, seed, figures, arguments.out / ".log.lock")
+    table()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,18 @@ def test_the_public_names() -> None:
     commands = {"pretrain", "evaluate", "evaluate_linear", "evaluate_knn", "finetune"}
     commands |= {"compare", "embed", "neighbours", "duplicates"}
     loaders = {"load_encoder", "load_recipe"}
-    method = {"MoCo", "SimCLR", "Distil", "Mixed", "Mixer", "Pairs", "mixco"}
+    method = {
+        "MoCo",
+        "SimCLR",
+        "BYOL",
+        "SimSiam",
+        "BarlowTwins",
+        "Distil",
+        "Mixed",
+        "Mixer",
+        "Pairs",
+        "mixco",
+    }
     method |= {"soft_infonce", "TwoViews"}
     results = {"EncoderDescription", "LoadedEncoder", "Embedder", "Run", "UserError"}
     results |= {"Neighbours", "Duplicates"}

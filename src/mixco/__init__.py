@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from mixco.embeddings.embedding import Embedder, load_encoder
     from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
     from mixco.losses import soft_infonce
+    from mixco.methods.barlow import BarlowTwins
+    from mixco.methods.byol import BYOL
     from mixco.methods.distil import Distil
     from mixco.methods.moco import MoCo
     from mixco.methods.simclr import SimCLR
+    from mixco.methods.simsiam import SimSiam
     from mixco.mixing import Mixed, Mixer, Pairs, mixco
     from mixco.runtime.errors import UserError
     from mixco.settings.commands import (
@@ -82,9 +85,12 @@ _HOMES = {
     ),
     "mixco.runtime.errors": ("UserError",),
     "mixco.losses": ("soft_infonce",),
+    "mixco.methods.barlow": ("BarlowTwins",),
+    "mixco.methods.byol": ("BYOL",),
     "mixco.methods.distil": ("Distil",),
     "mixco.methods.moco": ("MoCo",),
     "mixco.methods.simclr": ("SimCLR",),
+    "mixco.methods.simsiam": ("SimSiam",),
     "mixco.mixing": ("Mixed", "Mixer", "Pairs", "mixco"),
     "mixco.settings.parse": ("load_recipe",),
     "mixco.views.two_views": ("TwoViews",),
@@ -92,6 +98,8 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "BYOL",
+    "BarlowTwins",
     "ClassifierConfig",
     "DataConfig",
     "Distil",
@@ -115,6 +123,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "SimCLR",
+    "SimSiam",
     "TwoViews",
     "UserError",
     "compare",

@@ -1,10 +1,10 @@
 """What training asks of a base method."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixco.models.encoder import Encoder
 
@@ -32,6 +32,9 @@ class Method(Protocol):
         draws: what `draw` returns, or a generator on the CPU to draw it from; equal on all processes.
         batch: images of all processes together; None with one process.
         """
+
+    def constant_rate(self) -> Iterable[nn.Parameter]:
+        """The weights that keep the peak learning rate at all steps. A base may leave it out."""
 
     def after_step(self, progress: float) -> None:
         """Called after each update of the weights; progress: the part of all steps that is done.

@@ -219,10 +219,10 @@ def _refuse_pair(config: PretrainConfig) -> None:
         return
     base, entry = METHODS[method], MIXERS[mix]
     if entry.needs_own_views and not base.own_views:
-        with_them = " or ".join(name for name, other in METHODS.items() if other.own_views)
+        *some, last = (name for name, other in METHODS.items() if other.own_views)
         raise UserError(
             f"--mix {mix}: it compares each source in its own view, and {method} has clean outputs of "
-            f"one view only; give --mix {entry.nearest}, or --method {with_them}"
+            f"one view only; give --mix {entry.nearest}, or --method {', '.join(some)} or {last}"
         )
     if base.needs_clean and _published_mixing(config)["mix_loss"] == "alone":
         raise UserError(
@@ -247,8 +247,8 @@ def _refuse_few_mixed(config: PretrainConfig, facts: Facts, batch: int) -> None:
         told = "--mix-loss alone" if mixer.alone else f"--mix {mix}"
         added = mixer.alone and not base.mixed_apart
         raise UserError(
-            f"{told}: {mix} makes {mixed} mixed images of a batch of {batch}, and each of {parts} parts "
-            f"needs at least two; give --batch-size {needed}{', or --mix-loss added' if added else ''}"
+            f"{told}: a batch of {batch} gives too few mixed images, {mixed}: batch norm needs at least "
+            f"{2 * parts}; give --batch-size {needed}{', or --mix-loss added' if added else ''}"
         )
 
 
