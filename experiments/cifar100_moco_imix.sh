@@ -5,7 +5,7 @@ set -euo pipefail
 
 data_path="[your_data_path]"
 exp_name="cifar100_moco_imix"
-knn_options=()
+knn_options=(--k 200 --temperature 0.1)
 
 source "$(dirname "$0")/common.sh"
 run_recipe cifar100_moco_imix "$@"

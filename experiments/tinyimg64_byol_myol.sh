@@ -5,7 +5,6 @@ set -euo pipefail
 
 data_path="[your_data_path]"
 exp_name="tinyimg64_byol_myol"
-knn_options=()
 
 source "$(dirname "$0")/common.sh"
 run_recipe tinyimg64_byol_myol "$@"

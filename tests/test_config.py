@@ -314,7 +314,7 @@ def test_the_mixed_loss_alone_needs_mixed_images() -> None:
         resolved(mix="none", mix_loss="alone")
     assert resolved(mix="none", mix_loss="added").method.mix_alpha is None
     pairs = {"mix": "mixco", "mix_loss": "alone", "batch_size": 16}
-    with pytest.raises(UserError, match=r"8 mixed.* 8 parts.*--batch-size 32, or --mix-loss added"):
+    with pytest.raises(UserError, match=r"\(8\).* 8 parts.*--batch-size 32, or --mix-loss added"):
         resolved(method="moco", bn_splits=8, **pairs)
     with pytest.raises(UserError, match=r"8 parts.*--batch-size 32"):
         resolved(method="moco", micro_batches=8, bn_splits=1, **pairs)

@@ -125,14 +125,14 @@ def test_rates_grow_with_the_batch() -> None:
 
 
 def test_without_mixing_its_temperature_is_left_alone() -> None:
-    assert defaults.mix_temperature(0.5, "mixco")[0] == 0.5
-    assert defaults.mix_temperature(0.5, "none") == (0.2, defaults.UNTOLD)
+    assert options.mix_temperature(0.5, "mixco")[0] == 0.5
+    assert options.mix_temperature(0.5, "none") == (0.2, options.UNTOLD)
 
 
 def test_every_rule_asks_for_facts_that_there_are() -> None:
     fields = dict(dotted_fields(PretrainConfig))
     settings = {name.rpartition(".")[2] for name in fields}
-    known = {*settings, *Facts._fields, "sgd_lr", "steps"}
+    known = {*settings, *Facts._fields, "sgd_lr", "usual_head", "usual_dim", "steps"}
     rules = [rule for field in fields.values() if (rule := declared(field).rule)]
     assert rules and all(known.issuperset(rule.facts) for rule in rules)
 

@@ -101,7 +101,7 @@ MYOL = {
     "momentum": 0.996,
     "momentum_schedule": "constant",
     "milestones": (),
-    "head": "byol",
+    "head": "mlp-bn",
     "head_hidden": 2048,
     "dim": 128,
     "predictor_hidden": 2048,
@@ -119,7 +119,7 @@ IMIX = {
     "momentum": 0.999,
     "temperature": 0.2,
     "dim": 128,
-    "head": "byol",
+    "head": "mlp-bn",
     "head_hidden": 2048,
     "optimizer": "sgd",
 }

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-Head = Literal["linear", "mlp", "byol", "simsiam", "simsiam-cifar", "barlow"]
+Head = Literal["linear", "mlp", "mlp-bn", "mlp3-bn-last", "mlp-bn-last", "mlp3-bn"]
 
 # For each head: its hidden layers, their usual width, and what batch norms it has: one after each hidden
 # layer, and one after the output, which SimSiam's has without scale and shift. None: as wide as the
@@ -14,10 +14,10 @@ Head = Literal["linear", "mlp", "byol", "simsiam", "simsiam-cifar", "barlow"]
 HEADS: dict[Head, tuple[int, int | None, bool, bool]] = {
     "linear": (0, None, False, False),
     "mlp": (1, None, False, False),
-    "byol": (1, 4096, True, False),
-    "simsiam": (2, 2048, True, True),
-    "simsiam-cifar": (1, 2048, True, True),
-    "barlow": (2, 2048, True, False),
+    "mlp-bn": (1, 4096, True, False),
+    "mlp3-bn-last": (2, 2048, True, True),
+    "mlp-bn-last": (1, 2048, True, True),
+    "mlp3-bn": (2, 2048, True, False),
 }
 
 
@@ -27,8 +27,8 @@ def build_head(
     """The projection head: [B, features] -> [B, dim].
 
     "linear" is MoCo v1's; "mlp", with one hidden layer, MoCo v2's and SimCLR's. The others have batch
-    norms: "byol" has one hidden layer, "barlow" two, "simsiam" two and a batch norm after its output,
-    and "simsiam-cifar" is the same with one hidden layer.
+    norms: "mlp-bn" is BYOL's, with one hidden layer, "mlp3-bn" Barlow's, with two. "mlp3-bn-last" is
+    SimSiam's, whose output has a batch norm too, and "mlp-bn-last" its one for CIFAR.
     hidden: the width of hidden layers; None for the usual one, see `HEADS`.
     seed: of the initial weights; the global generator does not move.
     """
@@ -44,7 +44,8 @@ def build_head(
             # A bias before a batch norm would do nothing.
             modules += [nn.Linear(wide, narrow, bias=not norm)]
             modules += [nn.BatchNorm1d(narrow), nn.ReLU()] if norm else [nn.ReLU()]
-        modules.append(nn.Linear(width, dim, bias=not norm_after and head != "barlow"))
+        # Nor does one that Barlow Twins takes away when it standardises.
+        modules.append(nn.Linear(width, dim, bias=not norm_after and head != "mlp3-bn"))
         if norm_after:
             modules.append(nn.BatchNorm1d(dim, affine=False))
         return nn.Sequential(*modules)
@@ -56,4 +57,4 @@ def build_predictor(dim: int, hidden: int, generator: torch.Generator) -> nn.Mod
     generator: draws the seed of the initial weights.
     """
     seed = int(torch.randint(2**31, (), generator=generator))
-    return build_head(dim, dim, "byol", seed, hidden)
+    return build_head(dim, dim, "mlp-bn", seed, hidden)

@@ -144,18 +144,21 @@ class ModelConfig:
         rule=Rule(defaults.bn_statistics, ("init", "batch_norm")),
         chosen="--init: frozen where there are weights to start from, else batch",
     )
-    head: Literal["linear", "mlp", "byol", "simsiam", "simsiam-cifar", "barlow"] | None = setting(
-        None,
-        "Projection head. linear is MoCo v1's, mlp MoCo v2's and SimCLR's; the others have batch norms.",
-        rule=Rule(defaults.head, ("usual_head",)),
-        chosen="the method: mlp for moco, simclr and distil, its own for each of the others",
+    head: Literal["linear", "mlp", "mlp-bn", "mlp3-bn", "mlp-bn-last", "mlp3-bn-last"] | None = (
+        setting(
+            None,
+            "Projection head. linear is MoCo v1's, mlp MoCo v2's and SimCLR's. With batch norms: mlp-bn "
+            "is BYOL's, mlp3-bn Barlow's, mlp3-bn-last SimSiam's, mlp-bn-last SimSiam's for CIFAR.",
+            rule=Rule(defaults.head, ("usual_head",)),
+            chosen="the method: mlp for moco, simclr and distil, its own for each of the others",
+        )
     )
     head_hidden: int | None = setting(
         None,
         "Width of the hidden layers of the head.",
         at_least=1,
         at_most=MOST,
-        chosen="the head: as wide as the features for mlp, 4096 for byol, 2048 for the others",
+        chosen="the head: as wide as the features for mlp, 4096 for mlp-bn, 2048 for the others",
     )
     dim: int | None = setting(
         None,
@@ -406,7 +409,7 @@ class ModelSettings(ModelConfig):
 
     arch: str
     bn_statistics: Literal["frozen", "batch"]
-    head: Literal["linear", "mlp", "byol", "simsiam", "simsiam-cifar", "barlow"]
+    head: Literal["linear", "mlp", "mlp-bn", "mlp3-bn", "mlp-bn-last", "mlp3-bn-last"]
     dim: int
 
 

@@ -246,9 +246,10 @@ def _refuse_few_mixed(config: PretrainConfig, facts: Facts, batch: int) -> None:
         needed = math.ceil(2 * parts / mixer.per_image)
         told = "--mix-loss alone" if mixer.alone else f"--mix {mix}"
         added = mixer.alone and not base.mixed_apart
+        each = f" in each of {parts} parts" if parts > 1 else ""
         raise UserError(
-            f"{told}: a batch of {batch} gives too few mixed images, {mixed}: batch norm needs at least "
-            f"{2 * parts}; give --batch-size {needed}{', or --mix-loss added' if added else ''}"
+            f"{told}: a batch of {batch} gives too few mixed images ({mixed}), and batch norm needs two"
+            f"{each}; give --batch-size {needed}{', or --mix-loss added' if added else ''}"
         )
 
 
