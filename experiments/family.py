@@ -3,7 +3,7 @@
     python experiments/family.py [--seeds 0 1] [--out DIR] [--bases simclr moco] [--mixers none mixco]
     python experiments/family.py --table
 
-Each run pretrains a ResNet-18 at 32 px for 24 epochs on 1,600 photographs. kNN and the linear probe then
+Each run pretrains a ResNet-18 at 32 px in bfloat16 for 24 epochs on 1,600 photographs. kNN and the linear probe then
 learn from their labels and are tested on the 400 test images. No setting was chosen for a pair. All have
 those that were chosen for SimCLR + MixCo on held-out training images (experiments/choose_demo.txt), so
 this is no ranking. Equal epochs are not equal cost, so the table has passes too.
@@ -43,12 +43,14 @@ def run(base: str, mixer: str, seed: int, out: Path) -> dict[str, Any]:
     folder = out / f"{run_name(base, mixer)}-s{seed}"
     if "pretrain" not in results_of(folder):
         pair = ("--method", base, "--mix", mixer, "--seed", seed, "--knn-every", 0)
-        mixco("pretrain", "--recipe", "demo", *pair, "--out", folder, "--precision", "float32")
+        mixco("pretrain", "--recipe", "demo", *pair, "--out", folder, "--precision", "bfloat16")
     records = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     rates = [json.loads(line)["images_per_second"] for line in records]
     results = evaluated(folder, ("--run", folder))
     figures = {kind: results[kind]["top1"] for kind in ("knn", "linear")}
-    return {**figures, "images_per_second": statistics.median(rates)}
+    versions = json.loads((folder / "versions.json").read_text("utf-8"))
+    where = {key: versions[key] for key in ("mixco", "torch", "hardware")}
+    return {**figures, "images_per_second": statistics.median(rates), **where}
 
 
 def logged() -> dict[str, dict[str, dict[str, Any]]]:
