@@ -3,10 +3,11 @@
     python experiments/family.py [--seeds 0 1] [--out DIR] [--bases simclr moco] [--mixers none mixco]
     python experiments/family.py --table
 
-Each run pretrains a ResNet-18 at 32 px in bfloat16 for 24 epochs on 1,600 photographs. kNN and the linear probe then
-learn from their labels and are tested on the 400 test images. No setting was chosen for a pair. All have
-those that were chosen for SimCLR + MixCo on held-out training images (experiments/choose_demo.txt), so
-this is no ranking. Equal epochs are not equal cost, so the table has passes too.
+Each run pretrains a ResNet-18 at 32 px in bfloat16 for 24 epochs on 1,600 photographs. kNN and the
+linear probe then learn from their labels and are tested on the 400 test images. No setting was chosen
+for a pair. All have those that were chosen for SimCLR + MixCo on held-out training images
+(experiments/choose_demo.txt), so this is no ranking. Equal epochs are not equal cost, so the table has
+passes too.
 
 The figures of each run are added to experiments/logs/family.json, and what is there is not done again;
 several processes may work on it at once. At the end, or with --table, the table is printed.
