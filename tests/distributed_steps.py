@@ -109,7 +109,8 @@ def steps(method: nn.Module, batch: int, count: int) -> dict[str, Any]:
         losses.append({key: value.item() for key, value in found.items()})
         named = method.named_parameters()
         gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
-        update(optimizer, 0.05)
+        # Barlow's loss is a sum, so its steps are large: they would make much of rounding.
+        update(optimizer, 5e-4 if isinstance(method, BarlowTwins) else 0.05)
         cast(Any, method).after_step((step + 1) / count)
     return {"losses": losses, "state": method.state_dict(), "gradients": gradients, "seen": seen}
 

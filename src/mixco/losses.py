@@ -1,4 +1,4 @@
-"""The contrastive loss: one soft-target cross-entropy over similarities serves every method.
+"""The losses. One soft-target cross-entropy over similarities serves every method with negatives.
 
 - MoCo's clean loss (He et al. 2020, eq. 1): the target is the query's own key. Other keys of the batch
   are excluded, so that the candidates are the own key and the queue.

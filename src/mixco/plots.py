@@ -81,12 +81,14 @@ def draw_views(
     view_k: Tensor,
     mixed: Tensor | None,
     pairs: Sequence[tuple[int, int, float]],
+    across: bool = False,
 ) -> None:
     """Draw what the network saw: images, two views of each, and mixed images of the first views.
 
     originals: [B, C, H, W]; views: [B, C, S, S], not normalised; see `to_image`.
     mixed: [M, C, S, S], or None where nothing is mixed. pairs: for each mixed image the indices of its
-        first and second source, and lambda, the part of the first in [0, 1].
+        first and second source, and lambda, the part of the first in [0, 1]. across: are the second
+        sources of the second views?
     """
     pairs = pairs or [(i, i + 1, 1.0) for i in range(0, len(originals) - 1, 2)]
     order = [i for first, second, _ in pairs for i in (first, second)]
@@ -102,7 +104,8 @@ def draw_views(
             _place(axes, images[index], left + cell * column, cell * row, side)
     if mixed is not None:
         top = cell * len(rows)
-        axes.text(left / 2, top + large / 2, "view 1, mixed", **beside)
+        name = "views 1 and 2, mixed" if across else "view 1, mixed"
+        axes.text(left / 2, top + large / 2, name, **beside)
         for number, (_, _, lam) in enumerate(pairs):
             middle = left + cell * (2 * number + 1) - (cell - side) / 2
             _place(axes, mixed[number], middle - large / 2, top, large)
@@ -217,7 +220,7 @@ def draw_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
                 losses.append(Line(f"{name}: {what}", points, colour, dashed=key == "mixed"))
         if points := [(r["epoch"], r["knn"]) for r in records if "knn" in r]:
             checks.append(Line(name, points, colour))
-    panels = [(losses, "Contrastive loss", "")]
+    panels = [(losses, "Loss", "")]
     if checks:
         panels.append((checks, "kNN top-1, held-out training images", "%"))
     epochs = [record["epoch"] for records in runs.values() for record in records]

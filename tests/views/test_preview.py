@@ -36,7 +36,7 @@ def test_any_pairing_is_shown_and_an_unmixed_image_is_its_own_pair() -> None:
 def test_a_partner_of_the_other_view_is_shown_by_its_image() -> None:
     augmentation, draws = Augmentation(Input(32)), torch.Generator()
     seen = preview(sample_images(4), EXTENTS, augmentation, myol, draws)
-    assert seen.mixed is not None
+    assert seen.mixed is not None and seen.across
     for (first, second, lam), image in zip(seen.pairs, seen.mixed, strict=True):
         expected = lam * seen.view_q[first] + (1 - lam) * seen.view_k[second]
         torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)

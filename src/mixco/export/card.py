@@ -100,7 +100,7 @@ def citation(name: str) -> str:
     if name not in papers():
         return name
     title, arxiv = papers()[name]
-    return f"[{title}](https://arxiv.org/abs/{arxiv})"
+    return f"[{title}](https://arxiv.org/abs/{arxiv})" if arxiv else title
 
 
 def _code(lines: Lines, channels: int) -> str:

@@ -249,7 +249,7 @@ def title(method: str, mix: str) -> str:
 
 
 def papers() -> dict[str, tuple[str, str]]:
-    """Title and arXiv number of each base and mixer, by its name."""
+    """Title and arXiv number of each base and mixer, by its name; "" where it is not on arXiv."""
     bases = {name: (base.title, base.arxiv) for name, base in METHODS.items()}
     return bases | {name: (mixer.title, mixer.arxiv) for name, mixer in MIXERS.items()}
 

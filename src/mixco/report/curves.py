@@ -78,7 +78,7 @@ def _loss_panel(groups: list[tuple[str, list[Run]]], epochs: list[int], folder: 
                 ending if len(kinds) > 1 else "",
                 kind == "mixed",
             )
-    title = "Contrastive loss"
+    title = "Loss"
     return finish(panel(lines, title, "", epochs), folder, "loss", _in_text(title, lines))
 
 

@@ -54,9 +54,7 @@ class Saw:
 
 def saw(seen: Preview, folder: Path) -> Saw:
     """Views and mixed images in their own size, and a PNG of them."""
-    draw_views(
-        folder / "views.png", seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.pairs
-    )
+    draw_views(folder / "views.png", seen.originals, *seen[2:])  # without the extents
 
     def pictures(images: Iterable[Image.Image], what: str) -> list[Picture]:
         return [
@@ -67,11 +65,12 @@ def saw(seen: Preview, folder: Path) -> Saw:
     views_q = pictures(map(to_image, seen.view_q), "first view of image")
     views_k = pictures(map(to_image, seen.view_k), "second view of image")
     originals = pictures(squares(seen.originals, seen.extents, seen.view_q.shape[-1]), "image")
+    partners = views_k if seen.across else views_q
     mixed = pictures(map(to_image, seen.mixed if seen.mixed is not None else ()), "mixed image")
     return Saw(
         list(zip(originals, views_q, views_k, strict=True)),
         [
-            Pair(views_q[first], views_q[second], image, round(100 * lam))
+            Pair(views_q[first], partners[second], image, round(100 * lam))
             for (first, second, lam), image in zip(seen.pairs, mixed, strict=True)
         ],
     )

@@ -20,8 +20,7 @@ def draw_pictures(folder: Path, setup: Setup, records: list[Record], images: int
     settings = setup.settings
     mixer = mixer_of(settings.method.mix, settings.method.mix_alpha)
     seen = preview_of(setup.images, setup.augmentation, mixer, settings.run.seed, images)
-    picture = (seen.originals, seen.view_q, seen.view_k, seen.mixed, seen.pairs)
-    draw_views(folder / "views.png", *picture)
+    draw_views(folder / "views.png", seen.originals, *seen[2:])  # without the extents
     draw_curves(folder / "curves.png", {setup.name: records})
 
 

@@ -23,6 +23,8 @@ class Preview(NamedTuple):
     """float [M, C, size, size]; None without mixing."""
     pairs: list[tuple[int, int, float]]
     """For each mixed image its first and second source, and lambda, the part of the first."""
+    across: bool = False
+    """Is the second source of the other view?"""
 
 
 def preview(
@@ -48,13 +50,14 @@ def preview(
 
     mixed: Tensor | None = None
     pairs: list[tuple[int, int, float]] = []
+    across = False
     if mixer is not None and len(originals) >= 2:
         made, batch = mixer(view_q, generator, view_k), len(originals)
         count = batch // 2  # so that each image is shown about once
-        mixed = visible(made.images[:count])
+        mixed, across = visible(made.images[:count]), made.targets.shape[1] > batch
         pairs = [_sources(targets, batch) for targets in made.targets[:count]]
     shown = brightened(originals, augmentation.input)
-    return Preview(shown, extents, visible(view_q), visible(view_k), mixed, pairs)
+    return Preview(shown, extents, visible(view_q), visible(view_k), mixed, pairs, across)
 
 
 def _sources(targets: Tensor, batch: int) -> tuple[int, int, float]:
