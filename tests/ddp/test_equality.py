@@ -12,7 +12,8 @@ pytestmark = [pytest.mark.ddp, pytest.mark.timeout(1800)]
 
 
 def equal(actual: Any, expected: Any) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
+    # Barlow's last bias has no gradient, but what rounding leaves of large numbers.
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.fixture(scope="module")
