@@ -1,6 +1,7 @@
 """Checkpoints as other projects write them, around ResNets of torchvision with known features."""
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
+
+from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.encoders.other_projects import find_weights
 
 Weights = dict[str, Tensor]
 
@@ -40,6 +44,14 @@ def resnet(
                     assert values is not None
                     values.data.normal_(std=0.1)
     return model.eval()
+
+
+def assert_all_counted(loaded: LoadedEncoder, content: Any) -> None:
+    """The lines of the report count every weight of the file once."""
+    counted = [int(n) for line in loaded.report for n in re.findall(r"^[a-z' ]+: (\d+) ", line)]
+    weights, _ = find_weights(content, "the file")
+    assert sum(counted) == len(weights)
+    assert counted[0] == loaded.matched == len(loaded.backbone.state_dict())
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:

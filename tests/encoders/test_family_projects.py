@@ -1,6 +1,5 @@
 """Encoders of i-Mix, Un-Mix, MYOL, Mix-BT, SimSiam, Barlow Twins and solo-learn give their features."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,36 +7,12 @@ import family_layouts as layouts
 import other_layouts
 import pytest
 import torch
-from other_layouts import features, resnet
-from sample_images import sample_images
+from other_layouts import assert_all_counted, features, resnet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
-from mixco.encoders.other_projects import find_weights
+from mixco.encoders.checkpoint import load_encoder
 from mixco.runtime.errors import UserError
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Any:
-    """A path to write to; removed after the test, since the files are large."""
-    path = tmp_path / "checkpoint.pth"
-    yield path
-    path.unlink(missing_ok=True)
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return sample_images(4).float() / 255
-
-
-def assert_all_counted(loaded: LoadedEncoder, content: Any) -> None:
-    """The lines of the report count every weight of the file once."""
-    counted = [int(n) for line in loaded.report for n in re.findall(r"^[a-z' ]+: (\d+) ", line)]
-    weights, _ = find_weights(content, "the file")
-    assert sum(counted) == len(weights)
-    assert counted[0] == loaded.matched == len(loaded.backbone.state_dict())
-
 
 DEMO = "MoCo's demo or Un-Mix"
 MOCO = "MoCo (facebookresearch's, or MixCo's of 2020)"

@@ -9,37 +9,14 @@ import other_layouts as layouts
 import pytest
 import timm
 import torch
-from other_layouts import features, resnet
+from other_layouts import assert_all_counted, features, resnet
 from safetensors.torch import save_file
-from sample_images import sample_images, unpack_sample
+from sample_images import unpack_sample
 from torch import Tensor, nn
 
 import mixco.cli
-from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
-from mixco.encoders.other_projects import find_weights
+from mixco.encoders.checkpoint import load_encoder
 from mixco.runtime.errors import UserError
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Any:
-    """A path to write to; removed after the test, since the files are large."""
-    path = tmp_path / "other.pth.tar"
-    yield path
-    path.unlink(missing_ok=True)
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return sample_images(4).float() / 255
-
-
-def assert_all_counted(loaded: LoadedEncoder, content: Any) -> None:
-    """The lines of the report count every weight of the file once."""
-    counted = [int(n) for line in loaded.report for n in re.findall(r"^[a-z ]+: (\d+) ", line)]
-    weights, _ = find_weights(content, "the file")
-    assert sum(counted) == len(weights)
-    assert counted[0] == loaded.matched == len(loaded.backbone.state_dict())
-
 
 MOCO, LIGHTLY = "MoCo (facebookresearch's, or MixCo's of 2020)", "lightly"
 

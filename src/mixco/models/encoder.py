@@ -21,8 +21,8 @@ Stem = Literal[
 ]
 
 # Stride and padding of the 3x3 convolution, whether an activation follows, and whether a max-pool. The
-# last three only load the weights of other projects: solo-learn's for CIFAR, lightly's small ResNets in
-# an nn.Sequential, and those of Mix-BT and MYOL for images of 64 pixels.
+# last three are stems of other projects: solo-learn's for CIFAR, lightly's small ResNets in
+# an nn.Sequential, and that of Mix-BT and MYOL for images of 64 pixels.
 SMALL_STEMS = {
     "conv3s1": (1, 1, True, False),
     "conv3s2": (2, 1, True, False),
