@@ -28,6 +28,9 @@ CASES: list[dict[str, Any]] = [
     {"method": "moco"},
     {"method": "moco", "batch_size": 64, "bn_splits": 8},
     {"exclude_holdout": True, "batch_size": 8},
+    {"method": "byol"},
+    {"method": "barlow", "mix": "imix", "mix_loss": "added", "micro_batches": 3},
+    {"method": "moco", "mix": "imix"},
 ]
 
 
@@ -44,6 +47,8 @@ def follow(images: int, processes: int, settings: dict[str, Any]) -> Settings | 
         seen.append(said)
         if found := OPTION.search(said):
             settings = {**settings, found[1].replace("-", "_"): int(found[2])}
+        elif "give --mix none" in said:
+            settings = {**settings, "mix": "none", "mix_loss": "auto"}
         elif found := re.search(r"--bn-splits must be between 1 and (\d+)", said):
             settings = {**settings, "bn_splits": int(found[1])}
         elif found := PROCESSES.search(said):

@@ -32,7 +32,10 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 CUDA = torch.device("cuda")
-SETTINGS = [(method, mix) for method in ("moco", "simclr") for mix in ("none", "mixco")]
+SETTINGS = [
+    *((method, mix) for method in ("moco", "simclr") for mix in ("none", "mixco")),
+    *(("byol", "myol"), ("simsiam", "imix"), ("barlow", "mixbt")),
+]
 
 
 @pytest.fixture(autouse=True)

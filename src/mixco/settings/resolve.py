@@ -246,10 +246,13 @@ def _refuse_few_mixed(config: PretrainConfig, facts: Facts, batch: int) -> None:
         needed = math.ceil(2 * parts / mixer.per_image)
         told = "--mix-loss alone" if mixer.alone else f"--mix {mix}"
         added = mixer.alone and not base.mixed_apart
+        enough = f"give --batch-size {needed}"
+        if needed > facts.images:
+            enough = "give --mix none, or add images"
         each = f" in each of {parts} parts" if parts > 1 else ""
         raise UserError(
             f"{told}: a batch of {batch} gives too few mixed images ({mixed}), and batch norm needs two"
-            f"{each}; give --batch-size {needed}{', or --mix-loss added' if added else ''}"
+            f"{each}; {enough}{', or --mix-loss added' if added else ''}"
         )
 
 
