@@ -1,8 +1,9 @@
-"""Where time and memory of pretraining go: parts of a step, micro-batches, and growth with settings.
+"""Where time and memory of pretraining go: parts of a step, micro-batches, growth, bases and mixers.
 
     python benchmarks/steps.py parts [--size 64] [--methods moco simclr]
     python benchmarks/steps.py micro-batches [--points 256x1 1024x1 1024x4 4096x16]
     python benchmarks/steps.py growth [--factors images batch queue workers] [--data FOLDER]
+    python benchmarks/steps.py family
 
 Each point is a process of its own that makes steps of a real run (`time_steps` in subjects.py).
 
@@ -20,6 +21,8 @@ images, the batch, the queue, or the processes that decode streamed images. Each
 Tiny-ImageNet's train/; with fewer, larger numbers of images are cut to what it has. Without --data the
 sample's 1,600 images are used.
 `python benchmarks/tables.py` draws the picture.
+
+family: images per second of every base with every mixer, with the demo's network, size and batch.
 """
 
 import tempfile
@@ -42,6 +45,8 @@ from harness import (
 )
 
 from mixco.data.datasets import list_images
+from mixco.methods import METHODS as BASES
+from mixco.methods import MIXERS, NO_MIXER, run_name, works
 from mixco.runtime.device import pick_device
 
 SAMPLE = 1600  # training images
@@ -143,6 +148,17 @@ def growth(arguments: Any, work: Path, device: str) -> list[Figures]:
     return rows
 
 
+def family(arguments: Any, work: Path, device: str) -> list[Figures]:
+    common = {"data": "sample", "size": 32, "stem": "standard", "batch_size": 128}
+    common |= {"arch": arguments.arch, "device": device, "least": arguments.steps}
+    bases = [name for name, base in BASES.items() if not base.teacher]
+    pairs = [(base, mix) for base in bases for mix in (NO_MIXER, *MIXERS) if works(base, mix)]
+    points = {run_name(*pair): {**common, "method": run_name(*pair)} for pair in pairs}
+    found = measure(points, arguments.rounds, work)
+    rates = {name: spreads(rounds)["images_per_second"] for name, rounds in found.items()}
+    return [{"pair": name, "images_per_second": rate} for name, rate in rates.items()]
+
+
 def link_some(files: Any, root: Path, count: int, folder: Path) -> Path:
     """Link to `count` of the files, spread over the whole list."""
     for number in range(count):
@@ -153,7 +169,7 @@ def link_some(files: Any, root: Path, count: int, folder: Path) -> Path:
     return folder
 
 
-PARTS = {"parts": parts, "micro-batches": micro_batches, "growth": growth}
+PARTS = {"parts": parts, "micro-batches": micro_batches, "growth": growth, "family": family}
 
 
 def main() -> None:
@@ -185,6 +201,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = PARTS[arguments.what](arguments, Path(folder), device.type)
     names = {"parts": f"parts-{device.type}-{arguments.size}", "growth": f"growth-{device.type}"}
+    names["family"] = f"family-{device.type}"
     name = names.get(arguments.what, f"gradient-caching-{device.type}")
     write_figures(arguments.out or RESULTS / f"{name}.json", rows, device)
 

@@ -18,7 +18,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -208,6 +208,7 @@ def time_steps(
                 losses = forward_backward(method, views, draws, compute=setup.compute)
             with clock.part("optimiser") if clock else nullcontext():
                 update(optimizer, LR)
+                cast(Any, method).after_step(0.0)
             watch.images += optimisation.batch_size
             if step == untimed:
                 synchronise(device)

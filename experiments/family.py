@@ -21,22 +21,12 @@ from typing import Any
 
 from from_weights import evaluated, mixco, results_of
 
-from mixco.methods import METHODS, MIXERS, NO_MIXER, mixer_of, passes_of, run_name
+from mixco.methods import METHODS, MIXERS, NO_MIXER, mixer_of, passes_of, run_name, works
 from mixco.runtime.locks import one_at_a_time
 
 LOG = Path(__file__).parent / "logs" / "family.json"
 BASES = [name for name, base in METHODS.items() if not base.teacher]
 OURS = [NO_MIXER, *(name for name in MIXERS if not name.startswith("unmix-"))]
-
-
-def works(base: str, mixer: str) -> bool:
-    """Does `mixco pretrain` take the pair?"""
-    if mixer == NO_MIXER:
-        return True
-    has, wants = METHODS[base], MIXERS[mixer]
-    return (has.own_views or not wants.needs_own_views) and not (
-        has.needs_clean and wants.loss == "alone"
-    )
 
 
 def run(base: str, mixer: str, seed: int, out: Path) -> dict[str, Any]:

@@ -7,10 +7,9 @@ import pytest
 import torch
 from configs import resolved
 from distributed_steps import build, plain_encoder, views_of_steps
-from mixers import works
 from torch import Tensor, nn
 
-from mixco.methods import METHODS, MIXERS, NO_MIXER, mixer_of, passes_of
+from mixco.methods import METHODS, MIXERS, NO_MIXER, mixer_of, passes_of, works
 from mixco.mixing import Mixer, Pairs
 from mixco.models.gradient_caching import encode_in_micro_batches
 from mixco.runtime.errors import UserError
@@ -18,7 +17,7 @@ from mixco.runtime.seeding import generator_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "family.md"
 ALL = list(itertools.product(METHODS, MIXERS))
-PAIRS = [(method, mix) for method, mix in ALL if works(method, mixer_of(mix))]
+PAIRS = [pair for pair in ALL if works(*pair)]
 BATCH = 8
 
 

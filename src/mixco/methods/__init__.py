@@ -231,6 +231,15 @@ def mixer_of(mix: str, alpha: float | None = None, loss: str = "auto") -> "Mixer
     return mixer if loss == "auto" else mixer._replace(alone=loss == "alone")
 
 
+def works(method: str, mix: str) -> bool:
+    """Does a mixer make sense on a base, as published? Where not, settings/resolve.py says why."""
+    if mix == NO_MIXER:
+        return True
+    base, entry = METHODS[method], MIXERS[mix]
+    across = entry.needs_own_views and not base.own_views
+    return not across and not (entry.loss == "alone" and base.needs_clean)
+
+
 def passes_of(base: Base, mixer: "Mixer | None") -> float:
     """Forward passes with a gradient, for each image of a batch."""
     if mixer is None:
