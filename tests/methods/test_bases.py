@@ -10,7 +10,7 @@ from configs import resolved
 from distributed_steps import build, plain_encoder, resnet, views_of_steps
 from torch import nn
 
-from mixco.methods import METHODS
+from mixco.methods import METHODS, MIXERS, mixer_of
 from mixco.models.heads import HEADS, build_head
 from mixco.models.momentum import momentum_copy
 from mixco.runtime.errors import UserError
@@ -104,6 +104,19 @@ def test_too_few_mixed_images_for_batch_norm_are_refused(method: str) -> None:
     with pytest.raises(UserError, match="--batch-size 16"):
         resolved(method=method, mix="mixco", batch_size=8, micro_batches=4)
     resolved(method=method, mix="mixco", batch_size=16, micro_batches=4)
+
+
+@pytest.mark.parametrize("mix", MIXERS)
+@pytest.mark.parametrize("method", ["byol", "simsiam"])
+def test_every_mixed_loss_can_be_alone_or_added(method: str, mix: str) -> None:
+    """Whichever way it was published: the mixed loss is the same."""
+    found = {}
+    for loss in ("alone", "added"):
+        built = build(method, mixer_of(mix, loss=loss), plain_encoder())
+        found[loss] = built(list(views_of_steps(8, 1)[0]), generator_for(0, "method"))
+    assert "clean" not in found["alone"] and "clean" in found["added"]
+    torch.testing.assert_close(found["alone"]["mixed"], found["added"]["mixed"], rtol=1e-9, atol=0)
+    torch.testing.assert_close(found["alone"]["loss"].detach(), found["alone"]["mixed"])
 
 
 def test_a_step_has_the_batch_norms_of_each_view_apart() -> None:
