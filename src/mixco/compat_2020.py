@@ -52,14 +52,14 @@ ONLY_MOCO = {"--mlp", "--aug-plus", *(PRETRAINING.keys() - {"--out-dim"})}
 ONLY_SIMCLR = {"--out-dim", "--fp16_precision", "--log_every_n_steps"}
 ONLY_2020 = {*SAME, *PRETRAINING, *LEFT_OUT, *ONLY_MOCO, "--algo", "--cos", "--exp-name"}
 # Those defaults of 2020 that differ from today's.
-BOTH_2020 = "--data tiny-imagenet --size 224 --stem standard --optimizer sgd --mix none"
+BOTH_2020 = "--data tiny-imagenet --size 224 --stem standard --optimizer sgd --mix none --dim 128"
 MOCO_2020 = (
     "--method moco --head linear --augmentation moco-v1 --temperature 0.07 --mix-temperature 0.05 "
     "--queue 65536 --momentum 0.999 --lr 0.015 --weight-decay 1e-4 --epochs 200 --schedule steps "
     "--warmup 0"
 )
 SIMCLR_2020 = (
-    "--method simclr --temperature 0.5 --mix-temperature 0.5 --lr 0.3 --weight-decay 1e-6 "
+    "--method simclr --head mlp --temperature 0.5 --mix-temperature 0.5 --lr 0.3 --weight-decay 1e-6 "
     "--epochs 100"
 )
 

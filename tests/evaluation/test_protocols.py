@@ -41,12 +41,13 @@ def evaluation(place: Path, out: Path) -> EvaluationConfig:
 
 
 def published(place: Path, out: Path, **options: Any) -> LinearConfig:
-    settings = {**where(place, out), "protocol": "paper", "epochs": 15, "batch_size": 40, **options}
-    return config_of(LinearConfig, **settings)
+    settings = {"protocol": "paper", "epochs": 15, "batch_size": 40, "precision": "float32"}
+    return config_of(LinearConfig, **{**where(place, out), **settings, **options})
 
 
 def tuning(place: Path, out: Path, **options: Any) -> FinetuneConfig:
-    return config_of(FinetuneConfig, **where(place, out), batch_size=40, **options)
+    settings = {"batch_size": 40, "precision": "float32"}  # the fastest may change
+    return config_of(FinetuneConfig, **{**where(place, out), **settings, **options})
 
 
 def test_linear_evaluation_as_published(place: Path, tmp_path: Path) -> None:

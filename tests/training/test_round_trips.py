@@ -54,13 +54,12 @@ def test_a_step_makes_no_round_trip(
 ) -> None:
     # "meta" has no autocast.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    own = {
-        "simclr": {},
+    own: dict[str, dict[str, Any]] = {
         "moco": {"queue": 64},
         "distil": {"queue": 64, "teacher": "a run", "dim": 96},
     }
     settings = resolved(
-        images=64, size=32, method=method, mix=mix, batch_size=16, epochs=1, **own[method]
+        images=64, size=32, method=method, mix=mix, batch_size=16, epochs=1, **own.get(method, {})
     )
     teacher = Teacher(
         build_backbone("test_resnet", 48, "standard").eval().to(META),

@@ -20,7 +20,7 @@ def build_optimizer(
     parameters = [p for p in method.parameters() if p.requires_grad]
     fused = parameters[0].device.type in ("cpu", "cuda")
     groups = []
-    for constant in (False, True):
+    for constant in (False, True) if steady else (False,):
         some = [p for p in parameters if (id(p) in steady) == constant]
         more: dict[str, Any] = {"lr": peak, "constant": True} if constant else {}
         if name == "sgd":
@@ -31,7 +31,6 @@ def build_optimizer(
             )
             groups.append({"params": matrices, "weight_decay": weight_decay, **more})
             groups.append({"params": vectors, "weight_decay": 0.0, **more})
-    groups = groups if steady else groups[: len(groups) // 2]
     if name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=fused)
     return torch.optim.AdamW(groups, lr=0.0, fused=fused)
