@@ -61,9 +61,10 @@ class Mixer(NamedTuple):
     """Has each source a denominator of its own, with its key and the queue, as in Un-Mix? Otherwise one
     denominator has all keys. Only MoCo tells the two apart."""
     target_view: Literal["other", "same", "own"] = "other"
-    """Which view of its sources a mixed image is compared with. other, same: than the one that is mixed;
-    both sources are of one view. own: the second source is of the other view, and each source is
-    compared in its own view. MoCo, SimCLR and distillation always take the other; they have no own."""
+    """The view in which a mixed image is compared with its sources. other: the view that is not mixed.
+    same: the view that is. own: the second source comes from the other view, and each source is compared
+    in its own. Only BYOL, SimSiam and Barlow Twins tell these apart: the others take "other" for "same",
+    and have no "own"."""
 
     def __call__(
         self, images: Tensor, generator: torch.Generator, other: Tensor | None = None

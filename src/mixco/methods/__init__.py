@@ -58,7 +58,7 @@ class Base(NamedTuple):
     mixed_apart: bool = False
     """Are mixed images encoded on their own, without clean ones beside them for batch norm?"""
     own_views: bool = False
-    """Can it compare each source of a mixed image in its own view?"""
+    """Can it compare each source of a mixed image in the source's own view?"""
     needs_clean: bool = False
     """Does it learn nothing from the mixed loss alone?"""
     teacher: bool = False
@@ -124,7 +124,7 @@ METHODS: dict[str, Base] = {
         bn_over="all",
         passes=2.0,
         mixed_views=1,
-        sgd_lr=0.06,
+        sgd_lr=0.05,
         head="mlp-bn",
         dim=256,
         mixed_apart=True,
@@ -156,7 +156,7 @@ METHODS: dict[str, Base] = {
         bn_over="all",
         passes=2.0,
         mixed_views=1,
-        sgd_lr=0.003,
+        sgd_lr=4e-4,  # its loss is a sum over the dimensions
         head="mlp3-bn",
         dim=2048,
         mixed_apart=True,
