@@ -82,9 +82,14 @@ def own_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return (targets.to(logits.dtype) * surprise).sum(1).mean()
 
 
+def at_least_float32(outputs: Tensor) -> Tensor:
+    """In float32, or in float64 where they are."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
 def unit(outputs: Tensor) -> Tensor:
     """Rows of unit length, in at least float32."""
-    return F.normalize(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), dim=1)
+    return F.normalize(at_least_float32(outputs), dim=1)
 
 
 def mean_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -105,7 +110,7 @@ def mixed_targets(projections: Tensor, targets: Tensor, *, mix_first: bool = Fal
 
     projections: z [T, C], of any length. targets: t [M, T].
     """
-    z = projections.to(torch.promote_types(projections.dtype, torch.float32))
+    z = at_least_float32(projections)
     with torch.autocast(z.device.type, enabled=False):
         mixed = targets.to(z.dtype) @ (z if mix_first else unit(z))
     return unit(mixed) if mix_first else mixed
@@ -116,7 +121,7 @@ def standardised(projections: Tensor, eps: float = 1e-5) -> Tensor:
 
     projections: [B, D]. Returns [B, D] in at least float32.
     """
-    z = projections.to(torch.promote_types(projections.dtype, torch.float32))
+    z = at_least_float32(projections)
     variance, mean = torch.var_mean(z, dim=0, correction=0)
     return (z - mean) * torch.rsqrt(variance + eps)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mixco.losses import (
+    at_least_float32,
     barlow_twins,
     contrastive_accuracy,
     mixed_residue,
@@ -118,7 +119,9 @@ class BarlowTwins(nn.Module):
 
     def _encode(self, images: Tensor, parts: Parts) -> Tensor:
         """The projections of all processes, with gradient: [B, D]."""
-        outputs = encode_in_micro_batches(self.encoder, images, self.micro_batches)
+        outputs = at_least_float32(
+            encode_in_micro_batches(self.encoder, images, self.micro_batches)
+        )
         return gather(outputs, parts) if world() > 1 else outputs
 
     def after_step(self, progress: float) -> None:

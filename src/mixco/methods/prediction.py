@@ -6,7 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixco.losses import contrastive_accuracy, mean_cosine, mixed_targets, similarity_logits, unit
+from mixco.losses import (
+    at_least_float32,
+    contrastive_accuracy,
+    mean_cosine,
+    mixed_targets,
+    similarity_logits,
+    unit,
+)
 from mixco.methods.mixed import MixedQueries
 from mixco.mixing import Mixer
 from mixco.runtime.distributed import gather, local_rows, scale_local_mean, split_batch, world
@@ -46,14 +53,16 @@ def agreement(
     mixed: the mixed images that the last predictions are of; None without a mixer.
     """
     parts = split_batch(batch, world())
-    z = {view: gather(each, parts) if world() > 1 else each for view, each in projections.items()}
+    z = {view: at_least_float32(each) for view, each in projections.items()}
+    if world() > 1:
+        z = {view: gather(each, parts) for view, each in z.items()}
     clean = mixed_cosine = None
     here = len(predictions[0])
     if mixer is None or not mixer.alone:
         rows = local_rows(batch, predictions[0].device)
-        pairs = ((predictions[0], z[1]), (predictions[1], z[0]))
-        both = sum(mean_cosine(p, unit(each)[rows]) for p, each in pairs)
-        clean = scale_local_mean(torch.as_tensor(both), here, batch)
+        first = mean_cosine(predictions[0], unit(z[1])[rows])
+        second = mean_cosine(predictions[1], unit(z[0])[rows])
+        clean = scale_local_mean(first + second, here, batch)
         own = (rows[:, None] == torch.arange(batch, device=rows.device)).float()
         accuracy = scale_local_mean(_accuracy(predictions[0], z[1], own), here, batch)
     if mixer is not None and mixed is not None:
