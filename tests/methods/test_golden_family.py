@@ -121,6 +121,29 @@ def test_imix_on_moco(name: str) -> None:
     check_step(moco(golden, mixer), golden)
 
 
+def test_imix_on_moco_in_both_directions() -> None:
+    """As two steps of ours on one gradient: the key encoder moves, and keys are pushed, in each."""
+    golden = load("family/imix_mocon_imixup_a1_sym.npz")
+    method, loss = moco(golden, None), torch.zeros((), dtype=torch.float64)
+    for here, there in (("1", "2"), ("2", "1")):
+        method.mix = drawn(
+            {k: golden[k] for k in ("x1",)}
+            | {k: golden[f"{k}_{here}"] for k in ("lam_drawn", "perm")},
+            alone=True,
+        )
+        equal(method.mix(golden[f"x{here}"], torch.Generator()).images, golden[f"x_mix_{here}"])
+        views = [golden[f"x{here}"], golden[f"x{there}"]]
+        loss = loss + method(views, torch.Generator())["loss"]
+    loss.backward()  # type: ignore[no-untyped-call]
+    equal(loss, golden["loss"])
+    for key, parameter in method.encoder.named_parameters():
+        assert parameter.grad is not None
+        equal(parameter.grad, golden[f"grad.{theirs(key)}"])
+    for key, parameter in method.key_encoder.named_parameters():
+        equal(parameter, golden[f"key_after.{theirs(key)}"])
+    equal(method.queue.keys.T, golden["queue_after"])
+
+
 @pytest.mark.parametrize("name", names("family/imix_npair_*.npz"))
 def test_imix_on_npair(name: str) -> None:
     """That is SimCLR with the mixed loss alone."""
