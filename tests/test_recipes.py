@@ -1,5 +1,6 @@
 """The recipes of 2020 are the published settings; the others are as their comments say."""
 
+import dataclasses
 import json
 import re
 from importlib import resources
@@ -7,12 +8,15 @@ from pathlib import Path
 
 import pytest
 from configs import with_images
+from sample_images import sample_images
 
 from mixco.demo import of_demo
+from mixco.runtime.seeding import generator_for
 from mixco.settings.commands import DemoConfig, LinearConfig
 from mixco.settings.config import PretrainConfig, Settings
 from mixco.settings.parse import load_recipe, recipe_names, to_dict
 from mixco.settings.resolve import Facts, resolve
+from mixco.training.build import build_method
 
 # Kim et al. 2020 and the code published with it, word for word.
 TINY = {
@@ -211,7 +215,16 @@ def test_the_recipes_of_the_family_have_the_published_settings(name: str) -> Non
     assert {"cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}[
         recipe.data.data
     ] == recipe.data.size
-    resolve(with_images(recipe), Facts(IMAGES_OF[recipe.data.data]))
+    found = resolve(with_images(recipe), Facts(IMAGES_OF[recipe.data.data]))
+    # A step of the very method, around a small network.
+    model = dataclasses.replace(found.model, arch="test_resnet", stem="standard")
+    small = dataclasses.replace(found, model=model)
+    views = [image.float() / 255 for image in sample_images(32).chunk(2)]
+    built = build_method(small).train()
+    losses = built([view[:, :, ::2, ::2] for view in views], generator_for(0, "method"))
+    losses["loss"].backward()
+    assert all(value.isfinite() for value in losses.values())
+    assert ("mixed" in losses) == (found.method.mix != "none")
 
 
 @pytest.mark.parametrize("method", ["moco", "simclr"])

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,29 @@ def test_all_parts_at_once_are_the_parts_one_by_one(momentum: float, affine: boo
         found.append([out, uneven, x.grad, *gradients, *norm.buffers()])
     for one_by_one, at_once in zip(*found, strict=True):
         torch.testing.assert_close(at_once, one_by_one, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("way", [None, one_pass])
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_norms_of_a_head_are_those_of_its_parts(affine: bool, way: Any) -> None:
+    plain = nn.BatchNorm1d(6, affine=affine, dtype=torch.float64)
+    split = split_batch_norms(copy.deepcopy(plain), 3)
+    normalise_in_one_pass(split, way)
+    values = torch.randn(12, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x, parts_x = (values.clone().requires_grad_() for _ in range(2))
+    slope = torch.linspace(-1, 1, x.numel(), dtype=torch.float64).view_as(x)
+    out = split(x)
+    (out * slope).sum().backward()
+    plain.momentum = 1 - (1 - 0.1) ** (1 / 3)
+    expected = torch.cat([plain(part) for part in parts_x.chunk(3)])
+    (expected * slope).sum().backward()
+    for ours, theirs in (
+        *((out, expected), (x.grad, parts_x.grad)),
+        *zip(split.buffers(), plain.buffers(), strict=True),
+    ):
+        if ours is not None and ours.is_floating_point():
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(split.eval()(values), plain.eval()(values), rtol=1e-10, atol=1e-12)
 
 
 def test_under_autocast_and_without_gradient() -> None:

@@ -132,7 +132,7 @@ def normalise_in_one_pass(model: nn.Module, function: Callable[..., Tensor] | No
             setattr(module, "one_pass", function)  # noqa: B010
 
 
-def _split_batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+def _split_batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     """Normalise each contiguous part of x [N, C, H, W] by its own statistics."""
     splits = min(cast(int, norm.splits), x.shape[0])
     # The parts update the running statistics one after the other. With this momentum all updates
@@ -155,6 +155,15 @@ def _sizes(batch: int, splits: int) -> list[int]:
     return [batch // splits + (part < batch % splits) for part in range(splits)]
 
 
+class SplitBatchNorm1d(nn.BatchNorm1d):
+    """A BatchNorm1d of a head [N, C], split only while training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        return _split_batch_norm(self, x[:, :, None, None]).flatten(1)
+
+
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """A BatchNorm2d with the same parameters and keys; split only while training."""
 
@@ -171,7 +180,11 @@ class SplitBatchNormAct2d(BatchNormAct2d):
         return cast(Tensor, self.act(self.drop(_split_batch_norm(self, x))))
 
 
-SPLIT = {nn.BatchNorm2d: SplitBatchNorm2d, BatchNormAct2d: SplitBatchNormAct2d}
+SPLIT: dict[type, type] = {
+    nn.BatchNorm1d: SplitBatchNorm1d,
+    nn.BatchNorm2d: SplitBatchNorm2d,
+    BatchNormAct2d: SplitBatchNormAct2d,
+}
 
 
 def split_batch_norms(model: nn.Module, splits: int) -> nn.Module:
