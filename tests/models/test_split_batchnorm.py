@@ -9,6 +9,7 @@ import torch
 from sample_images import sample_images
 from torch import Tensor, nn
 
+from mixco.models.heads import HeadNorm
 from mixco.models.split_batchnorm import normalise_in_one_pass, one_pass, split_batch_norms
 
 
@@ -76,7 +77,7 @@ def test_all_parts_at_once_are_the_parts_one_by_one(momentum: float, affine: boo
 @pytest.mark.parametrize("way", [None, one_pass])
 @pytest.mark.parametrize("affine", [True, False])
 def test_the_norms_of_a_head_are_those_of_its_parts(affine: bool, way: Any) -> None:
-    plain = nn.BatchNorm1d(6, affine=affine, dtype=torch.float64)
+    plain = HeadNorm(6, affine=affine, dtype=torch.float64)
     split = split_batch_norms(copy.deepcopy(plain), 3)
     normalise_in_one_pass(split, way)
     values = torch.randn(12, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -21,6 +21,10 @@ HEADS: dict[Head, tuple[int, int | None, bool, bool]] = {
 }
 
 
+class HeadNorm(nn.BatchNorm1d):
+    """A BatchNorm1d of outputs [N, C], a row for each image. In backbones rows may be tokens."""
+
+
 def build_head(
     features: int, dim: int, head: Head, seed: int = 0, hidden: int | None = None
 ) -> nn.Module:
@@ -43,11 +47,11 @@ def build_head(
         for wide, narrow in pairwise(sides):
             # A bias before a batch norm would do nothing.
             modules += [nn.Linear(wide, narrow, bias=not norm)]
-            modules += [nn.BatchNorm1d(narrow), nn.ReLU()] if norm else [nn.ReLU()]
+            modules += [HeadNorm(narrow), nn.ReLU()] if norm else [nn.ReLU()]
         # Nor does one that Barlow Twins takes away when it standardises.
         modules.append(nn.Linear(width, dim, bias=not norm_after and head != "mlp3-bn"))
         if norm_after:
-            modules.append(nn.BatchNorm1d(dim, affine=False))
+            modules.append(HeadNorm(dim, affine=False))
         return nn.Sequential(*modules)
 
 

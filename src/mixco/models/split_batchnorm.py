@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixco.models.frozen_batchnorm import Frozen
+from mixco.models.heads import HeadNorm
 from mixco.runtime.errors import UserError
 
 
@@ -155,8 +156,8 @@ def _sizes(batch: int, splits: int) -> list[int]:
     return [batch // splits + (part < batch % splits) for part in range(splits)]
 
 
-class SplitBatchNorm1d(nn.BatchNorm1d):
-    """A BatchNorm1d of a head [N, C], split only while training."""
+class SplitHeadNorm(HeadNorm):
+    """A head's batch norm, split only while training."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -181,7 +182,7 @@ class SplitBatchNormAct2d(BatchNormAct2d):
 
 
 SPLIT: dict[type, type] = {
-    nn.BatchNorm1d: SplitBatchNorm1d,
+    HeadNorm: SplitHeadNorm,
     nn.BatchNorm2d: SplitBatchNorm2d,
     BatchNormAct2d: SplitBatchNormAct2d,
 }

@@ -10,6 +10,7 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
+from mixco.models.heads import HeadNorm
 from mixco.runtime.distributed import gather, world
 from mixco.runtime.errors import UserError
 
@@ -36,7 +37,7 @@ def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module
 
 
 class SyncBatchNorm1d(nn.BatchNorm1d):
-    """A BatchNorm1d of a head, over all processes while training."""
+    """A BatchNorm1d, over all processes while training."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _normalise(self, x) if self.training else super().forward(x)
@@ -60,6 +61,7 @@ class SyncBatchNormAct2d(BatchNormAct2d):
 
 SYNCHRONISED: dict[type, type] = {
     nn.BatchNorm1d: SyncBatchNorm1d,
+    HeadNorm: SyncBatchNorm1d,
     nn.BatchNorm2d: SyncBatchNorm2d,
     BatchNormAct2d: SyncBatchNormAct2d,
 }
