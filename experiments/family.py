@@ -1,16 +1,21 @@
-"""Every mixer on every base, with the demo's settings on the built-in sample.
+"""Every mixer on every base, on the built-in sample; the best three and the plain bases on CIFAR-10.
 
-    python experiments/family.py [--seeds 0 1] [--out DIR] [--bases simclr moco] [--mixers none mixco]
-    python experiments/family.py --table
+    python experiments/family.py [--seeds 0 1] [--pairs simclr moco+unmix ...] [--out DIR]
+    python experiments/family.py --data cifar10 --data-path DATA --seeds 0 1 2
+    python experiments/family.py [--data cifar10] --table
 
-Each run pretrains a ResNet-18 at 32 px in bfloat16 for 24 epochs on 1,600 photographs. kNN and the
-linear probe then learn from their labels and are tested on the 400 test images. No setting was chosen
-for a pair. All have those that were chosen for SimCLR + MixCo on held-out training images
+sample: the demo's settings, so a ResNet-18 at 32 px, 24 epochs on 1,600 photographs. kNN and the linear
+probe then learn from their labels and are tested on the 400 test images. No setting was chosen for a
+pair. All have those that were chosen for SimCLR + MixCo on held-out training images
 (experiments/choose_demo.txt), so this is no ranking. Equal epochs are not equal cost, so the table has
 passes too.
 
-The figures of each run are added to experiments/logs/family.json, and what is there is not done again;
-several processes may work on it at once. At the end, or with --table, the table is printed.
+cifar10: the settings of cifar10_10k.py, so 9 epochs on the first 1,000 training images of each class,
+tested on the whole test split. Nothing was tuned on CIFAR-10.
+
+All runs are in bfloat16. Their figures are added to experiments/logs/family_DATA.json, and what is there
+is not done again; several processes may work on it at once. At the end, or with --table, tables are
+printed.
 """
 
 import argparse
@@ -19,22 +24,33 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from cifar10_10k import PARTS, lay_out
 from from_weights import evaluated, mixco, results_of
 
 from mixco.methods import METHODS, MIXERS, NO_MIXER, mixer_of, passes_of, run_name, works
 from mixco.runtime.locks import one_at_a_time
 
-LOG = Path(__file__).parent / "logs" / "family.json"
+HERE = Path(__file__).parent
+LOGS = HERE / "logs"
+RATES = HERE.parent / "benchmarks" / "results" / "family-cpu.json"
 BASES = [name for name, base in METHODS.items() if not base.teacher]
 OURS = [NO_MIXER, *(name for name in MIXERS if not name.startswith("unmix-"))]
+PAIRS = {run_name(base, mix): (base, mix) for base in BASES for mix in OURS if works(base, mix)}
+BEST = ["simclr+cutmix", "simclr+unmix", "simclr+icutmix"]  # on the sample
+CHOSEN = {"sample": list(PAIRS), "cifar10": [*BASES, *BEST]}
+CIFAR10 = ("--size", 32, "--stem", "standard", "--batch-size", 128, "--epochs", 9)
+SETTINGS = {"sample": ("--recipe", "demo"), "cifar10": CIFAR10}
+
+Log = dict[str, dict[str, dict[str, Any]]]  # pair -> seed -> the figures of the run
 
 
-def run(base: str, mixer: str, seed: int, out: Path) -> dict[str, Any]:
+def run(pair: str, seed: int, settings: tuple[object, ...], out: Path) -> dict[str, Any]:
     """Pretrain and evaluate a pair with one seed; what is done stays."""
-    folder = out / f"{run_name(base, mixer)}-s{seed}"
+    folder = out / f"{pair}-s{seed}"
+    base, mixer = PAIRS[pair]
     if "pretrain" not in results_of(folder):
-        pair = ("--method", base, "--mix", mixer, "--seed", seed, "--knn-every", 0)
-        mixco("pretrain", "--recipe", "demo", *pair, "--out", folder, "--precision", "bfloat16")
+        chosen = ("--method", base, "--mix", mixer, "--seed", seed, "--knn-every", 0)
+        mixco("pretrain", *settings, *chosen, "--out", folder, "--precision", "bfloat16")
     records = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     rates = [json.loads(line)["images_per_second"] for line in records]
     results = evaluated(folder, ("--run", folder))
@@ -44,17 +60,16 @@ def run(base: str, mixer: str, seed: int, out: Path) -> dict[str, Any]:
     return {**figures, "images_per_second": statistics.median(rates), **where}
 
 
-def logged() -> dict[str, dict[str, dict[str, Any]]]:
-    """Pair -> seed -> the figures of the run."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    return json.loads(LOG.read_text("utf-8")) if LOG.exists() else found
+def logged(path: Path) -> Log:
+    found: Log = {}
+    return json.loads(path.read_text("utf-8")) if path.exists() else found
 
 
-def log(pair: str, seed: int, figures: dict[str, Any], lock: Path) -> None:
+def log(path: Path, pair: str, seed: int, figures: dict[str, Any], lock: Path) -> None:
     with one_at_a_time(lock):
-        found = logged()
+        found = logged(path)
         found.setdefault(pair, {})[str(seed)] = figures
-        LOG.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", "utf-8")
+        path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def spread(values: list[float]) -> str:
@@ -62,36 +77,61 @@ def spread(values: list[float]) -> str:
     return f"{text} ± {statistics.stdev(values):.1f}" if len(values) > 1 else text
 
 
-def table() -> None:
-    print("| base | mixer | passes an image | kNN top-1, % | linear probe top-1, % | seeds |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    found = logged()
-    for base in BASES:
-        for mixer in OURS:
-            runs = [*found.get(run_name(base, mixer), {}).values()]
-            if not runs:
-                continue
+def images_per_second() -> dict[str, float]:
+    """Pair -> the median of benchmarks/steps.py on a machine that did nothing else, where it was run."""
+    rows = json.loads(RATES.read_text("utf-8"))["rows"] if RATES.exists() else []
+    return {row["pair"]: row["images_per_second"]["median"] for row in rows}
+
+
+def table(found: Log) -> None:
+    """A row for each pair that ran."""
+    measured = ("kNN top-1, %", "linear probe top-1, %")
+    head = ["base", "mixer", "passes an image", "images/s", *measured, "seeds"]
+    print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
+    rates = images_per_second()
+    for pair, (base, mixer) in PAIRS.items():
+        runs = [*found.get(pair, {}).values()]
+        if runs:
             passes = passes_of(METHODS[base], mixer_of(mixer))
-            knn, linear = (spread([each[kind] for each in runs]) for kind in ("knn", "linear"))
-            print(f"| {base} | {mixer} | {passes:g} | {knn} | {linear} | {len(runs)} |")
+            rate = f"{rates[pair]:.0f}" if pair in rates else "–"
+            cells = [spread([each[kind] for each in runs]) for kind in ("knn", "linear")]
+            print(f"| {base} | {mixer} | {passes:g} | {rate} | {' | '.join(cells)} | {len(runs)} |")
+
+
+def grid(found: Log) -> None:
+    """kNN / linear probe, the means over the seeds: a row for each mixer, a column for each base."""
+    print(f"\n| `--mix` | {' | '.join(BASES)} |\n|{' --- |' * (1 + len(BASES))}")
+    for mixer in OURS:
+        cells = []
+        for base in BASES:
+            runs = [*found.get(run_name(base, mixer), {}).values()]
+            means = [
+                statistics.mean(each[kind] for each in runs) for kind in ("knn", "linear") if runs
+            ]
+            cells.append(" / ".join(f"{mean:.1f}" for mean in means) or "–")
+        print(f"| `{mixer}` | {' | '.join(cells)} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="sample", choices=list(SETTINGS))
+    parser.add_argument("--data-path", type=Path, help="where cifar10 lies")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--bases", nargs="+", default=BASES, choices=BASES)
-    parser.add_argument("--mixers", nargs="+", default=OURS, choices=OURS)
+    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), help="default: as said above")
     parser.add_argument("--out", type=Path, default=Path("runs/family"))
     parser.add_argument("--table", action="store_true", help="print the table and do nothing else")
     arguments = parser.parse_args()
+    path = LOGS / f"family_{arguments.data}.json"
+    out = arguments.out / arguments.data
+    settings: tuple[object, ...] = SETTINGS[arguments.data]
+    if arguments.data == "cifar10" and not arguments.table:
+        settings = (*settings, "--data", lay_out(arguments.data_path, out / "images", PARTS))
     for seed in [] if arguments.table else arguments.seeds:
-        for base in arguments.bases:
-            for mixer in (name for name in arguments.mixers if works(base, name)):
-                pair = run_name(base, mixer)
-                if str(seed) not in logged().get(pair, {}):
-                    figures = run(base, mixer, seed, arguments.out)
-                    log(pair, seed, figures, arguments.out / ".log.lock")
-    table()
+        for pair in arguments.pairs or CHOSEN[arguments.data]:
+            if str(seed) not in logged(path).get(pair, {}):
+                log(path, pair, seed, run(pair, seed, settings, out), out / ".log.lock")
+    table(logged(path))
+    grid(logged(path))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """One factory of settings for all tests: by the command line's names, as Python's keywords have them."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mixco.methods import METHODS
 from mixco.settings.commands import EvaluationConfig
 from mixco.settings.config import PretrainConfig, Settings
 from mixco.settings.parse import with_settings
@@ -35,6 +37,15 @@ def pretrain_config(**settings: Any) -> PretrainConfig:
     In float32, unless it says otherwise: which format is fastest is found by timing, and may change.
     """
     return config_of(PretrainConfig, **{"data": "sample", "precision": "float32", **settings})
+
+
+def small_head(method: str) -> dict[str, int]:
+    """Settings of a small head and predictor for bases whose usual ones are wide; where time counts."""
+    base = METHODS[method]
+    if base.head == "mlp":
+        return {}
+    predicts = "predictor_hidden" in {field.name for field in dataclasses.fields(base.options)}
+    return {"head_hidden": 64, "dim": 32, **({"predictor_hidden": 16} if predicts else {})}
 
 
 def evaluation_config(run: Path | None = None, **settings: Any) -> EvaluationConfig:

@@ -311,7 +311,7 @@ def test_memory_that_does_not_suffice_is_told_with_what_to_lower(
         "batch": [*new, "--data", "sample", "--batch-size", "1600", *large],
         "evaluation": [
             *("finetune", "--run", str(run), "--cache", f"{photos.parent}/cache"),
-            *("--size", "1024", "--device", "cpu"),
+            *("--size", "2048", "--device", "cpu"),
         ],
     }
     with pytest.raises(SystemExit) as left:

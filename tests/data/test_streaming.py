@@ -433,6 +433,7 @@ def test_an_interrupt_in_the_terminal_ends_a_run_with_one_sentence(
         *("--data", str(tmp_path / "photos"), "--loading", "streamed", "--workers", "2"),
         *("--size", "32", "--batch-size", "4", "--epochs", "10000", "--device", "cpu"),
         *("--checkpoint-minutes", "0", "--cache", str(tmp_path), "--out", str(tmp_path / "run")),
+        *("--arch", "test_resnet"),
     ]
     # Where the tests run in the background, Ctrl-C is ignored, by what they start as well.
     with subprocess.Popen(

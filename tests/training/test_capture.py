@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from configs import pretrain_config
+from configs import pretrain_config, small_head
 from distributed_steps import build as build_method
 from distributed_steps import resnet, views_of_steps
 from torch import nn
@@ -156,6 +156,7 @@ def test_steps_of_tensors_alone_are_the_steps(
             own: dict[str, Any] = {"queue": 64} if method == "moco" else {}
             own |= {"augmentation": "moco-v1", "arch": "test_resnet", "size": 32, "batch_size": 32}
             own |= {"method": method, "mix": mix, "optimizer": optimizer, "epochs": 1}
+            own |= small_head(method)
             given = prepare(pretrain_config(cache=tmp_path, precision="float32", **own), stack)
             compute = given.compute._replace(dtype=torch.float64)
             given = dataclasses.replace(given, compute=compute)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from configs import pretrain_config
+from configs import pretrain_config, small_head
 from forked import Python
 from run_states import assert_equal, final_state
 from sample_images import unpack_sample
@@ -61,7 +61,8 @@ def config(photos: Path, out: Path, **settings: Any) -> PretrainConfig:
     if settings.get("method", "moco") == "moco":
         usual["queue"] = 20
     places = {"data": str(photos), "cache": photos.parent / "cache", "out": out}
-    return pretrain_config(**{**usual, **places, **settings})
+    heads = small_head(settings.get("method", "moco"))
+    return pretrain_config(**{**usual, **heads, **places, **settings})
 
 
 @pytest.fixture(scope="module")
