@@ -1,6 +1,5 @@
 """One factory of settings for all tests: by the command line's names, as Python's keywords have them."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +43,7 @@ def small_head(method: str) -> dict[str, int]:
     base = METHODS[method]
     if base.head == "mlp":
         return {}
-    predicts = "predictor_hidden" in {field.name for field in dataclasses.fields(base.options)}
+    predicts = hasattr(base.options, "predictor_hidden")
     return {"head_hidden": 64, "dim": 32, **({"predictor_hidden": 16} if predicts else {})}
 
 

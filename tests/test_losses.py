@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixco.losses import MASKED, contrastive_accuracy, soft_infonce
+from mixco.losses import MASKED, contrastive_accuracy, mixtures, soft_infonce
 from mixco.mixing import Pairs, soft_targets
 
 T = 0.2
@@ -121,6 +121,14 @@ def test_low_temperature_stays_finite(dtype: torch.dtype) -> None:
     assert loss > 10  # a probability of exp(-200) keeps its size
     assert queries.grad is not None
     assert queries.grad.isfinite().all()
+
+
+def test_mixtures_are_not_rounded_by_autocast() -> None:
+    targets = torch.tensor([[0.3, 0.7, 0.0], [0.0, 0.1, 0.9]])
+    values = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mixtures(targets, values)
+    torch.testing.assert_close(found, targets @ values)
 
 
 def test_similarities_are_not_rounded_by_autocast() -> None:

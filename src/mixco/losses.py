@@ -92,6 +92,17 @@ def unit(outputs: Tensor) -> Tensor:
     return F.normalize(at_least_float32(outputs), dim=1)
 
 
+def mixtures(targets: Tensor, values: Tensor) -> Tensor:
+    """sum_j t_ij v_j: [M, N], in at least float32.
+
+    targets: t [M, T], how much of each source a mixed image holds. values: v [T, N], of the sources.
+    Computed outside autocast: bfloat16 would round a part of 0.3 to 0.30078.
+    """
+    values = at_least_float32(values)
+    with torch.autocast(values.device.type, enabled=False):
+        return targets.to(values.dtype) @ values
+
+
 def mean_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
     """The mean of the products of rows, a scalar in [-1, 1]: of cosines, where targets have unit length.
 
@@ -110,10 +121,9 @@ def mixed_targets(projections: Tensor, targets: Tensor, *, mix_first: bool = Fal
 
     projections: z [T, C], of any length. targets: t [M, T].
     """
-    z = at_least_float32(projections)
-    with torch.autocast(z.device.type, enabled=False):
-        mixed = targets.to(z.dtype) @ (z if mix_first else unit(z))
-    return unit(mixed) if mix_first else mixed
+    if mix_first:
+        return unit(mixtures(targets, projections))
+    return mixtures(targets, unit(projections))
 
 
 def standardised(projections: Tensor, eps: float = 1e-5) -> Tensor:
@@ -151,8 +161,8 @@ def mixed_residue(
     mixed: [M, D], sources: [T, D], all standardised. targets: t [M, T]. views: s_v, [M, D] each: row i
     belongs to the first source of mixed image i.
     """
+    residue = mixed - mixtures(targets, sources)
     with torch.autocast(mixed.device.type, enabled=False):
-        residue = mixed - targets.to(mixed.dtype) @ sources
         found = [(residue.T @ view / len(mixed)).square().sum() for view in views]
     return torch.stack(found).sum()
 

@@ -1,8 +1,8 @@
 """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230), plain or mixed.
 
 The cross-correlation of the outputs of two views should be the identity: each dimension agrees between
-the views and is uncorrelated with the others. With `mixbt` it is Mixed Barlow Twins (Bandara et al. 2023,
-arXiv 2312.02151).
+the views and is uncorrelated with the others. With `mixbt` it is Mixed Barlow Twins (Bandara et al.
+2023, arXiv 2312.02151).
 """
 
 from collections.abc import Sequence

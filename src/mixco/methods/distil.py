@@ -12,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixco.losses import contrastive_accuracy, similarity_logits, soft_cross_entropy, unit
+from mixco.losses import (
+    contrastive_accuracy,
+    mixtures,
+    similarity_logits,
+    soft_cross_entropy,
+    unit,
+)
 from mixco.methods.mixed import mixed_queries
 from mixco.methods.options import DistilOptions
 from mixco.mixing import Mixer, Pairs
@@ -142,7 +148,7 @@ class Distil(nn.Module):
             losses = {"loss": clean, "clean": clean.detach()}
         if mixed is not None:
             answers = similarity_logits(taught, candidates, self.teacher_temperature).softmax(1)
-            targets = mixed.targets.to(answers.dtype) @ answers  # [m, B + K]
+            targets = mixtures(mixed.targets, answers)  # [m, B + K]
             students = students if alone else students[here:]
             logits = similarity_logits(students, candidates, self.mix_temperature)
             count, total = len(mixed.images), mixed.total
