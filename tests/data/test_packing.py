@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +229,31 @@ def test_what_another_process_has_packed_meanwhile_is_taken(
 
     monkeypatch.setattr(packing, "_write", write_and_be_refused)
     assert torch.equal(of_folder(photos, tmp_path / "cache").images, sample_images(200))
+
+
+def test_two_that_pack_the_same_images_at_once_do_not_meet(photos: Path, tmp_path: Path) -> None:
+    """The second begins when the first has packed a half, and waits for the end of the first."""
+    source, cache = list_images(str(photos), None, "pretrain"), tmp_path / "cache"
+    begun, ended = threading.Event(), threading.Event()
+
+    def wait(*_: int) -> None:
+        begun.set()
+        assert ended.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        others: list[Future[PackedImages]] = []
+
+        def begin(done: int, _: int) -> None:
+            if done >= 100 and not others:
+                others.append(pool.submit(pack, source, size=64, cache=cache, on_progress=wait))
+                assert begun.wait(60)
+
+        first = pack(source, size=64, cache=cache, on_progress=begin)
+        ended.set()
+        second = others[0].result()
+    for packed in (first, second):
+        assert torch.equal(packed.images, sample_images(200))
+    assert [path.name for path in cache.iterdir()] == [first.path.name]
 
 
 def test_what_could_not_be_read_for_a_moment_is_read_the_next_time(

@@ -21,9 +21,9 @@ from mixco.data.images import refuse_too_many
 from mixco.data.opening import quietly
 from mixco.data.packed import PackedImages
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import in_line, refuse_other_than_utf8
+from mixco.runtime.files import in_line, refuse_other_than_utf8, temporary_name
 
-FORMAT = 3  # part of the key: raise it when the same files are packed differently
+FORMAT = 4  # part of the key: raise it when the same files are packed differently
 AHEAD = 512  # images decoded ahead of writing
 AT_ONCE = 16  # images that a thread decodes at once
 SMALL = 96  # longer side in pixels, up to which one thread is the fastest
@@ -136,8 +136,8 @@ def _write(
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     count = len(source.files)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pictures = temporary.with_suffix(".pictures")
+    # Each writer has its own: other processes may pack the same images at the same time.
+    temporary, pictures = temporary_name(path), temporary_name(path)
     extents: list[tuple[int, int]] = []
     kept: list[int] = []
     unreadable: list[tuple[int, str]] = []

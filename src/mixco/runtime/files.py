@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -47,6 +48,14 @@ def refuse_other_than_utf8(path: Path, option: str) -> None:
         ) from None
 
 
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path`, with its suffix, that no other writer has.
+
+    A process number would not do: other machines, and containers, have processes of the same number.
+    """
+    return path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; synced and renamed to it at the end, removed on errors.
@@ -57,7 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises OSError that names `path`, also where a library, such as safetensors, reports the system's
     error only in a message of its own.
     """
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = temporary_name(path)
     try:
         with naming(path):
             temporary.touch()
@@ -99,7 +108,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     path: must not exist, or be an empty folder.
     """
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary = temporary_name(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
