@@ -131,7 +131,7 @@ def synchronised(method: str, mix: str, batch: int = 16) -> dict[str, Any]:
 
 def split(bn_splits: int = 4, batch: int = 16) -> dict[str, Any]:
     """MoCo with a ResNet, its batch norms in virtual devices."""
-    return steps(build("moco", "mixco", resnet("resnet18"), bn_splits=bn_splits), batch, 2)
+    return steps(build("moco", "mixco", resnet("resnet18"), bn_splits=bn_splits), batch, 1)
 
 
 def frozen(method: str, batch: int = 13) -> dict[str, Any]:
