@@ -23,7 +23,7 @@ import torch
 from mixco.data.datasets import list_images
 from mixco.data.decode import decode
 from mixco.data.loading import open_images
-from mixco.runtime.device import describe, processors, synchronise
+from mixco.runtime.device import describe, processor, processors, synchronise
 from mixco.runtime.run_folder import versions
 from mixco.settings.config import PretrainConfig
 from mixco.settings.parse import with_settings
@@ -224,7 +224,7 @@ def origin(device: torch.device) -> Figures:
         "command": " ".join(["python", *sys.argv]),
         "commit": commit(),
         "machine": machine(),
-        "versions": versions(describe(device)),
+        "versions": versions(describe(device), processor()),
     }
 
 

@@ -56,7 +56,7 @@ def run(pair: str, seed: int, settings: tuple[object, ...], out: Path) -> dict[s
     results = evaluated(folder, ("--run", folder))
     figures = {kind: results[kind]["top1"] for kind in ("knn", "linear")}
     versions = json.loads((folder / "versions.json").read_text("utf-8"))
-    where = {key: versions[key] for key in ("mixco", "torch", "hardware")}
+    where = {key: versions[key] for key in ("mixco", "torch", "hardware", "processor")}
     return {**figures, "images_per_second": statistics.median(rates), **where}
 
 

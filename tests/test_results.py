@@ -93,8 +93,8 @@ def test_the_version_of_a_copy_on_the_path_loads_nothing_heavy(tmp_path: Path) -
 
 
 def test_versions_name_the_libraries_and_the_hardware() -> None:
-    named = versions("cpu, 2 threads")
-    assert {"python", "torch", "timm", "mixco", "platform"} <= named.keys()
+    named = versions("cpu, 2 threads", "EPYC")
+    assert {"python", "torch", "timm", "mixco", "platform", "processor"} <= named.keys()
     assert named["hardware"] == "cpu, 2 threads"
 
 
@@ -107,7 +107,7 @@ def test_versions_need_no_installed_mixco(monkeypatch: pytest.MonkeyPatch) -> No
         return found(name)
 
     monkeypatch.setattr(metadata.Distribution, "from_name", without_ours)
-    assert versions("cpu")["mixco"] == VERSION
+    assert versions("cpu", "")["mixco"] == VERSION
 
 
 WRITER = """

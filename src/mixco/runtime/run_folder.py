@@ -223,12 +223,13 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is damaged: {error}; restore it or run again") from None
 
 
-def versions(hardware: str) -> dict[str, str]:
-    """The content of versions.json."""
+def versions(hardware: str, processor: str) -> dict[str, str]:
+    """The content of versions.json; the two as `device.describe` and `device.processor` say them."""
     return {
         "python": platform.python_version(),
         "mixco": VERSION,
         **{name: version(name) for name in LIBRARIES},
         "platform": platform.platform(),
         "hardware": hardware,
+        "processor": processor,
     }

@@ -14,7 +14,7 @@ from mixco.data.image_list import ImageList
 from mixco.data.run_images import Where, digest, known_images, place_of, remember, same_place
 from mixco.encoders.checkpoint import as_dict, save_encoder
 from mixco.models.families import first_line
-from mixco.runtime.device import describe
+from mixco.runtime.device import describe, processor
 from mixco.runtime.distributed import broadcast_object, rank, world
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import in_line, naming, replacing, shown
@@ -66,7 +66,7 @@ class Run:
         """Go on from the newest checkpoint, or begin with one of step 0."""
         if self.first:
             device = describe(self.setup.compute.device)
-            write_json(self.folder / "versions.json", versions(device))
+            write_json(self.folder / "versions.json", versions(device, processor()))
             self._report_data()
         saved = broadcast_object(newest_state(self.folder, say) if self.first else None)
         state = TrainState()
