@@ -23,6 +23,7 @@ from mixco.data.datasets import list_images
 # For each folder: its split, and which images of each class, in the order of the split.
 Parts = dict[str, tuple[str, range]]
 PARTS: Parts = {"train": ("train", range(1000)), "test": ("test", range(1000))}
+SETTINGS = ("--size", 32, "--stem", "standard", "--batch-size", 128)
 METHODS = [(method, mix) for method in ("moco", "simclr") for mix in ("none", "mixco")]
 
 
@@ -61,8 +62,8 @@ def run(photos: Path, out: Path, method: str, mix: str, seed: int, epochs: int) 
         shutil.rmtree(out, ignore_errors=True)
         mixco(
             *("pretrain", "--data", photos, "--out", out, "--seed", seed, "--method", method),
-            *("--mix", mix, "--size", 32, "--stem", "standard", "--epochs", epochs),
-            *("--batch-size", 128, "--knn-every", 0),
+            *("--mix", mix, "--epochs", epochs, "--knn-every", 0),
+            *SETTINGS,
         )
         mixco("knn", "--run", out)
         mixco("linear", "--run", out)

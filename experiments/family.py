@@ -24,7 +24,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from cifar10_10k import PARTS, lay_out
+import cifar10_10k
 from from_weights import evaluated, mixco, results_of
 
 from mixco.methods import METHODS, MIXERS, NO_MIXER, mixer_of, passes_of, run_name, works
@@ -38,8 +38,7 @@ OURS = [NO_MIXER, *(name for name in MIXERS if not name.startswith("unmix-"))]
 PAIRS = {run_name(base, mix): (base, mix) for base in BASES for mix in OURS if works(base, mix)}
 BEST = ["simclr+cutmix", "simclr+unmix", "simclr+imix"]  # on the sample, by kNN and probe together
 CHOSEN = {"sample": list(PAIRS), "cifar10": [*BASES, *BEST]}
-CIFAR10 = ("--size", 32, "--stem", "standard", "--batch-size", 128, "--epochs", 9)
-SETTINGS = {"sample": ("--recipe", "demo"), "cifar10": CIFAR10}
+SETTINGS = {"sample": ("--recipe", "demo"), "cifar10": (*cifar10_10k.SETTINGS, "--epochs", 9)}
 
 Log = dict[str, dict[str, dict[str, Any]]]  # pair -> seed -> the figures of the run
 
@@ -78,24 +77,24 @@ def spread(values: list[float]) -> str:
 
 
 def images_per_second() -> dict[str, float]:
-    """Pair -> the median of benchmarks/steps.py on a machine that did nothing else, where it was run."""
+    """Pair -> the median of `python benchmarks/steps.py family`; nothing where it was not run."""
     rows = json.loads(RATES.read_text("utf-8"))["rows"] if RATES.exists() else []
     return {row["pair"]: row["images_per_second"]["median"] for row in rows}
 
 
 def table(found: Log) -> None:
     """A row for each pair that ran."""
-    measured = ("kNN top-1, %", "linear probe top-1, %")
-    head = ["base", "mixer", "passes an image", "images/s", *measured, "seeds"]
-    print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
     rates = images_per_second()
+    head = ["base", "mixer", "passes an image", *(["images/s"] if rates else [])]
+    head += ["kNN top-1, %", "linear probe top-1, %", "seeds"]
+    print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
     for pair, (base, mixer) in PAIRS.items():
         runs = [*found.get(pair, {}).values()]
         if runs:
             passes = passes_of(METHODS[base], mixer_of(mixer))
-            rate = f"{rates[pair]:.0f}" if pair in rates else "–"
-            cells = [spread([each[kind] for each in runs]) for kind in ("knn", "linear")]
-            print(f"| {base} | {mixer} | {passes:g} | {rate} | {' | '.join(cells)} | {len(runs)} |")
+            cells = [base, mixer, f"{passes:g}", *([f"{rates[pair]:.0f}"] if rates else [])]
+            cells += [spread([each[kind] for each in runs]) for kind in ("knn", "linear")]
+            print(f"| {' | '.join(cells)} | {len(runs)} |")
 
 
 def grid(found: Log) -> None:
@@ -125,7 +124,8 @@ def main() -> None:
     out = arguments.out / arguments.data
     settings: tuple[object, ...] = SETTINGS[arguments.data]
     if arguments.data == "cifar10" and not arguments.table:
-        settings = (*settings, "--data", lay_out(arguments.data_path, out / "images", PARTS))
+        images = cifar10_10k.lay_out(arguments.data_path, out / "images", cifar10_10k.PARTS)
+        settings = (*settings, "--data", images)
     for seed in [] if arguments.table else arguments.seeds:
         for pair in arguments.pairs or CHOSEN[arguments.data]:
             if str(seed) not in logged(path).get(pair, {}):

@@ -6,27 +6,23 @@ Only its lambda is float32, and so is its 1 - lambda: lambda is drawn in float32
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_vectors import Body, linear, load, names
-from torch import Tensor, nn
+from golden_vectors import (
+    Body,
+    encoder,
+    equal,
+    equal_gradients,
+    equal_keys,
+    linear,
+    load,
+    names,
+)
+from torch import Tensor
 
 from mixco.losses import similarity_logits
 from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.mixing import Mixer, Pairs, blend
 from mixco.models.encoder import Encoder
-
-
-def equal(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual.detach(), expected, rtol=1e-9, atol=1e-12)
-
-
-def encoder(golden: dict[str, Tensor], prefix: str) -> Encoder:
-    head = nn.Sequential(
-        linear(golden[f"{prefix}.fc.0.weight"], golden[f"{prefix}.fc.0.bias"]),
-        nn.ReLU(),
-        linear(golden[f"{prefix}.fc.2.weight"], golden[f"{prefix}.fc.2.bias"]),
-    )
-    return Encoder(Body(golden[f"{prefix}.body.weight"]), head)
 
 
 def mixer(*lam: Tensor) -> Mixer:
@@ -38,10 +34,6 @@ def mixer(*lam: Tensor) -> Mixer:
         return Pairs(first, first + batch // 2, (left.pop(0) if len(left) > 1 else left[0]).float())
 
     return Mixer(draw, blend)
-
-
-def theirs(name: str) -> str:
-    return name.replace("backbone.body", "body").replace("head", "fc")
 
 
 @pytest.mark.parametrize("name", names("moco_*.npz") + names("mixco_*.npz"))
@@ -73,12 +65,8 @@ def test_moco(name: str) -> None:
     losses["loss"].backward()
 
     equal(losses["loss"], golden["loss"])
-    for key, parameter in method.encoder.named_parameters():
-        assert parameter.grad is not None
-        equal(parameter.grad, golden[f"grad.{theirs(key)}"])
-    for key, parameter in method.key_encoder.named_parameters():
-        equal(parameter, golden[f"key_after.{theirs(key)}"])
-    equal(method.queue.keys.T, golden["queue_after"])
+    equal_gradients(method.encoder, golden)
+    equal_keys(method, golden)
     assert method.queue.pointer.item() == golden["ptr_after"].item()
 
     keys = F.normalize(method.key_encoder(golden["im_k"]), dim=1)

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_vectors import Body, linear, load, names
+from golden_vectors import (
+    encoder,
+    equal,
+    equal_gradients,
+    equal_keys,
+    linear,
+    load,
+    names,
+    theirs,
+)
 from torch import Tensor, nn
 
 from mixco.losses import (
@@ -25,24 +34,9 @@ from mixco.methods.moco import MoCo
 from mixco.methods.simclr import SimCLR
 from mixco.methods.simsiam import SimSiam
 from mixco.mixing import Mixer, Pairs, blend, soft_targets
-from mixco.models.encoder import Encoder
 from mixco.models.momentum import momentum_update
 
 Golden = dict[str, Tensor]
-
-
-def equal(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual.detach(), expected, rtol=1e-9, atol=1e-12)
-
-
-def encoder(golden: Golden, name: str) -> Encoder:
-    weights = {k.removeprefix(f"before.{name}."): v for k, v in golden.items()}
-    first, second = (linear(weights[f"fc.{i}.weight"], weights[f"fc.{i}.bias"]) for i in (0, 2))
-    return Encoder(Body(weights["body.weight"]), nn.Sequential(first, nn.ReLU(), second))
-
-
-def theirs(name: str) -> str:
-    return name.replace("backbone.body", "body").replace("head", "fc")
 
 
 def drawn(golden: Golden, **settings: Any) -> Mixer:
@@ -62,7 +56,7 @@ def drawn(golden: Golden, **settings: Any) -> Mixer:
 
 def moco(golden: Golden, mixer: Mixer | None) -> MoCo:
     method = MoCo(
-        encoder(golden, "encoder_q"),
+        encoder(golden, "before.encoder_q"),
         dim=8,
         queue=golden["before.queue"].shape[1],
         momentum=golden["momentum"].item(),
@@ -73,7 +67,7 @@ def moco(golden: Golden, mixer: Mixer | None) -> MoCo:
         bn_splits=1,
         generator=torch.Generator(),
     ).double()
-    method.key_encoder.load_state_dict(encoder(golden, "encoder_k").state_dict())
+    method.key_encoder.load_state_dict(encoder(golden, "before.encoder_k").state_dict())
     method.queue.keys.copy_(golden["before.queue"].T)
     method.queue.pointer.fill_(golden["before.queue_ptr"].item())
     return method
@@ -94,13 +88,9 @@ def check_step(method: nn.Module, golden: Golden) -> dict[str, Tensor]:
     losses: dict[str, Tensor] = method([golden["x1"], golden["x2"]], torch.Generator())
     losses["loss"].backward()  # type: ignore[no-untyped-call]
     equal(losses["loss"], golden["loss"])
-    for key, parameter in method.get_submodule("encoder").named_parameters():
-        assert parameter.grad is not None
-        equal(parameter.grad, golden[f"grad.{theirs(key)}"])
+    equal_gradients(method.get_submodule("encoder"), golden)
     if isinstance(method, MoCo):
-        for key, parameter in method.key_encoder.named_parameters():
-            equal(parameter, golden[f"key_after.{theirs(key)}"])
-        equal(method.queue.keys.T, golden["queue_after"])
+        equal_keys(method, golden)
         assert method.queue.pointer.item() == golden["ptr_after"].item()
     return losses
 
@@ -136,12 +126,8 @@ def test_imix_on_moco_in_both_directions() -> None:
         loss = loss + method(views, torch.Generator())["loss"]
     loss.backward()  # type: ignore[no-untyped-call]
     equal(loss, golden["loss"])
-    for key, parameter in method.encoder.named_parameters():
-        assert parameter.grad is not None
-        equal(parameter.grad, golden[f"grad.{theirs(key)}"])
-    for key, parameter in method.key_encoder.named_parameters():
-        equal(parameter, golden[f"key_after.{theirs(key)}"])
-    equal(method.queue.keys.T, golden["queue_after"])
+    equal_gradients(method.encoder, golden)
+    equal_keys(method, golden)
 
 
 @pytest.mark.parametrize("name", names("family/imix_npair_*.npz"))
@@ -152,7 +138,7 @@ def test_imix_on_npair(name: str) -> None:
     check_mixed(mixer, golden)
     temperature = golden["temperature"].item()
     method = SimCLR(
-        encoder(golden, "encoder_q"),
+        encoder(golden, "before.encoder_q"),
         temperature=temperature,
         mix=mixer,
         mix_temperature=temperature,
@@ -232,7 +218,7 @@ def predictor(golden: Golden) -> nn.Module:
 
 def byol(golden: Golden, mixer: Mixer | None, target: str = "before.encoder_k") -> BYOL:
     method = BYOL(
-        encoder(golden, "encoder_q"),
+        encoder(golden, "before.encoder_q"),
         predictor(golden),
         momentum=golden["momentum"].item(),
         mix=mixer,
@@ -313,7 +299,9 @@ def test_the_loss_of_imix_on_byol_in_both_directions() -> None:
 
 def test_simsiam() -> None:
     golden = load("family/simsiam.npz")
-    method = SimSiam(encoder(golden, "encoder_q"), predictor(golden), mix=None, mix_weight=1.0)
+    method = SimSiam(
+        encoder(golden, "before.encoder_q"), predictor(golden), mix=None, mix_weight=1.0
+    )
     check_step(method, golden)
     check_predictor(method, golden)
 
@@ -358,7 +346,7 @@ def test_a_step_of_mixed_barlow_twins(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its deviation, and with projections of unit length, as its code for small images has them."""
     golden = load("family/mixbt_step_B8.npz")
     monkeypatch.setattr("mixco.methods.barlow.standardised", by_unbiased_deviation)
-    inner = encoder(golden, "encoder_q")
+    inner = encoder(golden, "before.encoder_q")
     head = nn.Sequential(*inner.get_submodule("head").children())
     head.register_forward_hook(lambda _module, _input, output: F.normalize(output, dim=1))
     inner.head = head
