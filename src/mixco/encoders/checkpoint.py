@@ -41,7 +41,7 @@ from mixco.models.families import (
     refuse_unknown,
     usual_size,
 )
-from mixco.runtime.errors import UserError, of_the_machine
+from mixco.runtime.errors import UserError, of_the_machine, out_of_memory
 from mixco.runtime.files import refuse_other_than_utf8, replacing
 from mixco.runtime.setting import option
 from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Input
@@ -234,7 +234,9 @@ def _refuse_other_size(backbone: nn.Module, size: int, description: EncoderDescr
     try:
         with torch.no_grad():
             blank_features(backbone.eval(), size)
-    except Exception as error:
+    except Exception as error:  # of many kinds, depending on the architecture
+        if out_of_memory(error):
+            raise
         reason = first_line(error)
         raise UserError(
             f"--size {size}: {description.arch} with weights for {description.size} pixels cannot take "
