@@ -12,6 +12,8 @@ from forked import mixco_command
 from sample_images import unpack_sample
 
 import mixco.cli
+from mixco.runtime.setting import option
+from mixco.settings.config import of_other_bases
 from mixco.settings.options import rows
 from mixco.training.checkpoints import checkpoints
 
@@ -69,8 +71,25 @@ def test_the_help_of_a_command_fits_the_screen(
     words = " ".join(" ".join(line.strip("│ ") for line in lines).split())
     for broken in ("None", "MISSING", "True", "False", "(default: )", "'~", "..", "from nothing"):
         assert broken not in words.replace(" ...", "").replace("...)", "").replace("...,", "")
-    names = [row.option for row in rows(resolve_name(mixco.cli.commands()[command].config))]
+    names = {row.option for row in rows(resolve_name(mixco.cli.commands()[command].config))}
+    names -= {option(name) for name in of_other_bases("simclr")}
     assert all(name in words for name in names)
+
+
+OWN = {"moco": "--bn-splits", "byol": "--momentum-schedule", "barlow": "--off-diagonal"}
+
+
+@pytest.mark.parametrize("method", OWN)
+@pytest.mark.parametrize("words", ["--method {}", "--method={}", "--recipe cifar10_{}"])
+def test_help_has_the_options_of_the_base_alone(
+    words: str, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = {"byol": "byol_myol", "barlow": "barlow_mixbt"}
+    named = recipe.get(method, method) if "recipe" in words else method
+    with pytest.raises(SystemExit):
+        mixco.cli.main(["pretrain", *words.format(named).split(), "--help"])
+    shown = capsys.readouterr().out
+    assert [name for name, own in OWN.items() if f"{own} " in shown] == [method]
 
 
 PROMISED = [

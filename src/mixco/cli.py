@@ -14,7 +14,7 @@ from mixco.runtime.files import shown
 from mixco.runtime.streams import Unread, answer, shown_lines, usable_streams
 from mixco.runtime.version import VERSION
 from mixco.settings.commands import DoctorConfig, DownloadConfig
-from mixco.settings.config import PretrainConfig
+from mixco.settings.config import PretrainConfig, of_other_bases
 from mixco.settings.parse import load_recipe, nearest, recipe_names
 
 T = TypeVar("T")
@@ -240,13 +240,15 @@ def read(name: str, kind: type[T], arguments: list[str]) -> T:
 
     if name == "doctor" and arguments and not arguments[0].startswith("-"):
         arguments = ["--data", *arguments]
-    default: Any = None
-    if recipe := _recipe_in(arguments):
-        if kind is PretrainConfig:
-            default = load_recipe(recipe)
-        elif kind is DoctorConfig:
-            default = DoctorConfig(load_recipe(recipe))
-    config: T = parse(kind, name, arguments, default)
+    if kind not in (PretrainConfig, DoctorConfig):
+        return parse(kind, name, arguments)
+    recipe = _given("--recipe", arguments)
+    default = load_recipe(recipe) if recipe else PretrainConfig()
+    left_out = set[str]()
+    if {"--help", "-h"} & {*arguments}:  # nobody wants to read the options of six bases
+        left_out = of_other_bases(_given("--method", arguments) or default.method.method)
+    settings: Any = default if kind is PretrainConfig else DoctorConfig(default)
+    config: T = parse(kind, name, arguments, settings, left_out)
     return config
 
 
@@ -278,10 +280,11 @@ def _leave(sentence: str, code: int) -> None:
     sys.exit(code)
 
 
-def _recipe_in(arguments: list[str]) -> str | None:
+def _given(option: str, arguments: list[str]) -> str | None:
+    """What an option is given, before the options are parsed; None for nothing."""
     for i, argument in enumerate(arguments):
-        if argument.startswith("--recipe="):
-            return argument.removeprefix("--recipe=")
-        if argument == "--recipe" and i + 1 < len(arguments):
+        if argument.startswith(f"{option}="):
+            return argument.removeprefix(f"{option}=")
+        if argument == option and i + 1 < len(arguments):
             return arguments[i + 1]
     return None

@@ -7,7 +7,7 @@ device when the run starts. `Settings` is the same without None, and what config
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -173,7 +173,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SharedMethodConfig:
-    """The base method and the mixing."""
+    """The base method and the mixing. `--method NAME --help` shows the options of another base."""
 
     method: str = setting("simclr", "The base method.", choices=one_of(METHODS), first=True)
     mix: str = setting(
@@ -220,6 +220,15 @@ else:
         "MethodConfig", (), bases=(*_OWN, SharedMethodConfig), frozen=True
     )
     MethodConfig.__doc__, MethodConfig.__module__ = SharedMethodConfig.__doc__, __name__
+
+
+def of_other_bases(method: str) -> set[str]:
+    """The names of the settings that other bases have and this one lacks; none for an unknown one."""
+    own = {
+        name: {field.name for field in fields(base.options)} if base.options else set()
+        for name, base in METHODS.items()
+    }
+    return set[str]().union(*own.values()) - own[method] if method in own else set()
 
 
 @dataclass(frozen=True)

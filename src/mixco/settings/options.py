@@ -4,7 +4,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -20,15 +20,22 @@ FIRST = "main"  # the group of the options that matter most
 METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
-def parse(cls: type[T], command: str, arguments: list[str], default: T | None = None) -> T:
+def parse(
+    cls: type[T],
+    command: str,
+    arguments: list[str],
+    default: T | None = None,
+    left_out: Collection[str] = (),
+) -> T:
     """Read options without prefixes, whichever part of the config they belong to.
 
     default: gives the values of options that are not on the command line, such as those of a recipe.
+    left_out: the names of settings that are no options here.
     A `~` in paths becomes the home folder. A mistake ends the process with exit code 2 and a sentence.
     """
     about = (cls.__doc__ or "").partition(": ")[2]
     parsed: Any = tyro.cli(
-        _options(cls, _usual(cls) if default is None else default),
+        _options(cls, _usual(cls) if default is None else default, left_out),
         prog=f"mixco {command}",
         description=about[:1].upper() + about[1:],
         args=_renamed(cls, arguments),
@@ -67,13 +74,15 @@ def _assemble(cls: Any, values: dict[str, Any]) -> Any:
     return cls(**parts)
 
 
-def _options(cls: type, default: Any) -> type:
+def _options(cls: type, default: Any, left_out: Collection[str]) -> type:
     """A dataclass for tyro: a group for the options that matter most, and one for each part."""
     groups: dict[str, list[tuple[str, Any, Any]]] = {"": [], FIRST: []}
     about = {FIRST: "The options that matter most."}
     for dotted, field in dotted_fields(cls):
         owner, value = cls, default
         *parts, name = dotted.split(".")
+        if name in left_out:
+            continue
         for part in parts:
             owner, value = typing.get_type_hints(owner)[part], getattr(value, part)
         kind, value = typing.get_type_hints(owner)[name], getattr(value, name)
