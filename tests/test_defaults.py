@@ -54,8 +54,8 @@ def test_runs_from_weights_are_short_and_careful(
 ) -> None:
     assert defaults.epochs(images, batch, device, "timm")[0] == epochs
     for optimizer in ("adamw", "sgd"):
-        scratch, _ = defaults.lr(optimizer, 0.3, batch, None)
-        assert defaults.lr(optimizer, 0.3, batch, "timm")[0] == pytest.approx(
+        scratch, _ = defaults.lr(optimizer, 1e-3, 0.3, batch, None)
+        assert defaults.lr(optimizer, 1e-3, 0.3, batch, "timm")[0] == pytest.approx(
             0.4 * scratch, rel=1e-2
         )
 
@@ -118,10 +118,10 @@ def test_a_queue_is_within_a_quarter_of_the_images(images: int) -> None:
 
 def test_rates_grow_with_the_batch() -> None:
     moco, simclr = METHODS["moco"].sgd_lr, METHODS["simclr"].sgd_lr
-    assert defaults.lr("adamw", simclr, 256, None)[0] == 1e-3
-    assert defaults.lr("adamw", simclr, 64, None)[0] == 5e-4
-    assert defaults.lr("sgd", moco, 128, None)[0] == 0.03
-    assert defaults.lr("sgd", simclr, 512, None)[0] == 0.6
+    assert defaults.lr("adamw", 1e-3, simclr, 256, None)[0] == 1e-3
+    assert defaults.lr("adamw", 3e-4, simclr, 64, None)[0] == 1.5e-4
+    assert defaults.lr("sgd", 1e-3, moco, 128, None)[0] == 0.03
+    assert defaults.lr("sgd", 1e-3, simclr, 512, None)[0] == 0.6
 
 
 def test_without_mixing_its_temperature_is_left_alone() -> None:
@@ -132,7 +132,7 @@ def test_without_mixing_its_temperature_is_left_alone() -> None:
 def test_every_rule_asks_for_facts_that_there_are() -> None:
     fields = dict(dotted_fields(PretrainConfig))
     settings = {name.rpartition(".")[2] for name in fields}
-    known = {*settings, *Facts._fields, "sgd_lr", "usual_head", "usual_dim", "steps"}
+    known = {*settings, *Facts._fields, "adamw_lr", "sgd_lr", "usual_head", "usual_dim", "steps"}
     rules = [rule for field in fields.values() if (rule := declared(field).rule)]
     assert rules and all(known.issuperset(rule.facts) for rule in rules)
 

@@ -47,6 +47,8 @@ class Base(NamedTuple):
     """Views that are mixed."""
     sgd_lr: float
     """The usual peak rate of SGD for a batch of 256."""
+    adamw_lr: float = 1e-3
+    """The same of AdamW."""
     views: int = 2
     """Views of each image."""
     head: str = "mlp"
@@ -141,6 +143,7 @@ METHODS: dict[str, Base] = {
         passes=2.0,
         mixed_views=1,
         sgd_lr=0.03,
+        adamw_lr=3e-4,  # at 1e-3 it falls below random weights (experiments/choose_predictors.txt)
         head="mlp-bn-last",
         dim=2048,
         mixed_apart=True,

@@ -265,9 +265,9 @@ class OptimisationConfig:
         None,
         "Peak learning rate.",
         above=0,
-        rule=Rule(defaults.lr, ("optimizer", "sgd_lr", "batch_size", "init")),
-        chosen="the batch: 1e-3 x root of batch / 256 for adamw; for sgd batch / 256 x a number of the "
-        "method, such as 0.06 for moco and 0.3 for simclr; with --init 0.4 of it",
+        rule=Rule(defaults.lr, ("optimizer", "adamw_lr", "sgd_lr", "batch_size", "init")),
+        chosen="the batch: root of batch / 256 x 1e-3 for adamw, 3e-4 for simsiam; for sgd batch / 256 "
+        "x a number of the method, such as 0.06 for moco and 0.3 for simclr; with --init 0.4 of it",
     )
     weight_decay: float | None = setting(
         None,

@@ -107,17 +107,19 @@ def epochs(images: int, batch: int, device: str, init: str | None) -> tuple[int,
     return value, f"for about {steps:,} steps of {batch}{where}"
 
 
-def lr(optimizer: str, sgd_lr: float, batch: int, init: str | None) -> tuple[float, str]:
+def lr(
+    optimizer: str, adamw_lr: float, sgd_lr: float, batch: int, init: str | None
+) -> tuple[float, str]:
     """The peak rate: it grows with the root of the batch for AdamW, in proportion to it for SGD.
 
-    sgd_lr: the base's usual rate of SGD for a batch of 256. init: the weights to start from; None for
-    random ones.
+    adamw_lr, sgd_lr: the base's usual rates for a batch of 256. init: the weights to start from; None
+    for random ones.
     """
     part = 1.0 if init is None else RATE_FROM_WEIGHTS
     note = "" if init is None else f"{part:g} of that from scratch, "
     if optimizer == "adamw":
-        value = float(f"{part * 1e-3 * (batch / 256) ** 0.5:.3g}")
-        return value, f"{note}1e-3 x root of batch / 256 (AdamW)"
+        value = float(f"{part * adamw_lr * (batch / 256) ** 0.5:.3g}")
+        return value, f"{note}{adamw_lr:g} x root of batch / 256 (AdamW)"
     return part * sgd_lr * batch / 256, f"{note}{sgd_lr:g} x batch / 256 (SGD)"
 
 

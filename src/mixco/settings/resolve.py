@@ -111,7 +111,12 @@ def resolve(config: PretrainConfig, facts: Facts, tell: Tell = lambda *_: None) 
     }
     fields = [*(field for field in shared if field.name not in of_others), *own]
     rules = {f.name: rule for f in fields if (rule := declared(f).rule) and values[f.name] is None}
-    usual = {"sgd_lr": base.sgd_lr, "usual_head": base.head, "usual_dim": base.dim}
+    usual = {
+        "adamw_lr": base.adamw_lr,
+        "sgd_lr": base.sgd_lr,
+        "usual_head": base.head,
+        "usual_dim": base.dim,
+    }
     known: dict[str, Any] = {**facts._asdict(), **values, **usual}
 
     def choose(name: str) -> None:
