@@ -13,7 +13,7 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.setting import declared
 from mixco.settings import defaults
 from mixco.settings.commands import LinearConfig
-from mixco.settings.config import PretrainConfig, Settings
+from mixco.settings.config import PretrainConfig, Settings, of_other_bases
 from mixco.settings.parse import check_ranges
 
 Tell = Callable[[str, Any, str], None]
@@ -98,19 +98,15 @@ def resolve(config: PretrainConfig, facts: Facts, tell: Tell = lambda *_: None) 
     base = METHODS[config.method.method]
     check_ranges(config)
     values = to_values(config)
-    own = [] if base.options is None else dataclasses.fields(base.options)
-    shared = [
-        field
+    left_out = of_other_bases(config.method.method)
+    rules = {
+        field.name: rule
         for part in (config.model, config.optimisation, config.method)
         for field in dataclasses.fields(part)
-    ]
-    of_others = {
-        field.name
-        for other in METHODS.values()
-        for field in (dataclasses.fields(other.options) if other.options else ())
+        if (rule := declared(field).rule)
+        and values[field.name] is None
+        and field.name not in left_out
     }
-    fields = [*(field for field in shared if field.name not in of_others), *own]
-    rules = {f.name: rule for f in fields if (rule := declared(f).rule) and values[f.name] is None}
     usual = {
         "adamw_lr": base.adamw_lr,
         "sgd_lr": base.sgd_lr,
