@@ -9,7 +9,6 @@ With a mixer, a mixed image learns from the teacher's answers on its two sources
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixco.losses import (
@@ -19,11 +18,11 @@ from mixco.losses import (
     soft_cross_entropy,
     unit,
 )
-from mixco.methods.mixed import mixed_queries
+from mixco.methods.mixed import mixed_queries, total_losses
 from mixco.methods.options import DistilOptions
 from mixco.mixing import Mixer, Pairs
 from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
-from mixco.models.key_queue import KeyQueue
+from mixco.models.key_queue import KeyQueue, own_key
 from mixco.runtime.distributed import (
     Parts,
     gather,
@@ -135,33 +134,25 @@ class Distil(nn.Module):
         taught = self.teach(view, known, parts)  # [B, D]
         candidates = torch.cat([taught, self.queue.keys])  # [B + K, D]
 
-        losses: dict[str, Tensor] = {}
+        clean = mixed_loss = None
         if not alone:
             # Fang et al. 2021, eq. 2 to 5: the candidates are the own output and the queue.
+            own, others = own_key(batch, candidates)
             rows = local_rows(batch, view.device)
-            own = (rows[:, None] == torch.arange(batch, device=view.device)).float()  # [b, B]
-            others = F.pad(own == 0, (0, len(candidates) - batch))  # [b, B + K]
             targets = similarity_logits(taught[rows], candidates, self.teacher_temperature, others)
             logits = similarity_logits(students[:here], candidates, self.temperature, others)
             clean = scale_local_mean(soft_cross_entropy(logits, targets.softmax(1)), here, batch)
             accuracy = scale_local_mean(contrastive_accuracy(logits, own), here, batch)
-            losses = {"loss": clean, "clean": clean.detach()}
         if mixed is not None:
             answers = similarity_logits(taught, candidates, self.teacher_temperature).softmax(1)
             targets = mixtures(mixed.targets, answers)  # [m, B + K]
             students = students if alone else students[here:]
             logits = similarity_logits(students, candidates, self.mix_temperature)
-            count, total = len(mixed.images), mixed.total
-            loss = scale_local_mean(soft_cross_entropy(logits, targets), count, total)
-            losses |= {"mixed": loss.detach()}
+            mixed_loss = mixed.mean(soft_cross_entropy(logits, targets))
             if alone:
-                accuracy = contrastive_accuracy(logits, mixed.targets)
-                accuracy = scale_local_mean(accuracy, count, total)
-                losses["loss"] = self.mix_weight * loss
-            else:
-                losses["loss"] = losses["loss"] + self.mix_weight * loss
+                accuracy = mixed.mean(contrastive_accuracy(logits, mixed.targets))
         self.queue.push(taught)
-        return {**losses, "accuracy": accuracy}
+        return total_losses(clean, mixed_loss, self.mix_weight, accuracy)
 
     def after_step(self, progress: float) -> None:
         """Nothing changes with the steps."""

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from mixco.mixing import Mixer, Pairs, soft_targets
-from mixco.runtime.distributed import Parts, all_to_all_rows, rank, split_batch, world
+from mixco.runtime.distributed import (
+    Parts,
+    all_to_all_rows,
+    rank,
+    scale_local_mean,
+    split_batch,
+    world,
+)
 
 
 class MixedQueries(NamedTuple):
@@ -19,6 +26,13 @@ class MixedQueries(NamedTuple):
     Rows sum to one."""
     total: int
     """M, the mixed images of all processes together."""
+
+    def mean(self, local: Tensor) -> Tensor:
+        """This process's part of a mean over all mixed images: see `distributed.scale_local_mean`.
+
+        local: a scalar, the mean over the m images of this process.
+        """
+        return scale_local_mean(local, len(self.images), self.total)
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixco.losses import (
@@ -18,18 +17,17 @@ from mixco.losses import (
     soft_cross_entropy,
     unit,
 )
-from mixco.methods.mixed import MixedQueries, mixed_queries
+from mixco.methods.mixed import mixed_queries, total_losses
 from mixco.methods.options import MoCoOptions
 from mixco.mixing import Mixer, Pairs
 from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
-from mixco.models.key_queue import KeyQueue
+from mixco.models.key_queue import KeyQueue, own_key
 from mixco.models.momentum import momentum_copy, momentum_update
-from mixco.models.split_batchnorm import split_batch_norms
+from mixco.models.split_batchnorm import deal, dealt, split_batch_norms, undeal
 from mixco.runtime.distributed import (
     Parts,
     all_to_all_rows,
     gather,
-    local_rows,
     scale_local_mean,
     split_batch,
     world,
@@ -122,8 +120,8 @@ class MoCo(nn.Module):
         pairs = self.mix.draw(batch, generator) if self.mix else None
         sizes = [len(rows) for rows in split_batch(batch, world())]
         shuffled = torch.split(torch.randperm(batch, generator=generator), sizes)
-        dealt = [rows[_dealt(len(rows), self.splits)] for rows in shuffled]
-        return MoCoDraws(pairs, torch.cat(dealt))
+        order = [rows[dealt(len(rows), self.splits)] for rows in shuffled]
+        return MoCoDraws(pairs, torch.cat(order))
 
     def forward(
         self,
@@ -152,51 +150,31 @@ class MoCo(nn.Module):
         queries = self.encode_queries([*clean_images, *([mixed.images] if mixed else [])])
         keys = self.encode_keys(view_k, parts, order)  # [B, C]
         candidates = torch.cat([keys, self.queue.keys])  # [B + K, C]
-        if mixed and not clean_images:
-            losses = self.mixed_alone(queries, candidates, mixed)
-            self.queue.push(keys)
-            return losses
-
-        rows = local_rows(batch, keys.device)
-        own = (rows[:, None] == torch.arange(batch, device=keys.device)).float()  # [b, B]
-        others = F.pad(own == 0, (0, len(candidates) - batch))  # [b, B + K]
-        logits = similarity_logits(queries[:here], candidates, self.temperature, exclude=others)
-        clean = scale_local_mean(soft_cross_entropy(logits, own), here, batch)
-        accuracy = scale_local_mean(contrastive_accuracy(logits, own), here, batch)
-        losses = {"loss": clean, "clean": clean.detach()}
-        if mixed is not None:
-            loss, _ = self.mixed_loss(queries[here:], candidates, mixed)
-            losses |= {"loss": clean + self.mix_weight * loss, "mixed": loss.detach()}
+        clean = mixed_loss = None
+        if clean_images:
+            own, others = own_key(batch, candidates)
+            logits = similarity_logits(queries[:here], candidates, self.temperature, exclude=others)
+            clean = scale_local_mean(soft_cross_entropy(logits, own), here, batch)
+            accuracy = scale_local_mean(contrastive_accuracy(logits, own), here, batch)
+        if self.mix and mixed:
+            asked = queries[here:] if clean_images else queries
+            logits = similarity_logits(asked, candidates, self.mix_temperature)
+            entropy = own_cross_entropy if self.mix.own_denominators else soft_cross_entropy
+            mixed_loss = mixed.mean(entropy(logits, mixed.targets))
+            if not clean_images:
+                accuracy = mixed.mean(contrastive_accuracy(logits, mixed.targets))
         self.queue.push(keys)
-        return {**losses, "accuracy": accuracy}
+        return total_losses(clean, mixed_loss, self.mix_weight, accuracy)
 
     def after_step(self, progress: float) -> None:
         """Nothing changes with the steps."""
-
-    def mixed_loss(
-        self, queries: Tensor, candidates: Tensor, mixed: MixedQueries
-    ) -> tuple[Tensor, Tensor]:
-        """This process's part of the loss of mixed queries [m, C], and their logits [m, B + K]."""
-        logits = similarity_logits(queries, candidates, self.mix_temperature)
-        own = self.mix is not None and self.mix.own_denominators
-        loss = (own_cross_entropy if own else soft_cross_entropy)(logits, mixed.targets)
-        return scale_local_mean(loss, len(mixed.images), mixed.total), logits
-
-    def mixed_alone(
-        self, queries: Tensor, candidates: Tensor, mixed: MixedQueries
-    ) -> dict[str, Tensor]:
-        """The losses where the mixed loss replaces the clean one."""
-        loss, logits = self.mixed_loss(queries, candidates, mixed)
-        accuracy = contrastive_accuracy(logits, mixed.targets)
-        accuracy = scale_local_mean(accuracy, len(mixed.images), mixed.total)
-        return {"loss": self.mix_weight * loss, "mixed": loss.detach(), "accuracy": accuracy}
 
     def encode_queries(self, images: Sequence[Tensor]) -> Tensor:
         """Clean images [b, 3, S, S], mixed ones [m, 3, S, S], or both -> unit queries [b + m, C].
 
         All of them go through the encoder in one forward pass.
         """
-        return _undeal(self._encode(self.encoder, _deal(images, self.splits)), self.splits)
+        return undeal(self._encode(self.encoder, deal(images, self.splits)), self.splits)
 
     @torch.no_grad()
     def encode_keys(self, view_k: Tensor, parts: Parts, order: Tensor) -> Tensor:
@@ -206,43 +184,11 @@ class MoCo(nn.Module):
         back in that of the batch.
         """
         momentum_update(self.key_encoder, self.encoder, self.momentum)
-        dealt = torch.split(order, [len(rows) for rows in parts])
-        keys = self._encode(self.key_encoder, all_to_all_rows(view_k, parts, dealt))
-        return gather(keys, dealt)
+        ordered = torch.split(order, [len(rows) for rows in parts])
+        keys = self._encode(self.key_encoder, all_to_all_rows(view_k, parts, ordered))
+        return gather(keys, ordered)
 
     def _encode(self, encoder: nn.Module, images: Tensor) -> Tensor:
         """Projections of unit length, in at least float32."""
         outputs = encode_in_micro_batches(encoder, images, self.micro_batches)
         return unit(outputs)
-
-
-def _dealt(count: int, splits: int, device: torch.device | None = None) -> Tensor:
-    """The order in which images are dealt to the virtual devices, one each in turn: int64 [count].
-
-    Split batch norms take contiguous parts. Dealt in turn, each part gets its share of the clean and
-    of the mixed images, as each real device would.
-    """
-    return torch.argsort(torch.arange(count, device=device) % splits, stable=True)
-
-
-def _deal(images: Sequence[Tensor], splits: int) -> Tensor:
-    """torch.cat(images) in the order of `_dealt`, with at most one copy of each image."""
-    if splits == 1:
-        return images[0] if len(images) == 1 else torch.cat(list(images))
-    starts = [sum(map(len, images[:i])) for i in range(len(images))]
-    return torch.cat(
-        [
-            some[(split - start) % splits :: splits]
-            for split in range(splits)
-            for some, start in zip(images, starts, strict=True)
-        ]
-    )
-
-
-def _undeal(outputs: Tensor, splits: int) -> Tensor:
-    """[N, C] in the order of `_dealt` -> in the order before."""
-    count = len(outputs)
-    if count % splits == 0:
-        return outputs.view(splits, count // splits, -1).transpose(0, 1).reshape(outputs.shape)
-    order = _dealt(count, splits, outputs.device)
-    return torch.empty_like(outputs).index_copy(0, order, outputs)

@@ -69,11 +69,9 @@ def agreement(
         asked = mixer.target_view
         sources = torch.cat([z[0], z[1]]) if mixer.across else z[1 if asked == "other" else 0]
         goals = mixed_targets(sources, mixed.targets, mix_first=mixer.across)
-        count, total = len(mixed.images), mixed.total
-        mixed_cosine = scale_local_mean(mean_cosine(predictions[-1], goals), count, total)
+        mixed_cosine = mixed.mean(mean_cosine(predictions[-1], goals))
         if mixer.alone:
-            accuracy = _accuracy(predictions[-1], sources, mixed.targets)
-            accuracy = scale_local_mean(accuracy, count, total)
+            accuracy = mixed.mean(_accuracy(predictions[-1], sources, mixed.targets))
     return Agreement(clean, mixed_cosine, accuracy)
 
 

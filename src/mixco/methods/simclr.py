@@ -16,7 +16,7 @@ from mixco.losses import (
     soft_infonce,
     unit,
 )
-from mixco.methods.mixed import mixed_queries
+from mixco.methods.mixed import mixed_queries, total_losses
 from mixco.methods.options import ContrastiveOptions
 from mixco.mixing import Mixer, Pairs
 from mixco.models.gradient_caching import adjust_momentum, encode_in_micro_batches
@@ -117,23 +117,15 @@ class SimCLR(nn.Module):
         logits = similarity_logits(queries, z, self.temperature, exclude=itself)
         clean = scale_local_mean(soft_cross_entropy(logits, other_view), here, batch)
         accuracy = scale_local_mean(contrastive_accuracy(logits, other_view), here, batch)
-        if not mixed:
-            return {"loss": clean, "clean": clean.detach(), "accuracy": accuracy}
-
-        z_i, z_j = z.chunk(2)
-        mixed_i, mixed_j = mixed
-        outputs_i, outputs_j = outputs[2 * here :].chunk(2)
-        mixed_loss = 0.5 * (
-            soft_infonce(outputs_i, z_j, mixed_i.targets, self.mix_temperature)
-            + soft_infonce(outputs_j, z_i, mixed_j.targets, self.mix_temperature)
-        )
-        mixed_loss = scale_local_mean(mixed_loss, len(mixed_i.images), mixed_i.total)
-        return {
-            "loss": clean + self.mix_weight * mixed_loss,
-            "clean": clean.detach(),
-            "mixed": mixed_loss.detach(),
-            "accuracy": accuracy,
-        }
+        mixed_loss = None
+        if mixed:
+            z_i, z_j = z.chunk(2)
+            mixed_i, mixed_j = mixed
+            outputs_i, outputs_j = outputs[2 * here :].chunk(2)
+            both = soft_infonce(outputs_i, z_j, mixed_i.targets, self.mix_temperature)
+            both = both + soft_infonce(outputs_j, z_i, mixed_j.targets, self.mix_temperature)
+            mixed_loss = mixed_i.mean(0.5 * both)
+        return total_losses(clean, mixed_loss, self.mix_weight, accuracy)
 
     def mixed_alone(
         self, mixer: Mixer, views: Sequence[Tensor], pairs: Pairs, batch: int
@@ -151,10 +143,9 @@ class SimCLR(nn.Module):
         if world() > 1:
             z = gather(z, parts)  # [B, C], with gradient
         logits = similarity_logits(queries, z, self.mix_temperature)
-        loss = scale_local_mean(soft_cross_entropy(logits, mixed.targets), count, mixed.total)
-        accuracy = contrastive_accuracy(logits, mixed.targets)
-        accuracy = scale_local_mean(accuracy, count, mixed.total)
-        return {"loss": self.mix_weight * loss, "mixed": loss.detach(), "accuracy": accuracy}
+        loss = mixed.mean(soft_cross_entropy(logits, mixed.targets))
+        accuracy = mixed.mean(contrastive_accuracy(logits, mixed.targets))
+        return total_losses(None, loss, self.mix_weight, accuracy)
 
     def _encode(self, images: Tensor) -> Tensor:
         """Outputs of unit length, in at least float32."""

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixco.runtime.distributed import local_rows
+
 
 class KeyQueue(nn.Module):
     """A ring buffer of K keys of unit length; K and the batch size are independent.
@@ -36,3 +38,16 @@ class KeyQueue(nn.Module):
         offsets = torch.arange(dropped, keys.shape[0], device=keys.device)
         self.keys.index_copy_(0, (self.pointer + offsets) % size, kept)
         self.pointer.add_(keys.shape[0]).remainder_(size)
+
+
+def own_key(batch: int, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """The target of a query that is compared with its own key and the queue (He et al. 2020, eq. 1).
+
+    batch: B, of all processes. candidates: [B + K, C], the keys of the batch, then those of the queue.
+
+    Returns, for the b queries of this process, the target, float32 [b, B], which is one at the own key,
+    and the candidates that are left out, bool [b, B + K]: the keys of the batch's other images.
+    """
+    rows = local_rows(batch, candidates.device)
+    own = rows[:, None] == torch.arange(batch, device=candidates.device)
+    return own.float(), F.pad(~own, (0, len(candidates) - batch))

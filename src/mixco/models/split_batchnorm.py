@@ -6,7 +6,7 @@ devices, shuffling the keys across them is enough. One device needs two things: 
 virtual devices, which this module does, and permuting the keys, which methods/moco.py does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -217,3 +217,35 @@ def split_batch_norms(model: nn.Module, splits: int) -> nn.Module:
         module.__class__ = SPLIT.get(type(module), type(module))
         setattr(module, "splits", splits)  # noqa: B010
     return model
+
+
+def dealt(count: int, splits: int, device: torch.device | None = None) -> Tensor:
+    """The order in which images are dealt to the virtual devices, one each in turn: int64 [count].
+
+    Split batch norms take contiguous parts. Dealt in turn, each part gets its share of the clean and
+    of the mixed images, as each real device would.
+    """
+    return torch.argsort(torch.arange(count, device=device) % splits, stable=True)
+
+
+def deal(images: Sequence[Tensor], splits: int) -> Tensor:
+    """torch.cat(images) in the order of `dealt`, with at most one copy of each image."""
+    if splits == 1:
+        return images[0] if len(images) == 1 else torch.cat(list(images))
+    starts = [sum(map(len, images[:i])) for i in range(len(images))]
+    return torch.cat(
+        [
+            some[(split - start) % splits :: splits]
+            for split in range(splits)
+            for some, start in zip(images, starts, strict=True)
+        ]
+    )
+
+
+def undeal(outputs: Tensor, splits: int) -> Tensor:
+    """[N, C] in the order of `dealt` -> in the order before."""
+    count = len(outputs)
+    if count % splits == 0:
+        return outputs.view(splits, count // splits, -1).transpose(0, 1).reshape(outputs.shape)
+    order = dealt(count, splits, outputs.device)
+    return torch.empty_like(outputs).index_copy(0, order, outputs)
