@@ -78,15 +78,18 @@ def spread(values: list[float]) -> str:
     return f"{text} ± {statistics.stdev(values):.1f}" if len(values) > 1 else text
 
 
-def images_per_second() -> dict[str, float]:
-    """Pair -> the median of `python benchmarks/steps.py family`; nothing where it was not run."""
+def images_per_second() -> dict[str, str]:
+    """Pair -> median and range of `python benchmarks/steps.py family`; nothing where it was not run."""
     rows = json.loads(RATES.read_text("utf-8"))["rows"] if RATES.exists() else []
-    return {row["pair"]: row["images_per_second"]["median"] for row in rows}
+    rates = {row["pair"]: row["images_per_second"] for row in rows}
+    return {
+        pair: f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f})"
+        for pair, rate in rates.items()
+    }
 
 
-def table(found: Log) -> None:
+def table(found: Log, rates: dict[str, str]) -> None:
     """A row for each pair that ran."""
-    rates = images_per_second()
     head = ["base", "mixer", "passes an image", *(["images/s"] if rates else [])]
     head += ["kNN top-1, %", "linear probe top-1, %", "seeds"]
     print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
@@ -94,7 +97,7 @@ def table(found: Log) -> None:
         runs = [*found.get(pair, {}).values()]
         if runs:
             passes = passes_of(METHODS[base], mixer_of(mixer))
-            cells = [base, mixer, f"{passes:g}", *([f"{rates[pair]:.0f}"] if rates else [])]
+            cells = [base, mixer, f"{passes:g}", *([rates[pair]] if rates else [])]
             cells += [spread([each[kind] for each in runs]) for kind in ("knn", "linear")]
             print(f"| {' | '.join(cells)} | {len(runs)} |")
 
@@ -134,7 +137,7 @@ def main() -> None:
             if str(seed) not in logged(path).get(pair, {}):
                 figures = run(pair, seed, (*settings, *own_rate), out)
                 log(path, pair, seed, figures, out / ".log.lock")
-    table(logged(path))
+    table(logged(path), images_per_second() if arguments.data == "sample" else {})
     grid(logged(path))
 
 
