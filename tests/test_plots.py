@@ -9,8 +9,10 @@ from PIL import Image
 from sample_images import sample_images
 
 from mixco.plots import (
+    BASE,
     MIXED,
     RIGHT,
+    SERIES,
     WRONG,
     draw_comparison,
     draw_curves,
@@ -61,6 +63,24 @@ def test_curves_with_and_without_knn(tmp_path: Path, checked: bool) -> None:
     base = [{k: v for k, v in r.items() if k != "mixed"} for r in RECORDS]
     draw_curves(tmp_path / "curves.png", {"simclr": base, "simclr+mixco": mixed})
     assert (read(tmp_path / "curves.png").shape[1] > 1000) == checked
+
+
+def test_each_run_has_its_own_colour(tmp_path: Path) -> None:
+    """Also the second one with mixing; the legend is below the curves and takes none of their room."""
+    heights = []
+    for names in (["simclr+mixco"], ["simclr", "simclr+mixco", "init+simclr+mixco"]):
+        runs = {
+            name: [{**record, "clean": record["clean"] - i} for record in RECORDS]
+            for i, name in enumerate(names)
+        }
+        draw_curves(tmp_path / "curves.png", runs)
+        picture = read(tmp_path / "curves.png")
+        assert [holds(picture, colour) for colour in (MIXED, BASE, SERIES[2])] == [
+            True,
+            *[len(names) == 3] * 2,
+        ]
+        heights.append(picture.shape[0])
+    assert heights[1] > heights[0]
 
 
 def test_neighbours_are_framed_by_their_class(tmp_path: Path) -> None:

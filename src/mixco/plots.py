@@ -4,6 +4,7 @@ Functions that begin with `draw_` write a PNG file; the others return a Figure, 
 take tensors and plain values and know nothing of runs or settings.
 """
 
+import itertools
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -211,10 +212,15 @@ def draw_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
     """Draw the losses over the epochs and, where there are any, the kNN checks.
 
     runs: name -> the records of metrics.jsonl. A name with a "+" is of a run with mixing.
+    The first run with mixing and the first without have their usual colours, each further one its own.
     """
-    losses, checks = [], []
+    losses: list[Line] = []
+    checks: list[Line] = []
+    others = itertools.cycle(SERIES[2:])
     for name, records in runs.items():
         colour = MIXED if "+" in name else BASE
+        if any(line.colour == colour for line in losses):
+            colour = next(others)
         for key, what in (("clean", "clean"), ("mixed", "mixed images")):
             if points := [(r["epoch"], r[key]) for r in records if key in r]:
                 losses.append(Line(f"{name}: {what}", points, colour, dashed=key == "mixed"))
@@ -224,20 +230,30 @@ def draw_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
     if checks:
         panels.append((checks, "kNN top-1, held-out training images", "%"))
     epochs = [record["epoch"] for records in runs.values() for record in records]
-    width, height = 3.6 * len(panels), 2.5  # inches
+    names = max(len(lines) for lines, *_ in panels)
+    legend = 0.15 * names if names > 1 else 0  # below the axes, where it hides no curve
+    width, height = 3.6 * len(panels), 2.5 + legend  # inches
     figure = Figure(figsize=(width, height))
     # Given, since a layout that is found from the labels takes most of the time.
-    figure.subplots_adjust(0.55 / width, 0.35 / height, 1 - 0.1 / width, 1 - 0.4 / height, 0.2)
+    figure.subplots_adjust(
+        0.55 / width, (0.35 + legend) / height, 1 - 0.1 / width, 1 - 0.4 / height, 0.2
+    )
     for axes, (lines, title, unit) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
-        _plot_lines(axes, lines, title, unit, epochs)
+        _plot_lines(axes, lines, title, unit, epochs, below=True)
     save(figure, path)
 
 
 def _plot_lines(
-    axes: Axes, lines: Sequence[Line], title: str, unit: str, epochs: Sequence[int]
+    axes: Axes,
+    lines: Sequence[Line],
+    title: str,
+    unit: str,
+    epochs: Sequence[int],
+    below: bool = False,
 ) -> None:
+    """below: is the legend below the axes?"""
     labelled: set[str] = set()
     for line in lines:
         when, values = zip(*line.points, strict=True)
@@ -271,7 +287,10 @@ def _plot_lines(
     pad = max(0.5, 0.04 * (max(epochs) - min(epochs)))
     axes.set_xlim(min(epochs) - pad, max(epochs) + pad)
     if len(labelled) > 1:
-        axes.legend(frameon=False, fontsize=6.5, handlelength=1.4)
+        place: dict[str, Any] = (
+            {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.13)} if below else {}
+        )
+        axes.legend(frameon=False, fontsize=6.5, handlelength=1.4, **place)
 
 
 def _finish_axes(axes: Axes, title: str, unit: str) -> None:
