@@ -35,7 +35,7 @@ from mixco.settings.config import Settings
 from mixco.settings.resolve import Facts, resolve
 from mixco.training.build import build_method
 from mixco.training.step import forward_backward
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
+from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD
 
 IMAGES = 1_281_167  # decides MoCo's queue: 65,536 keys
 KINDS = ("products", "batch norm", "elementwise", "optimiser", "momentum")

@@ -62,7 +62,7 @@ from mixco.data.packing import pack
 from mixco.data.streaming import stream
 from mixco.runtime.device import Compute, pick_device, processors, synchronise
 from mixco.runtime.seeding import generator_for
-from mixco.views.augment import Input, moco_v2
+from mixco.views.augmentation import Input, moco_v2
 
 UNTIMED = 2  # batches
 TARGETS = {"mixco --help": 0.5, "first step": 10.0}  # seconds

@@ -38,7 +38,7 @@ from mixco.training.pretrain import pretrain
 from mixco.training.run import opened
 from mixco.training.setup import Setup, prepare
 from mixco.training.step import forward_backward, update
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
+from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD
 
 WARM_UP = 2  # steps that are not timed
 LR = 1e-3

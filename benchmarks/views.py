@@ -40,7 +40,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from mixco.runtime.device import pick_device
-from mixco.views.augment import Augmentation, Input, moco_v2, simclr, two_views
+from mixco.views.augment import two_views
+from mixco.views.augmentation import Augmentation, Input, moco_v2, simclr
 
 try:
     import kornia.augmentation

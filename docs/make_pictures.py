@@ -28,10 +28,11 @@ from mixco.settings.config import Settings
 from mixco.settings.parse import from_dict
 from mixco.training.build import build_method
 from mixco.views import augment as views
+from mixco.views.augmentation import Augmentation, Input, moco_v2, weaken_jitter
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = 64
-AUGMENTATION = views.weaken_jitter(views.moco_v2(views.Input(SIZE)), 0.5)
+AUGMENTATION = weaken_jitter(moco_v2(Input(SIZE)), 0.5)
 PARTS = ListedColormap(["#0072B2", "#E69F00", "#009E73", "#CC79A7"])  # Okabe and Ito's
 
 
@@ -52,7 +53,7 @@ def photographs(count: int, size: int, of: int = 8) -> tuple[Tensor, Tensor]:
         return pictures[chosen], extents[chosen]
 
 
-def visible(view: Tensor, augmentation: views.Augmentation = AUGMENTATION) -> Tensor:
+def visible(view: Tensor, augmentation: Augmentation = AUGMENTATION) -> Tensor:
     """Undo the normalisation of views [..., 3, S, S]: numbers in [0, 1]."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in augmentation.input[1:])
     return (view * std + mean).clamp(0, 1)
@@ -158,8 +159,8 @@ def draw_family() -> None:
 def draw_targets(method: MoCo, config: Settings) -> None:
     """Targets of mixed images, and their similarities in a trained encoder."""
     batch, queue = 16, 16
-    plain = views.moco_v2(views.Input(config.data.size))
-    augmentation = views.weaken_jitter(plain, config.method.jitter)
+    plain = moco_v2(Input(config.data.size))
+    augmentation = weaken_jitter(plain, config.method.jitter)
     images, extents = photographs(batch, config.data.size, of=1)
     generator = generator_for(1, "pictures")
     view_q, view_k = views.two_views(images, extents, augmentation, generator, torch.float32)

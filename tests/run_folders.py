@@ -10,7 +10,7 @@ from mixco.methods import METHODS
 from mixco.models.encoder import build_backbone
 from mixco.runtime.run_folder import new_run_folder, write_json
 from mixco.settings.parse import to_dict
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
+from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD
 
 ARCH = "test_resnet"
 

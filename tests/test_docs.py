@@ -29,7 +29,7 @@ from mixco.encoders.checkpoint import EncoderDescription, save_encoder
 from mixco.models.encoder import build_backbone
 from mixco.settings.config import PretrainConfig
 from mixco.settings.options import rows, table
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
+from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -23,7 +23,7 @@ from mixco.settings.config import (
     RunConfig,
 )
 from mixco.training.pretrain import pretrain
-from mixco.views.augment import Input
+from mixco.views.augmentation import Input
 
 
 def photos(folder: Path, count: int) -> Path:

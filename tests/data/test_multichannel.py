@@ -25,7 +25,7 @@ from mixco.data.packed import PackedImages
 from mixco.data.pixel_format import infer_pixel_format
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
-from mixco.views.augment import Input, crop_and_flip
+from mixco.views.augmentation import Input, crop_and_flip
 
 PHOTOGRAPH = photographs(4)[2]
 TOGETHER = {"photometric": "minisblack", "planarconfig": "contig"}

@@ -41,7 +41,7 @@ from mixco.data.datasets.cifar import CIFAR10, Cifar
 from mixco.data.decode import decode
 from mixco.data.packing import pack
 from mixco.runtime.errors import UserError
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD
+from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD
 
 WRITERS = {"binary": write_cifar_binary, "python": write_cifar_python}
 

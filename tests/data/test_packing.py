@@ -26,7 +26,7 @@ from mixco.data.packed import PackedImages
 from mixco.data.packing import pack
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
-from mixco.views.augment import Input, crop_and_flip
+from mixco.views.augmentation import Input, crop_and_flip
 
 
 def of_folder(folder: Path, cache: Path, split: str = "pretrain", size: int = 64) -> PackedImages:

@@ -13,7 +13,8 @@ from mixco.data.images import Images, view_batches
 from mixco.data.loading import open_images
 from mixco.data.workers import Request, decode_batches
 from mixco.runtime.device import Compute
-from mixco.views.augment import Input, draw_view, simclr
+from mixco.views.augment import draw_view
+from mixco.views.augmentation import Input, simclr
 
 SOURCE = list_images("sample", None, "pretrain")
 INDEX = torch.arange(0, 1600, 100)

@@ -26,7 +26,8 @@ from mixco.data.loading import open_images
 from mixco.data.workers import CroppedFiles, FileNames
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
-from mixco.views.augment import Augmentation, Input, moco_v2, sample_view
+from mixco.views.augment import sample_view
+from mixco.views.augmentation import Augmentation, Input, moco_v2
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 SIZE = 64
@@ -397,7 +398,7 @@ def test_workers_end_with_a_run_that_is_killed(photos: Path) -> None:
         from mixco.data.images import view_batches
         from mixco.data.streaming import stream
         from mixco.runtime.device import Compute
-        from mixco.views.augment import Augmentation, Input
+        from mixco.views.augmentation import Augmentation, Input
         images = stream(list_images(sys.argv[1], None, "pretrain"), 2)
         everything = torch.arange(len(images))
         plan = ((everything[:4], torch.Generator()) for _ in itertools.count())

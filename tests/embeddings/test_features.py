@@ -7,7 +7,8 @@ from mixco.models.encoder import build_backbone
 from mixco.runtime import device as devices
 from mixco.runtime.device import Compute, keeper
 from mixco.runtime.errors import UserError
-from mixco.views.augment import Input, evaluation_view
+from mixco.views.augment import evaluation_view
+from mixco.views.augmentation import Input
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 EXTENTS = torch.full((20, 2), 64)

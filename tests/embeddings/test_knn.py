@@ -15,7 +15,8 @@ from mixco.embeddings.features import extract_features
 from mixco.embeddings.knn import knn_scores, neighbours, topk_accuracy
 from mixco.models.encoder import build_backbone
 from mixco.runtime.device import Compute
-from mixco.views.augment import Input, evaluation_view
+from mixco.views.augment import evaluation_view
+from mixco.views.augmentation import Input
 
 
 def clusters(n: int, seed: int, classes: int = 5, dim: int = 16) -> tuple[Tensor, Tensor]:

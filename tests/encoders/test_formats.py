@@ -22,7 +22,8 @@ from mixco.export.export import compare, export
 from mixco.models.encoder import build_backbone
 from mixco.runtime.errors import UserError
 from mixco.settings.commands import ExportConfig
-from mixco.views.augment import Input, evaluation_view
+from mixco.views.augment import evaluation_view
+from mixco.views.augmentation import Input
 
 pytestmark = pytest.mark.slow
 

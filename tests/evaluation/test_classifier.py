@@ -23,12 +23,8 @@ from mixco.models.encoder import build_backbone
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.seeding import generator_for
-from mixco.views.augment import (
-    Input,
-    apply_view,
-    crop_and_flip,
-    sample_view,
-)
+from mixco.views.augment import apply_view, sample_view
+from mixco.views.augmentation import Input, crop_and_flip
 
 CLASSES = 3
 ARCH, FEATURES = "test_resnet", 96  # timm's smallest ResNet

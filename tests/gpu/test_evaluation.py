@@ -24,7 +24,7 @@ from mixco.runtime import device as devices
 from mixco.runtime.device import Compute, keeper, pick_device
 from mixco.settings.commands import FinetuneConfig, KNNConfig, LinearConfig
 from mixco.training.monitor import effective_rank, spread
-from mixco.views.augment import Input, crop_and_flip
+from mixco.views.augmentation import Input, crop_and_flip
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():

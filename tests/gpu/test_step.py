@@ -24,7 +24,8 @@ from mixco.training.optimisers import build_optimizer
 from mixco.training.pretrain import pretrain
 from mixco.training.setup import Setup, prepare
 from mixco.training.step import Step, eager_step
-from mixco.views.augment import AUGMENTATIONS, Input, ViewParameters, apply_view, sample_view
+from mixco.views.augment import ViewParameters, apply_view, sample_view
+from mixco.views.augmentation import AUGMENTATIONS, Input
 from mixco.views.dense import dense_views
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:TensorFloat32")]
@@ -87,7 +88,9 @@ def equal(found: Tensor, expected: Tensor, tolerance: float) -> None:
     assert difference <= tolerance * largest, f"{difference / largest:.2g} of the largest"
 
 
-@pytest.mark.parametrize(("name", "size"), [("moco-v1", 32), ("moco-v2", 224), ("simclr", 64)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("moco-v1", 32), ("moco-v2", 224), ("simclr", 64), ("aerial", 32)]
+)
 def test_views_are_those_of_a_cpu(name: str, size: int) -> None:
     """Grouped, dense and dense compiled, to a hundredth of an 8-bit level."""
     a = AUGMENTATIONS[name](Input(size))

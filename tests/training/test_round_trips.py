@@ -22,6 +22,7 @@ from mixco.training.build import build_method
 from mixco.training.step import forward_backward, update
 from mixco.training.teacher import Teacher
 from mixco.views import augment as views
+from mixco.views.augmentation import AUGMENTATIONS, Input
 
 META = torch.device("meta")
 
@@ -46,7 +47,7 @@ class WaitingCopies(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("augmentation", views.AUGMENTATIONS)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 @pytest.mark.parametrize("mix", ["none", "mixco"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_makes_no_round_trip(
@@ -64,8 +65,8 @@ def test_a_step_makes_no_round_trip(
     teacher = Teacher(
         build_backbone("test_resnet", 48, "standard").eval().to(META),
         name="test_resnet",
-        input=views.Input(48, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)),
-        views=views.Input(32),
+        input=Input(48, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)),
+        views=Input(32),
         dim=96,
         compute=Compute(META, torch.float32),
     )
@@ -74,7 +75,7 @@ def test_a_step_makes_no_round_trip(
     canvases = sample_images(32).to(META)
     extents = torch.tensor([[64, 64]]).expand(32, 2)
     index = torch.randperm(32, generator=torch.Generator().manual_seed(0))[:16]
-    chosen = views.AUGMENTATIONS[augmentation](views.Input(32))
+    chosen = AUGMENTATIONS[augmentation](Input(32))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
 
     with WaitingCopies() as copies:

@@ -22,7 +22,7 @@ from mixco.settings.config import PretrainConfig
 from mixco.training.checkpoints import checkpoints
 from mixco.training.pretrain import pretrain
 from mixco.training.teacher import as_teacher
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Input
+from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, Input
 
 FEATURES = 96  # of the teacher; the projection has as many, whatever --dim says
 

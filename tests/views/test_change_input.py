@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from sample_images import sample_images
 
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Input, evaluation_view
+from mixco.views.augment import evaluation_view
+from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, Input
 from mixco.views.change_input import change_input
 
 OURS = Input(64, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))

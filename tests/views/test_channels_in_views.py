@@ -8,17 +8,8 @@ import torch
 from multichannel_images import bands, photographs
 from torch import Tensor
 
-from mixco.views.augment import (
-    Augmentation,
-    Input,
-    apply_view,
-    evaluation_view,
-    finish_view,
-    moco_v1,
-    sample_view,
-    simclr,
-    two_views,
-)
+from mixco.views.augment import apply_view, evaluation_view, finish_view, sample_view, two_views
+from mixco.views.augmentation import Augmentation, Input, moco_v1, simclr
 
 
 def images(channels: int, bits: int = 16, count: int = 24) -> Tensor:

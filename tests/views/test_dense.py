@@ -5,14 +5,8 @@ import torch
 from sample_images import sample_images
 
 from mixco.views import colour, dense
-from mixco.views.augment import (
-    AUGMENTATIONS,
-    Input,
-    apply_view,
-    crop_and_flip,
-    finish_view,
-    sample_view,
-)
+from mixco.views.augment import apply_view, finish_view, sample_view
+from mixco.views.augmentation import AUGMENTATIONS, Input, crop_and_flip
 
 IMAGES = 48
 

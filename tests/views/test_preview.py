@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mixco.methods.mixers import myol
 from mixco.mixing import Mixed, mixco
-from mixco.views.augment import Augmentation, Input
+from mixco.views.augmentation import Augmentation, Input
 from mixco.views.preview import preview
 
 EXTENTS = torch.full((4, 2), 64)

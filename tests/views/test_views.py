@@ -13,20 +13,17 @@ import torchvision.transforms.v2.functional as F
 from sample_images import mosaics, sample_images
 from torch import Tensor
 
-from mixco.views.augment import (
+from mixco.views.augment import ViewParameters, apply_view, evaluation_view, sample_view, two_views
+from mixco.views.augmentation import (
+    AUGMENTATIONS,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augmentation,
     Input,
-    ViewParameters,
-    apply_view,
+    aerial,
     crop_and_flip,
-    evaluation_view,
-    moco_v1,
     moco_v2,
-    sample_view,
     simclr,
-    two_views,
 )
 from mixco.views.resampling import _blur_by_taps, blur_by_products, gaussian_taps
 
@@ -45,6 +42,8 @@ JITTER = dataclasses.replace(NOTHING, jitter_probability=1.0)
 OPERATIONS = {
     "crop and resize": (dataclasses.replace(NOTHING, scale=(0.08, 1.0), ratio=(0.75, 1.33)), 1e-6),
     "flip": (dataclasses.replace(NOTHING, flip=0.5), 1e-6),
+    "vertical flip": (dataclasses.replace(NOTHING, vertical_flip=0.5), 1e-6),
+    "turns": (dataclasses.replace(NOTHING, flip=0.5, quarter_turns=0.75), 1e-6),
     "brightness": (dataclasses.replace(JITTER, jitter=(0.8, 0, 0, 0)), 1e-6),
     "contrast": (dataclasses.replace(JITTER, jitter=(0, 0.8, 0, 0)), 1e-6),
     "saturation": (dataclasses.replace(JITTER, jitter=(0, 0, 0.8, 0)), 1e-6),
@@ -53,7 +52,6 @@ OPERATIONS = {
     "greyscale": (dataclasses.replace(NOTHING, grey=0.5), 1e-6),
     "blur": (dataclasses.replace(NOTHING, blur=0.7, blur_sigma=(0.1, 8.0)), 1e-6),
 }
-PRESETS = {"moco-v1": moco_v1, "moco-v2": moco_v2, "simclr": simclr}
 
 
 def with_torchvision(image: Tensor, p: ViewParameters, i: int, a: Augmentation) -> Tensor:
@@ -63,6 +61,9 @@ def with_torchvision(image: Tensor, p: ViewParameters, i: int, a: Augmentation) 
     x = F.resized_crop(image.float() / 255, top, left, height, width, size, antialias=True)
     if p.flip[i]:
         x = F.horizontal_flip(x)
+    if p.vertical[i]:
+        x = F.vertical_flip(x)
+    x = F.rotate(x, 90.0 * int(p.turns[i]))
     if a.grey_first and p.grey[i]:
         x = F.rgb_to_grayscale(x, 3)
     if p.jitter[i]:
@@ -104,10 +105,10 @@ def test_a_gpu_blurs_as_a_cpu_does(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [32, 64, 96, 224])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", AUGMENTATIONS)
 def test_the_whole_chain_is_torchvisions(preset: str, size: int) -> None:
     """From 64 and from 128 px canvases; 1e-5 of the pixel range, over the std of 0.22 or so."""
-    augmentation = PRESETS[preset](Input(size))
+    augmentation = AUGMENTATIONS[preset](Input(size))
     for images in (sample_images(40), mosaics(12)):
         assert worst_difference(images, whole(images), augmentation, seed=5) <= 1e-5 / 0.22
 
@@ -187,6 +188,30 @@ def test_probabilities(drawn: tuple[ViewParameters, Augmentation]) -> None:
     for name, share in shares.items():
         assert getattr(p, name).float().mean().item() == pytest.approx(share, abs=0.0175), name
     assert (p.sigma > 0).float().mean().item() == pytest.approx(0.5, abs=0.0175)
+
+
+def test_all_eight_orientations_are_as_likely() -> None:
+    augmentation = aerial(Input(32))
+    p = sample_view(torch.full((DRAWS, 2), 64), augmentation, torch.Generator().manual_seed(0))
+    orientations = p.flip * 4 + p.turns
+    assert (orientations.bincount(minlength=8) / DRAWS - 1 / 8).abs().max() < 0.012
+    flipped = dataclasses.replace(NOTHING, vertical_flip=0.3)
+    p = sample_view(torch.full((DRAWS, 2), 64), flipped, torch.Generator().manual_seed(0))
+    assert p.vertical.float().mean().item() == pytest.approx(0.3, abs=0.0175)
+
+
+def test_turns_change_no_other_draw() -> None:
+    """Neither those of the same view nor, without turns, those of the next one."""
+    plain = moco_v2(Input(32))
+    turned = dataclasses.replace(plain, quarter_turns=0.75, vertical_flip=0.5)
+    extents = torch.full((64, 2), 64)
+    a, b = (
+        sample_view(extents, each, torch.Generator().manual_seed(2)) for each in (plain, turned)
+    )
+    for name in ("box", "flip", "jitter", "factors", "order", "grey", "sigma"):
+        assert torch.equal(getattr(a, name), getattr(b, name))
+    assert not a.vertical.any() and not a.turns.any()
+    assert b.vertical.any() and b.turns.any()
 
 
 def test_factors_and_their_order(drawn: tuple[ViewParameters, Augmentation]) -> None:

@@ -17,7 +17,7 @@ from mixco.runtime.device import Compute
 from mixco.runtime.progress import counting
 from mixco.runtime.seeding import generator_for
 from mixco.training.monitor import effective_rank
-from mixco.views.augment import Augmentation
+from mixco.views.augmentation import Augmentation
 from mixco.views.preview import brightened
 
 BATCH = 256

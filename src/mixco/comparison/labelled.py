@@ -37,7 +37,7 @@ from mixco.runtime.progress import say
 from mixco.settings.commands import EvaluationConfig
 from mixco.settings.compare import CompareConfig
 from mixco.settings.parse import with_settings
-from mixco.views.augment import Input
+from mixco.views.augmentation import Input
 
 # Settings that an evaluation has under the same name.
 SHARED = (

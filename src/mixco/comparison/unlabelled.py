@@ -28,7 +28,7 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.progress import counting, say
 from mixco.runtime.run_folder import read_config
 from mixco.settings.compare import CompareConfig
-from mixco.views.augment import AUGMENTATIONS, simclr, weaken_jitter
+from mixco.views.augmentation import AUGMENTATIONS, augmentation_of
 
 PICTURE = "compare-neighbours.png"
 FEWEST = 3  # images: a query, and neighbours to choose among
@@ -140,14 +140,15 @@ def _look(
     device: torch.device,
 ) -> Looked:
     """method: the settings of the first run, whose augmentation makes the views."""
-    named = AUGMENTATIONS.get(method.get("augmentation", ""), simclr)
+    usual = {"augmentation": "simclr", "jitter": method.get("jitter", 1.0)}
+    known = method.get("augmentation") in AUGMENTATIONS
     count = min(config.most_images, len(images))
     loaded = encoder.load()
     return look(
         loaded,
         images,
         torch.linspace(0, len(images) - 1, count).long(),
-        weaken_jitter(named(encoder.description.input), method.get("jitter", 1.0)),
+        augmentation_of(method if known else usual, encoder.description.input),
         k=config.k,
         seed=config.seed,
         compute=fastest_compute(loaded, device, config.precision, config.cache),

@@ -18,7 +18,7 @@ from PIL import Image
 from mixco.data.datasets import MAX_UNREADABLE
 from mixco.data.decode import RGB, Pixel, Pixels, decode, read_header, reduce
 from mixco.data.opening import UnreadableImage, in_main_thread, quietly
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Channels
+from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 MOST_BYTES = 2**30  # of an image file; the most pixels allowed take less in any format
 

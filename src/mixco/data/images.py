@@ -11,7 +11,8 @@ from mixco.data.image_list import ImageList
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import shown
-from mixco.views.augment import Augmentation, Input, ViewFunctions, ViewParameters
+from mixco.views.augment import ViewFunctions, ViewParameters
+from mixco.views.augmentation import Augmentation, Input
 
 FEATURE_BATCH = 512
 

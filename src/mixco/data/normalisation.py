@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from mixco.data.images import Images
-from mixco.views.augment import Channels
+from mixco.views.augmentation import Channels
 
 PACKED, STREAMED = 2048, 256  # images measured; streamed ones have to be decoded
 SIDE = 64  # pixels, to which streamed images are reduced

@@ -12,14 +12,8 @@ from torch import Tensor
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH, Drawn, Plan
 from mixco.runtime.device import Compute, free_memory, send
-from mixco.views.augment import (
-    GROUPED,
-    Augmentation,
-    Input,
-    ViewFunctions,
-    evaluation_view,
-    sample_view,
-)
+from mixco.views.augment import GROUPED, ViewFunctions, evaluation_view, sample_view
+from mixco.views.augmentation import Augmentation, Input
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from mixco.data.images import FEATURE_BATCH, Drawn, Plan
 from mixco.data.workers import PREFETCHED, Request, decode_batches
 from mixco.runtime.device import Compute, send
 from mixco.views import augment as views
-from mixco.views.augment import GROUPED, Augmentation, Input, ViewFunctions, ViewParameters
+from mixco.views.augment import GROUPED, ViewFunctions, ViewParameters
+from mixco.views.augmentation import Augmentation, Input
 
 
 @dataclass(frozen=True)

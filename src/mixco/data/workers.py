@@ -28,7 +28,8 @@ from mixco.data.images import refuse_too_many
 from mixco.data.opening import UnreadableImage
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import shown
-from mixco.views.augment import Augmentation, central_squares, place_crops
+from mixco.views.augment import central_squares, place_crops
+from mixco.views.augmentation import Augmentation
 
 PREFETCHED = 2  # batches that a worker prepares ahead
 MOST_SUBSTITUTES = 100

@@ -39,7 +39,8 @@ from mixco.settings.commands import (
     EmbedConfig,
     NeighboursConfig,
 )
-from mixco.views.augment import Input, evaluation_view
+from mixco.views.augment import evaluation_view
+from mixco.views.augmentation import Input
 
 SIDE = 96  # pixels of an image in --picture
 

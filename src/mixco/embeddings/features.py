@@ -18,7 +18,7 @@ from mixco.runtime.distributed import all_reduce_max, gather_all, rank, world
 from mixco.runtime.errors import UserError
 from mixco.runtime.precision import Workload, fastest
 from mixco.runtime.progress import say
-from mixco.views.augment import Input
+from mixco.views.augmentation import Input
 
 
 def fastest_compute(

@@ -44,7 +44,7 @@ from mixco.models.families import (
 from mixco.runtime.errors import UserError, of_the_machine, out_of_memory
 from mixco.runtime.files import refuse_other_than_utf8, replacing
 from mixco.runtime.setting import option
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Input
+from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, Input
 
 IN_FOLDERS = ("encoder.safetensors", "model.safetensors")  # of runs, and of exports
 LARGEST = 4096  # pixels of an encoder's input; a file with a larger side is damaged

@@ -32,7 +32,7 @@ from mixco.runtime.progress import say
 from mixco.settings.commands import EvaluationConfig, FinetuneConfig, KNNConfig, LinearConfig
 from mixco.settings.parse import check_ranges
 from mixco.settings.resolve import check_protocol
-from mixco.views.augment import crop_and_flip
+from mixco.views.augmentation import crop_and_flip
 from mixco.views.preview import brightened
 
 REMEDY_OF_TRAINING = "lower --batch-size or --size, or give --device cpu"

@@ -38,7 +38,7 @@ from mixco.runtime.locks import one_at_a_time
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.run_folder import add_result, read_config, write_confusions
 from mixco.settings.commands import EvaluationConfig
-from mixco.views.augment import Input
+from mixco.views.augmentation import Input
 
 
 @dataclass(frozen=True)

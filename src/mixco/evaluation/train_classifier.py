@@ -27,7 +27,7 @@ from mixco.runtime.progress import Stopwatch, say, training, waited
 from mixco.runtime.seeding import generator_for, global_draws
 from mixco.training.schedules import learning_rate
 from mixco.training.step import update
-from mixco.views.augment import Augmentation
+from mixco.views.augmentation import Augmentation
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from mixco.runtime.progress import say
 from mixco.runtime.run_folder import read_json
 from mixco.settings.commands import ExportConfig
 from mixco.settings.config import DataConfig
-from mixco.views.augment import Input
+from mixco.views.augmentation import Input
 
 FORMATS: dict[str, Callable[[LoadedEncoder, Path], Lines]] = {
     "timm": formats.as_timm,

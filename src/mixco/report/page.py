@@ -46,7 +46,7 @@ from mixco.settings.commands import ReportConfig
 from mixco.settings.config import DataConfig
 from mixco.settings.parse import command_of
 from mixco.training.pictures import preview_of
-from mixco.views import augment as views
+from mixco.views.augmentation import AUGMENTATIONS, Input, augmentation_of
 from mixco.views.preview import Preview
 
 SEED = 0  # decides which images the page shows
@@ -255,19 +255,20 @@ def open_run_images(run: Run, config: ReportConfig) -> Images:
 def sees(run: Run, images: Images) -> Preview | None:
     """What the network saw; None for an augmentation or a mixer of another version."""
     settings = run.config
-    named = views.AUGMENTATIONS.get(settings.get("method.augmentation", ""))
-    mix = settings.get("method.mix", "none")
-    if named is None or mix not in (NO_MIXER, *MIXERS):
+    method = {
+        name.removeprefix("method."): value
+        for name, value in settings.items()
+        if name.startswith("method.")
+    }
+    mix = method.get("mix", "none")
+    if method.get("augmentation") not in AUGMENTATIONS or mix not in (NO_MIXER, *MIXERS):
         return None
     source = images.source
     mean, std = settings.get("data.mean"), settings.get("data.std")
     if not mean or not std:  # an early config.json does not have them
         mean, std = (source.mean, source.std) if source.pixel == RGB else measure(images)
-    augmentation = views.weaken_jitter(
-        named(views.Input(settings["data.size"], tuple(mean), tuple(std))),
-        settings.get("method.jitter", 1.0),
-    )
-    mixer = mixer_of(mix, settings.get("method.mix_alpha"))
+    augmentation = augmentation_of(method, Input(settings["data.size"], tuple(mean), tuple(std)))
+    mixer = mixer_of(mix, method.get("mix_alpha"))
     return preview_of(images, augmentation, mixer, settings.get("run.seed", 0))
 
 

@@ -16,6 +16,7 @@ from mixco.methods import METHODS, MIXERS, NO_MIXER
 from mixco.runtime.loggers import LOGGERS
 from mixco.runtime.setting import MOST, Rule, setting
 from mixco.settings import defaults
+from mixco.views.augmentation import AUGMENTATIONS
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -198,14 +199,52 @@ class SharedMethodConfig:
         "Whose images give a batch norm its statistics where there are several processes: each "
         "process's own, or those of all. auto: process for moco, all for the others.",
     )
-    augmentation: Literal["auto", "moco-v1", "moco-v2", "simclr"] = setting(
-        "auto", "How views are made. auto: simclr for simclr, moco-v2 for the others."
+    augmentation: str = setting(
+        "auto",
+        "How views are made: as in a paper, or for a kind of images. auto: simclr for simclr, moco-v2 "
+        "for the others.",
+        choices=one_of(("auto",), AUGMENTATIONS),
     )
     jitter: float = setting(
         1.0,
         "Strength of the augmentation's colour jitter: 0.5 is half of it, 0 none.",
         at_least=0,
         at_most=1.25,
+    )
+    min_crop: float | None = setting(
+        None,
+        "Share of an image's area that the smallest crop has.",
+        above=0,
+        at_most=1,
+        chosen="nothing: the augmentation's",
+    )
+    grey: float | None = setting(
+        None,
+        "Probability that a view is made grey.",
+        at_least=0,
+        at_most=1,
+        chosen="nothing: the augmentation's",
+    )
+    blur: float | None = setting(
+        None,
+        "Probability that a view is blurred.",
+        at_least=0,
+        at_most=1,
+        chosen="nothing: the augmentation's",
+    )
+    vertical_flip: float | None = setting(
+        None,
+        "Probability that a view is flipped from top to bottom.",
+        at_least=0,
+        at_most=1,
+        chosen="nothing: the augmentation's",
+    )
+    quarter_turns: float | None = setting(
+        None,
+        "Probability that a view is turned by 90, 180 or 270 degrees. With 0.75 all four are as likely.",
+        at_least=0,
+        at_most=1,
+        chosen="nothing: the augmentation's",
     )
 
 
@@ -428,7 +467,6 @@ class MethodSettings(MethodConfig):
 
     mix_loss: Literal["added", "alone"]
     bn_over: Literal["process", "all"]
-    augmentation: Literal["moco-v1", "moco-v2", "simclr"]
 
 
 @dataclass(frozen=True, kw_only=True)

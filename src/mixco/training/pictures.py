@@ -11,7 +11,7 @@ from mixco.plots import draw_curves, draw_views
 from mixco.runtime.seeding import generator_for
 from mixco.training.setup import Setup
 from mixco.training.state import Record
-from mixco.views.augment import Augmentation
+from mixco.views.augmentation import Augmentation
 from mixco.views.preview import Preview, preview
 
 

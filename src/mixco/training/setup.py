@@ -59,14 +59,8 @@ from mixco.settings.resolve import Choice, Facts, arch_of, resolve, run_folder_o
 from mixco.training.checkpoints import as_begun, left_out_before
 from mixco.training.initial_weights import choose_encoder, find_initial
 from mixco.training.teacher import Teacher, load_teacher, with_central_outputs, with_teacher
-from mixco.views.augment import (
-    AUGMENTATIONS,
-    GROUPED,
-    Augmentation,
-    Input,
-    ViewFunctions,
-    weaken_jitter,
-)
+from mixco.views.augment import GROUPED, ViewFunctions
+from mixco.views.augmentation import Augmentation, Input, augmentation_of
 
 # The loss is read this often, to see whether it is finite: on a GPU each look waits for the device.
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 20, "mps": 20}
@@ -113,8 +107,7 @@ class Setup:
 
     @property
     def augmentation(self) -> Augmentation:
-        method = self.settings.method
-        return weaken_jitter(AUGMENTATIONS[method.augmentation](self.input), method.jitter)
+        return augmentation_of(vars(self.settings.method), self.input)
 
     @property
     def encoder(self) -> EncoderDescription:

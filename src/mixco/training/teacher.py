@@ -20,7 +20,7 @@ from mixco.runtime.precision import Workload, fastest
 from mixco.runtime.progress import counting, say
 from mixco.settings.config import PretrainConfig, Settings
 from mixco.settings.resolve import Tell, teacher_of, to_values
-from mixco.views.augment import Input
+from mixco.views.augmentation import Input
 from mixco.views.change_input import change_input
 
 

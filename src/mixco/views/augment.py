@@ -4,16 +4,15 @@
 parameters image by image with torchvision. Drawing happens on the CPU: the host then knows the size of
 every group of images, and applying never waits for the device.
 
-Images have any number of channels. Crop, flip, blur, brightness and contrast act on all of them;
-greyscale, saturation and hue only on three, which are taken as red, green and blue. The draws are the
-same.
+Images have any number of channels. Crop, flips, turns, blur, brightness and contrast act on all of
+them; greyscale, saturation and hue only on three, which are taken as red, green and blue. The draws are
+the same.
 
 Streamed images are cropped by workers, before they reach the device. For them `draw_view` draws
 everything, `place_crops` finds the crops once the extents are known, and `finish_view` does the rest.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,89 +20,14 @@ import torch
 from torch import Tensor
 
 from mixco.runtime.device import send
+from mixco.views.augmentation import Augmentation, Input
 from mixco.views.colour import greyscale, jitter
 from mixco.views.resampling import crop_resize, gaussian_blur
-
-Channels = tuple[float, ...]  # one number per channel
-IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
-IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 CROP_TRIES = 10
 # Pixels of the views that are made together on a CPU: few enough to stay in its cache, many enough that
 # the fixed cost of some hundred operations, microseconds each, does not matter.
 CHUNK = 2**18
-
-
-class Input(NamedTuple):
-    """The images that an encoder takes: [B, C, size, size], normalised."""
-
-    size: int
-    """Side in pixels."""
-    mean: Channels = IMAGENET_MEAN
-    std: Channels = IMAGENET_STD
-    """Mean and standard deviation of each of the C channels, of pixels in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How a view is made at random. Lengths in pixels, probabilities and fractions in [0, 1]."""
-
-    input: Input
-    """What the view becomes."""
-    scale: tuple[float, float] = (0.2, 1.0)
-    """Range of the crop's fraction of the area."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of the crop's width / height, log-uniform."""
-    flip: float = 0.5
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    """Strength of brightness, contrast, saturation (factors from 1 - s to 1 + s), hue (turns)."""
-    jitter_probability: float = 0.8
-    grey: float = 0.2
-    grey_first: bool = False
-    """Greyscale before the jitter, as MoCo v1 has it."""
-    blur: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """In pixels of a 224 crop; scaled by size / 224."""
-
-    @property
-    def blur_kernel(self) -> int:
-        """A tenth of the image, odd, at least 3 (Chen et al. 2020, appendix A)."""
-        return max(3, self.input.size // 10 // 2 * 2 + 1)
-
-
-def moco_v1(input: Input) -> Augmentation:
-    """He et al. 2020: crop, greyscale, strong jitter always, flip; no blur."""
-    return Augmentation(
-        input, jitter=(0.4, 0.4, 0.4, 0.4), jitter_probability=1.0, grey_first=True, blur=0.0
-    )
-
-
-def moco_v2(input: Input) -> Augmentation:
-    """Chen et al. 2020 (2003.04297): crop, jitter, greyscale, blur, flip."""
-    return Augmentation(input)
-
-
-def simclr(input: Input) -> Augmentation:
-    """Chen et al. 2020 (2002.05709), but with MixCo's smallest crop of 0.2 of the area, not 0.08."""
-    return Augmentation(input, jitter=(0.8, 0.8, 0.8, 0.2))
-
-
-AUGMENTATIONS = {
-    "moco-v1": moco_v1,
-    "moco-v2": moco_v2,
-    "simclr": simclr,
-}
-
-
-def crop_and_flip(input: Input) -> Augmentation:
-    """For linear evaluation and fine-tuning (He et al. 2020): a crop of 8 to 100 % of the area, flip."""
-    return Augmentation(input, scale=(0.08, 1.0), jitter_probability=0.0, grey=0.0, blur=0.0)
-
-
-def weaken_jitter(augmentation: Augmentation, strength: float) -> Augmentation:
-    """The augmentation with its colour jitter multiplied by `strength`."""
-    brightness, contrast, saturation, hue = (strength * s for s in augmentation.jitter)
-    return replace(augmentation, jitter=(brightness, contrast, saturation, hue))
 
 
 class ViewParameters(NamedTuple):
@@ -124,6 +48,10 @@ class ViewParameters(NamedTuple):
     """bool [B]"""
     sigma: Tensor
     """float32 [B]: of the blur, in pixels of the view; 0 for none."""
+    vertical: Tensor
+    """bool [B]: flipped from top to bottom?"""
+    turns: Tensor
+    """int64 [B]: quarter turns, 0 to 3, counterclockwise and after the flips."""
 
     def rows(self, index: slice | Tensor) -> "ViewParameters":
         """The parameters of some images."""
@@ -158,6 +86,7 @@ def draw_view(
     low[3], high[3] = -strength[3], strength[3]  # of hue
     sigma = uniform(*a.blur_sigma) * a.input.size / 224
     crops = torch.rand(4, batch, CROP_TRIES, generator=generator, dtype=torch.float64)
+    # The last two are drawn only where they are wanted: others draw as they did before these existed.
     return crops, ViewParameters(
         box=torch.empty(batch, 0, dtype=torch.int64),
         flip=uniform(0, 1) < a.flip,
@@ -166,7 +95,16 @@ def draw_view(
         order=uniform(0, 1, 4).argsort(1),
         grey=uniform(0, 1) < a.grey,
         sigma=torch.where(uniform(0, 1) < a.blur, sigma, 0),
+        vertical=uniform(0, 1) < a.vertical_flip if a.vertical_flip else torch.zeros(batch).bool(),
+        turns=_turns(uniform(0, 1), a.quarter_turns)
+        if a.quarter_turns
+        else torch.zeros(batch).long(),
     )
+
+
+def _turns(u: Tensor, probability: float) -> Tensor:
+    """Uniform numbers [B] in [0, 1) -> int64 [B]: 1, 2 or 3 with this probability, else 0."""
+    return torch.where(u < probability, 1 + (3 * u / probability).long().clamp(max=2), 0)
 
 
 def place_crops(crops: Tensor, extents: Tensor, augmentation: Augmentation) -> Tensor:
@@ -219,7 +157,7 @@ def apply_view(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.channels_last,
 ) -> Tensor:
-    """Apply the parameters: crop and antialiased resize, flip, colours, blur, normalisation.
+    """Apply the parameters: crop and antialiased resize, flips and turns, colours, blur, normalisation.
 
     images: uint8 or uint16 [B, C, H, W] on any device; parameters: of the same B, on the CPU.
 
@@ -231,7 +169,8 @@ def apply_view(
 
     def view(part: slice) -> Tensor:
         p = parameters.rows(part)
-        return _colour(crop_resize(images[part], p.box, p.flip, size), p, augmentation)
+        x = crop_resize(images[part], p.box, p.flip, size)
+        return _colour(_orient(x, p, augmentation), p, augmentation)
 
     return _in_chunks(view, images, size, dtype, memory_format)
 
@@ -243,7 +182,7 @@ def finish_view(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.channels_last,
 ) -> Tensor:
-    """`apply_view` after its crop: flip, colours, blur, normalisation.
+    """`apply_view` after its crop: flips and turns, colours, blur, normalisation.
 
     crops: uint8 or uint16 [B, C, size, size] on any device, cropped and resized but not flipped.
     """
@@ -251,7 +190,7 @@ def finish_view(
     def view(part: slice) -> Tensor:
         p, x = parameters.rows(part), unit(crops[part])
         flip = send(p.flip, x.device)[:, None, None, None]
-        return _colour(torch.where(flip, x.flip(3), x), p, augmentation)
+        return _colour(_orient(torch.where(flip, x.flip(3), x), p, augmentation), p, augmentation)
 
     return _in_chunks(view, crops, augmentation.input.size, dtype, memory_format)
 
@@ -289,8 +228,26 @@ def _in_chunks(
     return views
 
 
+def _orient(x: Tensor, p: ViewParameters, a: Augmentation) -> Tensor:
+    if not a.vertical_flip and not a.quarter_turns:
+        return x
+    return orient(x, send(p.vertical, x.device), send(p.turns, x.device))
+
+
+def orient(x: Tensor, vertical: Tensor, turns: Tensor) -> Tensor:
+    """Flip images from top to bottom, then turn them.
+
+    x: [B, C, S, S]; vertical: bool [B], turns: int64 [B], 0 to 3 quarters counterclockwise; all on one
+    device.
+    """
+    vertical, turns = vertical[:, None, None, None], turns[:, None, None, None]
+    x = torch.where(vertical, x.flip(2), x)
+    x = torch.where(turns % 2 == 1, x.rot90(1, (2, 3)), x)
+    return torch.where(turns >= 2, x.flip(2, 3), x).contiguous()
+
+
 def _colour(x: Tensor, p: ViewParameters, a: Augmentation) -> Tensor:
-    """Everything after crop and flip. x: [B, C, size, size] in [0, 1]; may be changed in place."""
+    """Everything after `_orient`. x: [B, C, size, size] in [0, 1]; may be changed in place."""
     if a.grey_first:
         x = greyscale(x, p.grey)
     x = jitter(x, p.jitter, p.order, p.factors)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mixco.runtime.device import send
-from mixco.views.augment import Input
+from mixco.views.augmentation import Input
 from mixco.views.resampling import crop_resize
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixco.views.augment import Augmentation, ViewFunctions, ViewParameters, normalisation, unit
+from mixco.views.augment import ViewFunctions, ViewParameters, normalisation, orient, unit
+from mixco.views.augmentation import Augmentation
 from mixco.views.colour import OPERATIONS, luma
 from mixco.views.resampling import blur_by_products, crop_resize, gaussian_taps
 
@@ -41,16 +42,16 @@ def _with_constants(view: Callable[..., Tensor], compiled: bool) -> Callable[...
 def _apply(images: Tensor, parameters: ViewParameters, *how: Any) -> Tensor:
     augmentation: Augmentation = how[1]
     x = crop_resize(images, parameters.box, parameters.flip, augmentation.input.size)
-    return _colour(x, parameters, *how)
+    return _after_crop(x, parameters, *how)
 
 
 def _finish(crops: Tensor, parameters: ViewParameters, *how: Any) -> Tensor:
     x = unit(crops)
     x = torch.where(parameters.flip[:, None, None, None], x.flip(3), x)
-    return _colour(x, parameters, *how)
+    return _after_crop(x, parameters, *how)
 
 
-def _colour(
+def _after_crop(
     x: Tensor,
     p: ViewParameters,
     constants: Tensor,
@@ -58,6 +59,8 @@ def _colour(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.channels_last,
 ) -> Tensor:
+    if a.vertical_flip or a.quarter_turns:
+        x = orient(x, p.vertical, p.turns)
     if a.grey_first:
         x = greyscale(x, p.grey)
     if a.jitter_probability > 0:

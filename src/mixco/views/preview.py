@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mixco.mixing import Mixer
-from mixco.views.augment import Augmentation, Input, two_views, unit
+from mixco.views.augment import two_views, unit
+from mixco.views.augmentation import Augmentation, Input
 
 
 class Preview(NamedTuple):

@@ -1,20 +1,30 @@
 """Two augmented views of a batch, for other training loops."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mixco.runtime.seeding import generator_for
 from mixco.views import augment as views
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Channels
+from mixco.views.augmentation import (
+    AUGMENTATIONS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Channels,
+    Input,
+    augmentation_of,
+)
 
 
 class TwoViews(nn.Module):
     """A batch of images -> two augmented views of each, on the images' device.
 
-    size: side of the views in pixels. augmentation: the recipe of the views. jitter: strength of its
-        colour jitter, 0 to 1.25. mean, std: for normalisation, of pixels in [0, 1].
+    size: side of the views in pixels. augmentation: the recipe of the views, a name of
+        `views.augmentation.AUGMENTATIONS`. jitter: strength of its colour jitter, 0 to 1.25.
+    min_crop: the smallest crop's share of the area, in (0, 1]. grey, blur, vertical_flip,
+        quarter_turns (by 90, 180 or 270 degrees): probabilities. None: as in the recipe.
+    mean, std: for normalisation, of pixels in [0, 1].
     seed, rank: of the draws, which do not touch torch's own generators. Processes need different ranks,
         or seeds. The number of batches so far is in the module's state, so that a resumed loop draws as
         if it had not stopped.
@@ -25,17 +35,34 @@ class TwoViews(nn.Module):
     def __init__(
         self,
         size: int,
-        augmentation: Literal["simclr", "moco-v1", "moco-v2"] = "simclr",
+        augmentation: str = "simclr",
         *,
         jitter: float = 1.0,
+        min_crop: float | None = None,
+        grey: float | None = None,
+        blur: float | None = None,
+        vertical_flip: float | None = None,
+        quarter_turns: float | None = None,
         mean: Channels = IMAGENET_MEAN,
         std: Channels = IMAGENET_STD,
         seed: int = 0,
         rank: int = 0,
     ) -> None:
         super().__init__()
-        made = views.AUGMENTATIONS[augmentation](views.Input(size, mean, std))
-        self.augmentation = views.weaken_jitter(made, jitter)
+        if augmentation not in AUGMENTATIONS:
+            raise ValueError(
+                f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {augmentation}"
+            )
+        method = {
+            "augmentation": augmentation,
+            "jitter": jitter,
+            "min_crop": min_crop,
+            "grey": grey,
+            "blur": blur,
+            "vertical_flip": vertical_flip,
+            "quarter_turns": quarter_turns,
+        }
+        self.augmentation = augmentation_of(method, Input(size, mean, std))
         self.seed, self.rank = seed, rank
         self.batches = 0
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mixco.data.datasets.folders import labelled_folder, read_lines
 from mixco.data.image_list import Arrays, ImageList
 from mixco.runtime.errors import UserError
-from mixco.views.augment import Channels
+from mixco.views.augmentation import Channels
 
 PICTURE = 3 * 32 * 32
 

@@ -10,7 +10,7 @@ from mixco.data.formats import ARRAYS, HEIF, endings
 from mixco.data.image_list import ImageList
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import shown
-from mixco.views.augment import IMAGENET_MEAN, IMAGENET_STD, Channels
+from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 TRAIN = "train"
 TESTS = ("test", "val", "valid", "validation")  # a folder beside train/ that makes it a split

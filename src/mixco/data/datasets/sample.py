@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from mixco.data.image_list import ImageList, open_zip
-from mixco.views.augment import Channels
+from mixco.views.augmentation import Channels
 
 # Of the 1,600 training images.
 MEAN: Channels = (0.3381, 0.3766, 0.4041)

@@ -13,7 +13,7 @@ import numpy as np
 from mixco.data.datasets.folders import labelled_folder, read_lines, walk
 from mixco.data.image_list import Arrays, ImageList
 from mixco.runtime.errors import UserError
-from mixco.views.augment import Channels
+from mixco.views.augmentation import Channels
 
 FOLDER = "stl10_binary"
 IMAGES = {"train": 5_000, "test": 8_000, "unlabeled": 100_000}
