@@ -5,7 +5,7 @@ set -euo pipefail
 
 data_path="[your_data_path]"
 exp_name="cifar10_simclr"
-knn_options=(--k 10 --vote equal)
+knn_options=(--k 10 --votes equal)
 
 source "$(dirname "$0")/common.sh"
 run_recipe cifar10_simclr "$@"

@@ -46,6 +46,22 @@ def test_scores_are_the_papers() -> None:
         torch.testing.assert_close(score, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_equal_votes_are_counted_and_the_lowest_class_wins_a_tie() -> None:
+    """As scikit-learn's KNeighborsClassifier(n_neighbors=k, metric="cosine") does."""
+    bank, labels = clusters(80, 0)
+    queries, _ = clusters(200, 1)
+    scores = knn_scores(bank, labels, queries, classes=5, k=6, temperature=None)
+    _, index = neighbours(bank, queries, 6)
+    counts = F.one_hot(labels[index], 5).sum(1)
+    assert torch.equal(scores.floor().long(), counts)
+    tied = (counts == counts.amax(1, keepdim=True)).sum(1) > 1
+    assert tied.any()
+    lowest = [row.index(max(row)) for row in counts.tolist()]
+    assert scores.argmax(1).tolist() == lowest
+    own = torch.tensor(lowest)
+    assert topk_accuracy(scores, own, 1) == 100, "a tie is decided, not counted against the label"
+
+
 @pytest.mark.parametrize("k", [5, 21, 120])
 @pytest.mark.parametrize("n", [33, 130, 160, 250, 400])
 def test_a_small_bank_is_searched_exactly_and_no_row_found_twice(n: int, k: int) -> None:

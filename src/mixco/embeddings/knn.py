@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification (Wu et al. 2018, arXiv 1805.01978, section 3.4)."""
+"""k-nearest-neighbour classification: weighted, as Wu et al. 2018 (1805.01978, section 3.4), or not."""
 
 import math
 
@@ -82,19 +82,26 @@ def knn_scores(
     *,
     classes: int,
     k: int = 20,
-    temperature: float = 0.07,
+    temperature: float | None = 0.07,
     chunk: int = 4096,
 ) -> Tensor:
     """Each neighbour votes for its label with exp(similarity / temperature).
 
     bank: [N, D] with bank_labels int64 [N] in [0, classes), on any device; queries: [M, D].
+    temperature: None for equal votes. Then the lowest of classes with as many votes wins, as in
+        scikit-learn's KNeighborsClassifier(metric="cosine").
 
     Returns float32 [M, classes] on the bank's device; higher is likelier. Votes are relative to the
     nearest neighbour's, so that none overflows at any temperature.
     """
     similarities, index = neighbours(bank, queries, k, chunk=chunk)
-    votes = torch.exp((similarities - similarities[:, :1]) / temperature)
-    scores = votes.new_zeros(len(queries), classes)
+    if temperature is None:
+        votes = torch.ones_like(similarities)
+        # Less than a vote, and more for the lower classes.
+        scores = torch.linspace(0.5, 0, classes, device=votes.device).repeat(len(queries), 1)
+    else:
+        votes = torch.exp((similarities - similarities[:, :1]) / temperature)
+        scores = votes.new_zeros(len(queries), classes)
     return scores.scatter_add_(1, send(bank_labels, index.device)[index], votes)
 
 

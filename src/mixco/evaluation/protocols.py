@@ -72,22 +72,24 @@ def _result(kind: str, f: Features, scores: Tensor, **settings: Any) -> dict[str
 
 @explain_machine_failures(REMEDY)
 def evaluate_knn(config: KNNConfig, features: Features | None = None) -> dict[str, Any]:
-    """Weighted kNN of the test split among the train split; top1 and top5 in percent.
+    """kNN of the test split among the train split; top1 and top5 in percent.
 
     As `evaluate_scores`; also draws neighbours.png.
     """
     check_ranges(config)
     f = features or compute_features(config.evaluation)
+    weighted = config.votes == "weighted"
     scores = knn_scores(
         f.train_features,
         f.train_labels,
         f.test_features,
         classes=f.classes,
         k=config.k,
-        temperature=config.temperature,
+        temperature=config.temperature if weighted else None,
     )
     k = min(config.k, len(f.train_labels))
-    result = _result("knn", f, scores, k=k, temperature=config.temperature)
+    voting = {"temperature": config.temperature} if weighted else {"votes": config.votes}
+    result = _result("knn", f, scores, k=k, **voting)
     if f.task.folder is not None and launch_env().rank == 0:
         show_neighbours(f.task.folder / f"neighbours{f.task.suffix}.png", f)
     return result

@@ -21,7 +21,17 @@ SHOWN_SETTINGS = {"data.data", "data.size", "model.arch", "optimisation.epochs"}
 
 # What an evaluation was set to beforehand; not what it found or chose by the data.
 EVALUATED_WITH = (
-    *("k", "temperature", "epochs", "optimizer", "schedule", "milestones", "batch_size", "lr"),
+    *(
+        "k",
+        "temperature",
+        "votes",
+        "epochs",
+        "optimizer",
+        "schedule",
+        "milestones",
+        "batch_size",
+        "lr",
+    ),
     *("labels", "size", "train_images", "test_images"),
 )
 

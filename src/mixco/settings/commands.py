@@ -223,12 +223,15 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class KNNConfig:
-    """`mixco knn`: weighted k-nearest-neighbour classification on frozen features."""
+    """`mixco knn`: k-nearest-neighbour classification on frozen features."""
 
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     k: int = setting(20, "Neighbours that vote.", at_least=1)
     temperature: float = setting(
-        0.07, "Temperature of the votes exp(similarity / temperature).", above=0
+        0.07, "Temperature of the weighted votes exp(similarity / temperature).", above=0
+    )
+    votes: Literal["weighted", "equal"] = setting(
+        "weighted", "Whether the more similar neighbours count more."
     )
 
 
