@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak check format docs benchmark peers carry clean
+.PHONY: demo test soak check format docs benchmark evidence peers carry clean
 
 demo: .venv/installed
 	$(BIN)/mixco demo
@@ -39,6 +39,14 @@ docs: .venv/installed
 # With the peers too, where `make peers` was run.
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/pretraining.py
+
+# In the background and at the lowest priority: the runs of experiments/evidence.toml, which go on where they were
+# stopped. OPTIONS: --minutes 60, --row NAME, --seed 0. Twice, for two runs at once.
+evidence: .venv/installed
+	test -d "$(DATA)" || { echo "give DATA=FOLDER, the folder of the data sets"; exit 2; }
+	mkdir -p runs/evidence
+	setsid nohup $(BIN)/python experiments/evidence.py run --data-path "$(DATA)" $(OPTIONS) >> runs/evidence/log 2>&1 < /dev/null &
+	@echo "look: tail runs/evidence/log; stop: pkill -f evidence.py; how far: $(BIN)/python experiments/evidence.py state"
 
 peers: .venv-peers/installed
 
