@@ -1,18 +1,23 @@
-"""Draw the pictures of how-it-works.md and family.md with mixco's own views, mixers, method and loss.
+"""Draw the pictures of how-it-works.md, family.md and augmentations.md with mixco's own parts.
 
 python docs/make_pictures.py            # first trains MoCo + MixCo on the sample, for minutes
 python docs/make_pictures.py --run RUN  # uses a run of MoCo + MixCo on the sample
 python docs/make_pictures.py --family   # family.md alone; it needs no run
+python docs/make_pictures.py --augmentations DATA   # augmentations.md alone
+
+DATA is the folder skimage/data in the wheel of scikit-image 0.26.
 """
 
 import argparse
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from mixco import MoCo, Pairs, pretrain
@@ -28,7 +33,7 @@ from mixco.settings.config import Settings
 from mixco.settings.parse import from_dict
 from mixco.training.build import build_method
 from mixco.views import augment as views
-from mixco.views.augmentation import Augmentation, Input, moco_v2, weaken_jitter
+from mixco.views.augmentation import AUGMENTATIONS, Augmentation, Input, moco_v2, weaken_jitter
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = 64
@@ -69,6 +74,44 @@ def show(axes: Axes, image: Tensor, title: str = "") -> None:
 def save(figure: Figure, name: str) -> None:
     figure.savefig(IMAGES / name, dpi=DPI, facecolor="white")
     print(IMAGES / name)
+
+
+def draw_augmentations(data: Path) -> None:
+    """For each kind of images two of them, and seven views of each."""
+    kinds = {
+        "photos": ("chelsea.png", "coffee.png"),
+        "aerial": (),
+        "microscopy": ("ihc.png", "ihc.png"),
+        "documents": ("page.png", "text.png"),
+    }
+    views_of_each = 7
+    for name, files in kinds.items():
+        size = 64 if name == "aerial" else 96
+        augmentation = AUGMENTATIONS[name](Input(size))
+        if files:
+            pictures = [Image.open(data / file).convert("RGB") for file in files]
+        else:
+            pictures = [
+                Image.fromarray(x.permute(1, 2, 0).numpy()) for x in photographs(3, 64)[0][::2]
+            ]
+        if name == "microscopy":  # two parts of one slide
+            pictures = [pictures[0].crop(box) for box in ((0, 0, 256, 256), (256, 256, 512, 512))]
+        if name == "documents":  # the left parts, which are not so wide
+            pictures = [each.crop((0, 0, each.height * 5 // 4, each.height)) for each in pictures]
+        figure = Figure(figsize=(8.2, 2.2), layout="constrained")
+        grid = figure.subplots(2, 1 + views_of_each)
+        draws = generator_for(0, name)
+        for row, picture in zip(grid, pictures, strict=True):
+            image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+            batch = image.expand(views_of_each, *image.shape)
+            extents = torch.tensor([image.shape[1:]]).expand(views_of_each, 2)
+            p = views.sample_view(extents, augmentation, draws)
+            show(row[0], image.float() / 255)
+            for axes, view in zip(row[1:], views.apply_view(batch, p, augmentation), strict=True):
+                show(axes, visible(view, augmentation))
+        grid[0, 0].set_title("image", fontsize=9, color=INK)
+        grid[0, 1].set_title("views", fontsize=9, color=INK)
+        save(figure, f"augmentation-{name}.png")
 
 
 def draw_views() -> None:
@@ -267,8 +310,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--family", action="store_true")
+    parser.add_argument("--augmentations", type=Path)
     arguments = parser.parse_args()
     run = arguments.run
+    if arguments.augmentations:
+        draw_augmentations(arguments.augmentations)
+        return
     draw_family()
     if arguments.family:
         return
