@@ -10,6 +10,7 @@ from mixco.evaluation import EVALUATIONS
 from mixco.evaluation.kinds import base_kind, in_order, title_of
 from mixco.export.formats import Lines, crop_pct
 from mixco.methods import papers
+from mixco.views.augmentation import OVERRIDES
 
 # Data sets that the Hugging Face hub has, by its names.
 HUB_DATA = {
@@ -154,7 +155,7 @@ def _training(
         "images": f"{done['images']:,} of {done['data']}{_explained(data['data'])}"
         if done
         else None,
-        "views": f"{method['augmentation']}, at {data['size']} px",
+        "views": _views(method, data),
         "epochs": f"{optimisation['epochs']} with batches of {optimisation['batch_size']}",
         "optimiser": optimisation["optimizer"]
         + (
@@ -236,6 +237,18 @@ def _mixing(method: dict[str, Any]) -> str:
     alpha, alone = method["mix_alpha"], method["mix_loss"] == "alone"
     law = f"lambda ~ Beta({alpha:g}, {alpha:g})"
     return f"{law}; the mixed loss replaces the clean one" if alone else law
+
+
+def _views(method: dict[str, Any], data: dict[str, Any]) -> str:
+    """ "simclr, at 32 px; jitter 0.25" """
+    told = {"jitter": 1.0, "min_crop": None, **dict.fromkeys(OVERRIDES)}
+    changed = [
+        f"{name.replace('_', ' ')} {method[name]:g}"
+        for name, usual in told.items()
+        if method.get(name, usual) != usual
+    ]
+    made = f"{method['augmentation']}, at {data.get('view_size') or data['size']} px"
+    return "; ".join([made, *([", ".join(changed)] if changed else [])])
 
 
 def _random(training: str) -> bool:

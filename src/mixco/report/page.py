@@ -267,7 +267,8 @@ def sees(run: Run, images: Images) -> Preview | None:
     mean, std = settings.get("data.mean"), settings.get("data.std")
     if not mean or not std:  # an early config.json does not have them
         mean, std = (source.mean, source.std) if source.pixel == RGB else measure(images)
-    augmentation = augmentation_of(method, Input(settings["data.size"], tuple(mean), tuple(std)))
+    side = settings.get("data.view_size") or settings["data.size"]
+    augmentation = augmentation_of(method, Input(side, tuple(mean), tuple(std)))
     mixer = mixer_of(mix, method.get("mix_alpha"))
     return preview_of(images, augmentation, mixer, settings.get("run.seed", 0))
 

@@ -71,6 +71,14 @@ class DataConfig:
         chosen="the median image: 32 to 128, at most 64 on a CPU; with --init, from the weights",
         first=True,
     )
+    view_size: int | None = setting(
+        None,
+        "Side of the views that are trained on. Smaller views than the encoder's input train faster.",
+        at_least=32,
+        at_most=224,
+        unit="pixels",
+        chosen="nothing: --size",
+    )
     max_unreadable: float = setting(
         MAX_UNREADABLE,
         "Share of the images that may be unreadable; they are left out. More end the run.",
@@ -105,6 +113,14 @@ class DataConfig:
         above=0,
         chosen="the data set, or measured on the images of a folder",
     )
+
+    @property
+    def views(self) -> int:
+        """Side of the views, in pixels. Raises ValueError where no size is chosen yet."""
+        side = self.view_size or self.size
+        if side is None:
+            raise ValueError("the size must be chosen first")
+        return side
 
 
 @dataclass(frozen=True)

@@ -267,8 +267,11 @@ def summary(setup: Setup) -> str:
     """A run in one line."""
     images, settings, compute = setup.images, setup.settings, setup.compute
     pixel, processes = images.source.pixel, world()
+    side = str(settings.data.size)
+    if settings.data.views != settings.data.size:
+        side += f" px with views of {settings.data.views}"
     return (
-        f"{setup.name}: {settings.model.arch} at {settings.data.size} px, {len(setup.members):,} images "
+        f"{setup.name}: {settings.model.arch} at {side} px, {len(setup.members):,} images "
         f"{'' if pixel == RGB else f'with {pixel}, '}{setup.loading}, "
         f"{settings.optimisation.epochs} epochs of {setup.steps_per_epoch} steps, "
         f"{f'{processes} processes, each ' if processes > 1 else ''}{describe(compute.device)}, "

@@ -26,6 +26,7 @@ from mixco.methods.options import UNTOLD, DistilOptions
 from mixco.models.encoder import (
     build_backbone,
     choose_stem,
+    feature_dim,
     input_channels,
     output_elements,
     takes_stems,
@@ -48,6 +49,7 @@ from mixco.runtime.distributed import (
     split_batch,
     world,
 )
+from mixco.runtime.errors import UserError
 from mixco.runtime.locks import one_at_a_time
 from mixco.runtime.precision import Workload, fastest
 from mixco.runtime.progress import counting, downloading, say
@@ -107,7 +109,8 @@ class Setup:
 
     @property
     def augmentation(self) -> Augmentation:
-        return augmentation_of(vars(self.settings.method), self.input)
+        seen = self.input._replace(size=self.settings.data.views)
+        return augmentation_of(vars(self.settings.method), seen)
 
     @property
     def encoder(self) -> EncoderDescription:
@@ -301,6 +304,7 @@ def set_up(
         config = _with_data(config, mean=config.data.mean or mean, std=config.data.std or std)
     model = config.model
     backbone = build_backbone(arch_of(config), size, model.stem, channels=pixel.channels)
+    _refuse_views(backbone, config)
     if model.stem == "auto" and takes_stems(backbone):
         stem = choose_stem(size)
         why = "its own" if stem == "standard" else "its own is for larger images"
@@ -339,11 +343,23 @@ def set_up(
     )
 
 
+def _refuse_views(backbone: nn.Module, config: PretrainConfig) -> None:
+    """Raises UserError for views that are smaller or larger than the only images the network takes."""
+    if config.data.views != config.data.size:
+        try:
+            feature_dim(backbone, config.data.views)
+        except UserError:
+            raise UserError(
+                f"--view-size {config.data.views}: {arch_of(config)} takes images of one size only, "
+                f"{config.data.size} pixels; leave it out, or give --size {config.data.views}"
+            ) from None
+
+
 def _with_fastest(
     config: PretrainConfig, backbone: nn.Module, device: torch.device, choices: list[Choice]
 ) -> tuple[PretrainConfig, Compute]:
     """The config with a number format and a memory format, and what they are for torch."""
-    run, size, channels = config.run, size_of(config), input_channels(backbone)
+    run, size, channels = config.run, config.data.views, input_channels(backbone)
     workload = Workload(arch_of(config), config.model.stem, size, channels, training=True)
     formats, why = fastest(
         backbone,
@@ -370,9 +386,7 @@ def step_bytes(backbone: nn.Module, config: PretrainConfig | Settings, itemsize:
     method = config.method
     mixer = mixer_of(method.mix, method.mix_alpha, method.mix_loss)
     passes = passes_of(METHODS[method.method], mixer)
-    if config.data.size is None:
-        raise ValueError("the size must be chosen first")
-    outputs = output_elements(backbone, config.data.size) * itemsize
+    outputs = output_elements(backbone, config.data.views) * itemsize
     return defaults.HELD * passes * outputs / config.optimisation.micro_batches
 
 

@@ -105,7 +105,7 @@ def with_teacher(
     )
     if why:
         tell("teacher_precision", formats.precision, why)
-    views = Input(settings.data.size, settings.data.mean, settings.data.std)
+    views = Input(settings.data.views, settings.data.mean, settings.data.std)
     taught = as_teacher(teacher, views, formats.compute(device))
     tell("dim", taught.dim, f"the features of {taught.name}, the teacher")
     chosen: dict[str, Any] = {"teacher_precision": formats.precision}
