@@ -21,7 +21,8 @@ rates    what no step can exceed: bytes copied a second, operations of a matrix 
 loading  images decoded anew each time: JPEG files a second by nvJPEG; the way of 2020 and
          lightly-train, if it is installed, against ours, by pretraining.py
 train    a row of the evidence table: pretraining, kNN and linear probe on the test split, and the
-         encoder in parts of 15 MB. By default the first row that has no file in experiments/gpu
+         encoder in parts of 15 MB, by experiments/evidence.py. By default the first row of its list
+         that is not finished. Here, then: python experiments/evidence.py add OUT/evidence.json
 """
 
 import argparse
@@ -29,16 +30,17 @@ import functools
 import itertools
 import json
 import os
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from harness import (
@@ -63,29 +65,14 @@ from mixco.training.setup import Setup, prepare
 from mixco.training.step import Step, eager_step
 
 HERE = Path(__file__).parent
-EVIDENCE = HERE.parent / "experiments" / "gpu"
+EXPERIMENTS = HERE.parent / "experiments"
+ROWS = [
+    row["name"]
+    for row in tomllib.loads((EXPERIMENTS / "evidence.toml").read_text("utf-8"))["row"]
+    if row.get("needs_gpu")
+]
 PART = 15 * 2**20  # bytes of a part of the encoder
 MIXCO = [sys.executable, "-m", "mixco"]
-
-
-class Row(NamedTuple):
-    """A row of the evidence table."""
-
-    recipe: str
-    more: str = ""
-    """Options beside the recipe."""
-
-
-ROWS = {
-    "cifar10-moco": Row("cifar10_moco"),
-    "cifar10-moco-mixco": Row("cifar10_moco_mixco"),
-    "cifar10-simclr": Row("cifar10_moco", "--method simclr --head mlp --epochs 100 --lr 0.5"),
-    "cifar10-simclr-mixco": Row(
-        "cifar10_moco_mixco", "--method simclr --head mlp --epochs 100 --lr 0.5"
-    ),
-    "tinyimg64-moco": Row("tinyimg64_moco"),
-    "tinyimg64-moco-mixco": Row("tinyimg64_moco_mixco"),
-}
 
 
 class Measuring:
@@ -337,30 +324,28 @@ def decoded_on_device(m: Measuring) -> None:
 
 def train(m: Measuring) -> None:
     """A row of the evidence table."""
-    missing = [name for name in ROWS if not (EVIDENCE / f"{name}.json").is_file()]
+    known, found = EXPERIMENTS / "evidence.json", m.folder / "evidence.json"
+    finished = read_json(known) if known.exists() else {}
+    missing = [name for name in ROWS if "linear" not in finished.get(name, {}).get("0", {})]
     name = m.arguments.row or next(iter(missing), None)
     if name is None:
         m.write({"left_out": "all rows have figures"})
         return
-    row, out = ROWS[name], m.folder / name
-    options = ["--recipe", row.recipe, *row.more.split(), "--device", m.device.type, "--out", out]
-    options += ["--knn-every", "50", "--checkpoint-minutes", "0"]
-    if m.arguments.data_path:
-        options += ["--data-path", m.arguments.data_path]
+    more = f"--device {m.device.type} --knn-every 50 --checkpoint-minutes 0"
     if m.rehearsal:
-        options += ["--data", "sample", "--size", "32", "--arch", "test_resnet", "--epochs", "1"]
-        options += ["--batch-size", "64", "--stem", "standard"]
-    found: Figures = {"row": name, "command": " ".join(map(str, ["mixco", "pretrain", *options]))}
-    m.write(found)
-    found["seconds"] = {"pretrain": m.run([*MIXCO, "pretrain", *options], "train.log")}
-    keep_encoder(out, m.folder)
-    for command in ("knn", "linear"):
-        short = ["--epochs", "2"] if m.rehearsal and command == "linear" else []
-        line = [*MIXCO, command, "--run", out, "--device", m.device.type, *short]
-        found["seconds"][command] = m.run(line, "train.log")
-        m.write({**found, "results": read_json(out / "results.json")})
-    for kept in ("config.json", "metrics.jsonl", "results.json", "versions.json"):
-        shutil.copy(out / kept, m.folder / f"{name}-{kept}")
+        more += (
+            " --data sample --size 32 --arch test_resnet --epochs 1 --batch-size 64 --stem standard"
+        )
+    place = m.arguments.data_path or m.folder
+    options = ["--row", name, "--seed", "0", "--data-path", place, "--more", more]
+    command = ["python", "experiments/evidence.py", "run", *options]
+    m.write({"row": name, "command": shlex.join(map(str, command))})
+    where = ["--out", m.folder, "--found", found]
+    seconds = m.run(
+        [sys.executable, EXPERIMENTS / "evidence.py", *command[2:], *where], "train.log"
+    )
+    keep_encoder(m.folder / f"{name}-s0", m.folder)
+    m.write({"row": name, "seconds": seconds, "results": read_json(found)[name]["0"]})
 
 
 def keep_encoder(run: Path, folder: Path) -> None:
@@ -414,7 +399,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a folder")
     parser.add_argument("--budget", type=float, default=540, help="seconds for all parts")
     parser.add_argument("--rehearse", action="store_true", help="each for seconds, on the CPU")
-    parser.add_argument("--row", choices=list(ROWS), help="train: which row")
+    parser.add_argument("--row", choices=ROWS, help="train: which row")
     parser.add_argument("--data-path", type=Path, help="train: where the data set lies")
     parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

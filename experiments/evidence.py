@@ -3,6 +3,7 @@
     python experiments/evidence.py run --data-path DATA [--minutes 60] [--row NAME] [--seed 0]
     python experiments/evidence.py state
     python experiments/evidence.py table
+    python experiments/evidence.py add FILE
 
 run     Works on the first run that is not finished and that no other process works on, then on the
         next, until the minutes are over. Then it stops the run, which saves itself, and the next call
@@ -11,6 +12,7 @@ run     Works on the first run that is not finished and that no other process wo
         linear probe. The process has the lowest priority.
 state   What is finished, and how far the others are.
 table   Writes the tables into experiments/RESULTS.md, from evidence.json and evidence.toml alone.
+add     Takes the runs of another machine from its evidence.json.
 
 DATA is a folder of data sets, such as `mixco download cifar10 --data-path DATA` makes, or one with a
 folder for each by its name. Run folders are in runs/evidence. Each run adds its figures to evidence.json
@@ -19,7 +21,6 @@ background.
 """
 
 import argparse
-import json
 import os
 import shlex
 import signal
@@ -70,34 +71,33 @@ def plan() -> tuple[list[Row], list[Row], list[int]]:
     return read["row"], read["published"], read["seeds"]
 
 
-def found() -> Found:
-    read: Found = json.loads(FOUND.read_text("utf-8")) if FOUND.exists() else {}
-    return read
-
-
 def read(path: Path) -> dict[str, Any]:
     """A JSON file, {} where there is none."""
     return dict(read_json(path)) if path.exists() else {}
 
 
-def finished(row: Row, seed: int) -> bool:
-    return "linear" in found().get(row["name"], {}).get(str(seed), {})
+def finished(row: Row, seed: int, found: Found) -> bool:
+    return "linear" in found.get(row["name"], {}).get(str(seed), {})
 
 
-def options_of(row: Row, seed: int) -> list[str]:
-    return ["--recipe", row["recipe"], *shlex.split(row.get("options", "")), "--seed", str(seed)]
+def options_of(row: Row, seed: int, more: str) -> list[str]:
+    options = [*shlex.split(row.get("options", "")), *shlex.split(more)]
+    return ["--recipe", row["recipe"], *options, "--seed", str(seed)]
 
 
-def figures(row: Row, seed: int, folder: Path) -> dict[str, Any]:
+def figures(options: list[str], folder: Path) -> dict[str, Any]:
     """What evidence.json says of a run, finished or not."""
     config, versions = (read_json(folder / f"{name}.json") for name in ("config", "versions"))
     records, results = read_metrics(folder), read(folder / "results.json")
     about = {
-        "command": shlex.join(["mixco", "pretrain", *options_of(row, seed), "--data-path", "DATA"]),
+        "command": shlex.join(["mixco", "pretrain", *options, "--data-path", "DATA"]),
         "epochs": records[-1]["epoch"] if records else 0,
         "of_epochs": config["optimisation"]["epochs"],
         "knn_held_out": {r["epoch"]: r["knn"] for r in records if "knn" in r},
-        "settings": {part: config[part] for part in ("data", "model", "method", "optimisation")},
+        "settings": {
+            part: {key: value for key, value in config[part].items() if value is not None}
+            for part in ("model", "method", "optimisation")
+        },
         **{key: versions.get(key) for key in ("mixco", "torch", "hardware", "processor")},
         **{key: config["run"][key] for key in ("precision", "device")},
     }
@@ -113,14 +113,12 @@ def figures(row: Row, seed: int, folder: Path) -> dict[str, Any]:
     return about
 
 
-def note(row: Row, seed: int, out: Path) -> None:
-    """Add the figures of a run to evidence.json."""
-    folder = out / f"{row['name']}-s{seed}"
-    if (folder / "config.json").exists():
-        with one_at_a_time(out / ".evidence.lock"):
-            every = found()
-            every.setdefault(row["name"], {})[str(seed)] = figures(row, seed, folder)
-            write_json(FOUND, every)
+def note(row: Row, seed: int, figures: dict[str, Any], path: Path) -> None:
+    """Add the figures of a run to an evidence.json."""
+    with one_at_a_time(path.with_name(f".{path.name}.lock")):
+        every = read(path)
+        every.setdefault(row["name"], {})[str(seed)] = figures
+        write_json(path, every)
 
 
 def call(arguments: list[str], ends: float) -> None:
@@ -139,22 +137,23 @@ def call(arguments: list[str], ends: float) -> None:
         raise subprocess.CalledProcessError(code, ["mixco", *arguments])
 
 
-def make(row: Row, seed: int, data_path: Path, out: Path, ends: float) -> None:
+def make(row: Row, seed: int, arguments: argparse.Namespace, ends: float) -> None:
     """Pretrain and evaluate one run; what is done stays."""
-    folder = out / f"{row['name']}-s{seed}"
-    name = load_recipe(row["recipe"]).data.data
-    own = data_path / name
-    where = ["--data-path", str(own if own.is_dir() else data_path)]
+    folder: Path = arguments.out / f"{row['name']}-s{seed}"
+    own = arguments.data_path / load_recipe(row["recipe"]).data.data
+    where = ["--data-path", str(own if own.is_dir() else arguments.data_path)]
+    options = options_of(row, seed, arguments.more)
     try:
         if "pretrain" not in read(folder / "results.json"):
             begin = ["--knn-every", "5", "--out", str(folder), *where]
-            call(["pretrain", *options_of(row, seed), *begin], ends)
-        for measure, (kind, *more) in EVALUATIONS.items():
-            if measure not in figures(row, seed, folder):
+            call(["pretrain", *begin, *options], ends)
+        for measure, (kind, *how) in EVALUATIONS.items():
+            if measure not in figures(options, folder):
                 apart = [] if measure == kind else ["--out", str(folder / measure)]
-                call([kind, "--run", str(folder), *more, *apart, *where], ends)
+                call([kind, "--run", str(folder), *how, *apart, *where], ends)
     finally:
-        note(row, seed, out)
+        if (folder / "config.json").exists():
+            note(row, seed, figures(options, folder), arguments.found)
 
 
 @contextmanager
@@ -176,28 +175,28 @@ def work(arguments: argparse.Namespace) -> None:
         (row, seed)
         for seed in seeds
         for row in rows
-        if (torch.cuda.is_available() or not row.get("needs_gpu"))
-        and arguments.row in (None, row["name"])
-        and arguments.seed in (None, seed)
+        if arguments.row == row["name"]
+        or (arguments.row is None and (torch.cuda.is_available() or not row.get("needs_gpu")))
+        if arguments.seed in (None, seed)
     ]
     for row, seed in chosen:
-        if finished(row, seed) or time.monotonic() >= ends:
+        if finished(row, seed, read(arguments.found)) or time.monotonic() >= ends:
             continue
         with mine(out / f".{row['name']}-s{seed}.lock") as free:
             if free:
                 print(f"{row['name']}, seed {seed}", flush=True)
                 try:
-                    make(row, seed, arguments.data_path, out, ends)
+                    make(row, seed, arguments, ends)
                 except TimeoutError:
                     print("stopped; the same command goes on with it", flush=True)
                     return
 
 
-def state() -> None:
+def state(found: Found) -> None:
     rows, _, seeds = plan()
     for seed in seeds:
         for row in rows:
-            about = found().get(row["name"], {}).get(str(seed))
+            about = found.get(row["name"], {}).get(str(seed))
             print(f"{row['name']:30} seed {seed}  {progress(about)}")
 
 
@@ -211,10 +210,10 @@ def progress(about: dict[str, Any] | None) -> str:
     return f"epoch {about['epochs']} of {about['of_epochs']}{seen}"
 
 
-def tables() -> str:
+def tables(every: Found) -> str:
     """Markdown: each table with our rows and the published ones; then the unfinished runs."""
     rows, published, seeds = plan()
-    every, lines = found(), []
+    lines: list[str] = []
     for table in dict.fromkeys(row["table"] for row in rows):
         ours = [row for row in rows if row["table"] == table and _done(every, row)]
         theirs = [row for row in published if row["table"] == table]
@@ -275,10 +274,10 @@ def spread(values: list[float]) -> str:
     return f"{text} ± {statistics.stdev(values):.1f}" if len(values) > 1 else text
 
 
-def write_tables() -> None:
+def write_tables(found: Found) -> None:
     text = RESULTS.read_text("utf-8")
     before, rest = text.split(BEGIN)
-    RESULTS.write_text(f"{before}{BEGIN}\n\n{tables()}\n{END}{rest.split(END)[1]}", "utf-8")
+    RESULTS.write_text(f"{before}{BEGIN}\n\n{tables(found)}\n{END}{rest.split(END)[1]}", "utf-8")
 
 
 def lowest_priority() -> None:
@@ -295,14 +294,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("do", choices=["run", "state", "table"])
+    parser.add_argument("do", choices=["run", "state", "table", "add"])
+    parser.add_argument("file", type=Path, nargs="?", help="add: an evidence.json")
     parser.add_argument("--data-path", type=Path, help="run: the folder of the data sets")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="run: how long")
     parser.add_argument(
         "--row", choices=[row["name"] for row in plan()[0]], help="run: this row only"
     )
     parser.add_argument("--seed", type=int, help="run: this seed only")
-    parser.add_argument("--out", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--more", default="", help="run: more options of `mixco pretrain`")
+    parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="the run folders")
+    parser.add_argument("--found", type=Path, default=FOUND, help="the evidence.json")
     arguments = parser.parse_args()
     if arguments.do == "run":
         if arguments.data_path is None:
@@ -310,8 +312,14 @@ def main() -> None:
         signal.signal(signal.SIGTERM, _stop)
         lowest_priority()
         work(arguments)
+    elif arguments.do == "add":
+        if arguments.file is None:
+            parser.error("add needs a file")
+        for name, runs in read(arguments.file).items():
+            for seed, figures_there in runs.items():
+                note({"name": name}, int(seed), figures_there, arguments.found)
     else:
-        state() if arguments.do == "state" else write_tables()
+        {"state": state, "table": write_tables}[arguments.do](read(arguments.found))
 
 
 if __name__ == "__main__":

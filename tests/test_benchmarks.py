@@ -51,14 +51,13 @@ def test_what_is_for_a_gpu_is_rehearsed_without_one(tmp_path: Path) -> None:
     assert (without.returncode, without.stdout) == (0, "no GPU\n")
     done = run("gpu.py", "train", "--rehearse", "--row", "cifar10-moco-mixco", "--out", tmp_path)
     assert done.returncode == 0, done.stdout + (tmp_path / "train.log").read_text()
-    origin, command, knn, linear = map(
-        json.loads, (tmp_path / "train.jsonl").read_text().splitlines()
-    )
+    origin, begun, ended = map(json.loads, (tmp_path / "train.jsonl").read_text().splitlines())
     assert {"python", "torch", "hardware"} <= origin["versions"].keys()
-    assert "--recipe cifar10_moco_mixco" in command["command"]
-    assert "linear" in linear["results"] and "linear" not in knn["results"]
+    assert "--row cifar10-moco-mixco" in begun["command"]
+    assert {"knn", "knn_equal", "knn_200", "linear"} <= ended["results"].keys()
+    assert "--recipe cifar10_moco_mixco" in ended["results"]["command"]
     parts = [path.read_bytes() for path in sorted(tmp_path.glob("encoder-*"))]
-    encoder = tmp_path / "cifar10-moco-mixco" / "encoder.safetensors"
+    encoder = tmp_path / "cifar10-moco-mixco-s0" / "encoder.safetensors"
     assert b"".join(parts) == encoder.read_bytes()
 
 
