@@ -22,8 +22,8 @@ Tiny-ImageNet's train/; with fewer, larger numbers of images are cut to what it 
 sample's 1,600 images are used.
 `python benchmarks/tables.py` draws the picture.
 
-family: images per second of every base with every mixer, with the demo's network, size and batch, in
-bfloat16.
+family: images per second of every base with every mixer, in bfloat16, with the network, size and batch
+of experiments/sample.toml.
 """
 
 import tempfile
