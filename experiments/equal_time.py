@@ -7,8 +7,8 @@
 
 The first script has both for 9 epochs. Here the base alone gets the time that MixCo takes for these: in
 passes of the encoder, a pass with its gradient counted as three, SimCLR + MixCo has 1.5 times those of
-SimCLR, and MoCo + MixCo 1.375 times those of MoCo. So SimCLR gets 14 epochs, and MoCo 13 (12.4). All else
-is as there. Figures are added to experiments/logs/equal_time.json, and what is there is not done again.
+SimCLR, and MoCo + MixCo 1.375 times those of MoCo. So SimCLR gets 14 epochs, and MoCo 13. All else is as
+there. Figures are added to experiments/logs/equal_time.json, and what is there is not done again.
 """
 
 import argparse
