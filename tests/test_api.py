@@ -28,7 +28,7 @@ def test_a_run_by_keywords_is_an_object_and_a_path(tmp_path: Path) -> None:
     assert (run / "encoder.safetensors").is_file()
     assert [record["epoch"] for record in run.metrics] == [1, 2]
     assert run.results["pretrain"]["images"] == 12
-    assert run.config.method.jitter == 0.25, "of the recipe"
+    assert run.config.method.min_crop == 0.08, "of the recipe"
     assert run.config.optimisation.epochs == 2, "keywords go first"
     assert run.encoder().embed(photos).shape == (16, 96)
     result = mixco.evaluate_knn(run=run, k=3, cache=tmp_path / "cache")

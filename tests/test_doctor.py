@@ -107,7 +107,7 @@ def test_it_looks_at_the_recipes_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     assert code == 0
     config = json.loads(report.read_text("utf-8"))["config"]
-    assert (config["optimisation"]["epochs"], config["data"]["size"]) == (24, 32)
+    assert (config["optimisation"]["epochs"], config["data"]["size"]) == (24, 64)
     assert "not tried" in capsys.readouterr().out
 
 

@@ -92,6 +92,8 @@ CIFAR_DEMONSTRATION = {
     "head": "linear",
     "dim": 128,
     "mix_weight": 1.0,
+    "min_crop": 0.08,
+    "blur": 0.0,
 }
 # What the publishers of each have in their scripts, README or paper.
 SGD_OF_MYOL = {"optimizer": "sgd", "lr": 0.055, "weight_decay": 1e-4, "warmup": 0.02}
@@ -151,7 +153,26 @@ MIXBT = {
     "head_hidden": 512,
     "mix_weight": 4.0,
 }
+SIMCLR_OF_CIFAR = {
+    "method": "simclr",
+    "arch": "resnet18",
+    "stem": "conv3s1",
+    "epochs": 100,
+    "batch_size": 512,
+    "lr": 0.12,
+    "weight_decay": 5e-4,
+    "warmup": 0.0,
+    "optimizer": "sgd",
+    "schedule": "cosine",
+    "temperature": 0.5,
+    "head": "mlp",
+    "head_hidden": 1024,
+    "dim": 128,
+    "augmentation": "photos",
+}
 OF_THE_FAMILY = {
+    "cifar10_simclr": {**SIMCLR_OF_CIFAR, "mix": "none"},
+    "cifar10_simclr_mixco": {**SIMCLR_OF_CIFAR, "mix": "mixco", "mix_temperature": 0.5},
     **{f"{data}_moco_unmix": UNMIX for data in ("cifar10", "cifar100")},
     "cifar10_moco_imix": {**IMIX, "epochs": 4000},
     "cifar100_moco_imix": {**IMIX, "epochs": 2000},
@@ -235,6 +256,7 @@ def test_mixing_is_all_that_a_pair_of_recipes_differs_in(method: str) -> None:
         ("resnet18_batch128_gpu2", "resnet18_batch128_gpu2_mix"),
         (f"tinyimg64_{method}", f"tinyimg64_{method}_mixco"),
         ("cifar10_moco", "cifar10_moco_mixco"),
+        ("cifar10_simclr", "cifar10_simclr_mixco"),
         ("cifar100_moco", "cifar100_moco_mixco"),
     ]
     for plain, mixed in pairs:
