@@ -56,6 +56,24 @@ def test_the_tables_of_the_results_are_those_of_the_figures(evidence: ModuleType
     assert between.strip() == evidence.tables(evidence.read(evidence.FOUND)).strip()
 
 
+def test_the_page_on_mixing_is_made_from_the_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    pays = importlib.import_module("pays")
+    between = pays.PAGE.read_text("utf-8").split(pays.BEGIN)[1].split(pays.END)[0]
+    assert between.strip() == pays.tables()
+
+
+def test_a_difference_is_that_of_the_same_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    pays = importlib.import_module("pays")
+    without = {"0": (60.0, 70.0), "1": (62.0, 70.0), "2": (64.0, 70.0), "7": (0.0, 0.0)}
+    mixed = {"0": (61.0, 70.0), "1": (64.0, 70.0), "2": (67.0, 70.0)}
+    pair = pays.Pair("photographs", "SimCLR", "100", "1.5", without, mixed)
+    # A mean of 2 and a standard deviation of 1 over three seeds: 4.303 / sqrt(3) to either side.
+    assert pays.difference(pair, 0) == "+2.0 (-0.5 to +4.5)"
+    assert pays.difference(pair, 1) == "+0.0 (+0.0 to +0.0)"
+
+
 def test_a_table_has_ours_the_published_and_what_is_not_finished(evidence: ModuleType) -> None:
     begun = figures(0) | {"epochs": 40, "knn_held_out": {"35": 50.0, "40": 51.5}}
     for name in ("knn", "knn_equal", "knn_200", "linear", "seconds"):
