@@ -3,7 +3,7 @@
     mixco download cifar10 --data-path DATA
     python experiments/family.py --data cifar10 --data-path DATA --seeds 0 1 2 \\
         --pairs moco moco+mixco simclr simclr+mixco
-    python experiments/equal_time.py --data-path DATA [--seeds 0 1 2] [--out DIR]
+    python experiments/equal_time.py --data-path DATA [--seeds 0 1 2] [--bases simclr moco]
 
 The first script has both for 9 epochs. Here the base alone gets the time that MixCo takes for these: in
 passes of the encoder, a pass with its gradient counted as three, SimCLR + MixCo has 1.5 times those of
@@ -25,11 +25,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-path", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--bases", nargs="+", choices=list(EPOCHS), default=list(EPOCHS))
     parser.add_argument("--out", type=Path, default=Path("runs/equal-time"))
     arguments = parser.parse_args()
     images = cifar10_10k.lay_out(arguments.data_path, arguments.out / "images", cifar10_10k.PARTS)
     for seed in arguments.seeds:
-        for base, epochs in EPOCHS.items():
+        for base in arguments.bases:
+            epochs = EPOCHS[base]
             if str(seed) not in family.logged(LOG).get(base, {}):
                 settings = (*cifar10_10k.SETTINGS, "--data", images, "--epochs", epochs)
                 figures = family.run(base, seed, settings, arguments.out)

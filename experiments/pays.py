@@ -87,7 +87,11 @@ def pairs() -> Iterator[Pair]:
     first = read("cifar10_10k")["rows"]
     for base, title, time in (("simclr", "SimCLR", "1.5"), ("moco", "MoCo", "1.4")):
         of_first = tuple(
-            {str(r["seed"]): (r["knn_top1"], r["linear_top1"]) for r in first if r["method"] == name}
+            {
+                str(r["seed"]): (r["knn_top1"], r["linear_top1"])
+                for r in first
+                if r["method"] == name
+            }
             for name in (base, f"{base}+mixco")
         )
         yield Pair(f"{short} (Intel)", title, "702", time, *of_first)
