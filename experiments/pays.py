@@ -120,7 +120,16 @@ def pairs() -> Iterator[Pair]:
 
 def at_equal_time() -> Iterator[Pair]:
     """The base alone runs as long as it takes with MixCo."""
-    longer, cifar = read("equal_time"), read("family_cifar10")
+    if sample := read("equal_time_sample"):
+        yield Pair(
+            "the sample, ResNet-10; 36 epochs without, 24 with MixCo (the demo)",
+            "SimCLR",
+            "",
+            "1",
+            by_seed(sample["simclr"]),
+            of_demo("demo", "simclr+mixco"),
+        )
+    longer, cifar = read("equal_time_cifar10"), read("family_cifar10")
     for base, title, epochs in (("simclr", "SimCLR", 14), ("moco", "MoCo", 13)):
         if base in longer and f"{base}+mixco" in cifar:
             yield Pair(
