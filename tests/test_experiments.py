@@ -206,6 +206,7 @@ def test_every_recipe_has_its_script_and_what_is_set_reaches_the_commands(tmp_pa
         assert done.returncode == 0
         knn = " --k 200 --temperature 0.1" if name.startswith("cifar") else ""
         knn = " --k 200 --temperature 0.5" if name.endswith("mixbt") else knn  # its authors'
+        knn = " --k 10 --votes equal" if name.startswith("cifar10_simclr") else knn
         assert recorded(tmp_path) == [
             f"pretrain --seed 3 --recipe {name} --data-path my\\ data --out runs/e --queue 8",
             f"knn --seed 3 --run runs/e{knn}",
