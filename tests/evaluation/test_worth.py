@@ -313,3 +313,14 @@ def test_two_classes_that_look_alike_are_told(
     evaluate_knn(config_of(KNNConfig, run=run, cache=tmp_path / "cache"))
     assert "'annualcrop ' look alike" in capsys.readouterr().err.replace("\n", " ")
     assert evaluation_config(run).test_folder is None
+
+
+def test_equal_votes_are_told_in_the_results(tmp_path: Path) -> None:
+    photos = unpack_sample(tmp_path / "photos", train=6, test=3, classes=3)
+    run = random_run(tmp_path / "run", photos)
+    settings = {"run": run, "cache": tmp_path / "cache", "k": 5}
+    weighted = evaluate_knn(config_of(KNNConfig, **settings))
+    equal = evaluate_knn(config_of(KNNConfig, votes="equal", **settings))
+    assert (weighted["temperature"], "votes" in weighted) == (0.07, False)
+    assert (equal["votes"], "temperature" in equal) == ("equal", False)
+    assert read_json(run / "results.json")["knn"] == equal
