@@ -7,11 +7,11 @@
         --pairs moco moco+mixco simclr simclr+mixco
     python experiments/equal_time.py --data cifar10 --data-path DATA [--bases simclr moco]
 
-The base alone gets the time that MixCo takes. In passes of the encoder, a pass with its gradient counted
-as three, SimCLR + MixCo has 1.5 times those of SimCLR, and MoCo + MixCo 1.375 times those of MoCo. So
-for the 24 epochs of the demo SimCLR gets 36; for the 9 of family.py on CIFAR-10 SimCLR gets 14, and MoCo
-13. All else is as there. Figures are added to experiments/logs/equal_time_DATA.json, and what is there
-is not done again. docs/does-mixing-pay.md has the differences.
+The base alone gets the passes that MixCo has. With a pass of the encoder and its gradient counted as
+three, SimCLR + MixCo has 1.5 times those of SimCLR, and MoCo + MixCo 1.375 times those of MoCo. So for
+the 24 epochs of the demo SimCLR gets 36; for the 9 of family.py on CIFAR-10 SimCLR 14, and MoCo 13. All
+else is as there. Figures are added to experiments/logs/equal_time_DATA.json, and what is there is not
+done again. docs/does-mixing-pay.md has the differences.
 """
 
 import argparse
