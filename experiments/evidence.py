@@ -166,6 +166,10 @@ def mine(lock: Path) -> Iterator[bool]:
         yield False
 
 
+def _fits(row: Row) -> bool:
+    return torch.cuda.is_available() or not row.get("needs_gpu")
+
+
 def work(arguments: argparse.Namespace) -> None:
     ends = time.monotonic() + 60 * arguments.minutes
     rows, _, seeds = plan()
@@ -175,9 +179,8 @@ def work(arguments: argparse.Namespace) -> None:
         (row, seed)
         for seed in seeds
         for row in rows
-        if arguments.row == row["name"]
-        or (arguments.row is None and (torch.cuda.is_available() or not row.get("needs_gpu")))
         if arguments.seed in (None, seed)
+        and (arguments.row == row["name"] or (arguments.row is None and _fits(row)))
     ]
     for row, seed in chosen:
         if finished(row, seed, read(arguments.found)) or time.monotonic() >= ends:
@@ -187,6 +190,8 @@ def work(arguments: argparse.Namespace) -> None:
                 print(f"{row['name']}, seed {seed}", flush=True)
                 try:
                     make(row, seed, arguments, ends)
+                except subprocess.CalledProcessError as failed:
+                    sys.exit(f"{shlex.join(failed.cmd)} failed, see above; nothing else was begun")
                 except TimeoutError:
                     print("stopped; the same command goes on with it", flush=True)
                     return

@@ -125,7 +125,7 @@ def at_equal_passes() -> Iterator[Pair]:
             "the sample, ResNet-10; 36 epochs without, 24 with MixCo (the demo)",
             "SimCLR",
             "",
-            "0.8",
+            "–",
             by_seed(sample["simclr"]),
             of_demo("demo", "simclr+mixco"),
         )

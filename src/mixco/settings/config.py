@@ -188,6 +188,11 @@ class ModelConfig:
     )
 
 
+def _of_views(help: str) -> Any:
+    """A probability that each augmentation has, unless it is given."""
+    return setting(None, help, at_least=0, at_most=1, chosen="nothing: the augmentation's")
+
+
 @dataclass(frozen=True)
 class SharedMethodConfig:
     """The base method and the mixing. `--method NAME --help` shows the options of another base."""
@@ -234,33 +239,13 @@ class SharedMethodConfig:
         at_most=1,
         chosen="nothing: the augmentation's",
     )
-    grey: float | None = setting(
-        None,
-        "Probability that a view is made grey.",
-        at_least=0,
-        at_most=1,
-        chosen="nothing: the augmentation's",
+    grey: float | None = _of_views("Probability that a view is made grey.")
+    blur: float | None = _of_views("Probability that a view is blurred.")
+    vertical_flip: float | None = _of_views(
+        "Probability that a view is flipped from top to bottom."
     )
-    blur: float | None = setting(
-        None,
-        "Probability that a view is blurred.",
-        at_least=0,
-        at_most=1,
-        chosen="nothing: the augmentation's",
-    )
-    vertical_flip: float | None = setting(
-        None,
-        "Probability that a view is flipped from top to bottom.",
-        at_least=0,
-        at_most=1,
-        chosen="nothing: the augmentation's",
-    )
-    quarter_turns: float | None = setting(
-        None,
-        "Probability that a view is turned by 90, 180 or 270 degrees. With 0.75 all four are as likely.",
-        at_least=0,
-        at_most=1,
-        chosen="nothing: the augmentation's",
+    quarter_turns: float | None = _of_views(
+        "Probability that a view is turned by 90, 180 or 270 degrees. With 0.75 all four are as likely."
     )
 
 
