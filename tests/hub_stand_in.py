@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import huggingface_hub.constants
+import pytest
 import yaml
 
+TOKEN = "hf_secretsecretsecret"
 LICENCES = {"mit", "apache-2.0", "unknown"}
 
 
@@ -164,6 +167,13 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(status, content, **headers)
 
     do_HEAD = do_GET
+
+
+def point(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Of the hub's client, set what it read from HF_ENDPOINT when it was imported."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import pytest
 import timm
 import torch
 from configs import pretrain_config
-from hub_stand_in import StandIn, running
+from hub_stand_in import TOKEN, StandIn, point
 from safetensors.torch import save
 from sample_images import unpack_sample
 from torch import Tensor
@@ -31,7 +31,6 @@ from mixco.runtime.errors import UserError
 from mixco.training.pretrain import pretrain
 
 NAME, ARCH, TAG = "timm/test_resnet.r160_in1k", "test_resnet", "r160_in1k"
-TOKEN = "hf_secretsecretsecret"
 CARD = b"---\nlicense: cc-by-4.0\n---\nA small network.\n"
 
 
@@ -59,32 +58,9 @@ def file(weights: dict[str, Tensor]) -> bytes:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "hub"
-
-
-def point(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """As HF_ENDPOINT does."""
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-
-@pytest.fixture
-def hub(file: bytes, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """Of the client the constants are set, which it read from the environment when it was imported."""
-    with running(TOKEN) as server:
-        server.repositories[NAME] = {"files": {"model.safetensors": file, "README.md": CARD}}
-        point(monkeypatch, server.url)
-        for constant, value in {
-            "HF_HUB_CACHE": str(cache),
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_OFFLINE": False,
-        }.items():
-            monkeypatch.setattr(huggingface_hub.constants, constant, value)
-        monkeypatch.setenv("TORCH_HOME", str(cache))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        yield server
+def hub(file: bytes, empty_hub: StandIn) -> StandIn:
+    empty_hub.repositories[NAME] = {"files": {"model.safetensors": file, "README.md": CARD}}
+    return empty_hub
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -385,7 +361,7 @@ def test_weights_at_an_address_have_their_hash_checked(
         ("efficientnet-lite0", "efficientnet_lite0", "weights of tf_efficientnet_lite0"),
         ("timm:darknet17", None, "no published weights of darknet17"),
         ("timm", "darknet17", "no published weights of darknet17"),
-        ("hf-hub:facebook/resnet18", None, "not those of facebook"),
+        ("timm:facebook/resnet18", None, "give hf:facebook/resnet18"),
     ],
 )
 def test_names_of_nothing(what: str, arch: str | None, sentence: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_stand_in import StandIn, running
+from hub_stand_in import TOKEN, StandIn, running
 from run_folders import random_run
 
 import mixco.cli
@@ -17,8 +17,6 @@ from mixco.encoders.checkpoint import load_encoder
 
 # huggingface_hub's own use of its HTTP library, where it uploads by git's protocol for large files.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-TOKEN = "hf_secretsecretsecret"
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +73,7 @@ def test_a_run_is_pushed_and_timm_has_it_from_there(
     assert sorted(repository["files"]) == ["README.md", "config.json", "model.safetensors"]
     card = repository["files"]["README.md"].decode()
     assert 'source = "hf-hub:me/encoder"' in card
+    assert "`mixco embed hf:me/encoder photos/ --out vectors.npz`" in card
     assert "license: mit" in card
     assert not (run / "exports").exists()
 

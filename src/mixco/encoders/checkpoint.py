@@ -22,9 +22,10 @@ from mixco.encoders import other_projects
 from mixco.encoders.download import Origin
 from mixco.encoders.file_kinds import DOWNLOAD, is_safetensors, why_unreadable
 from mixco.encoders.other_stems import resnet_stem
-from mixco.encoders.published import is_published, published
+from mixco.encoders.published import is_published, is_repository, of_repository, published
 from mixco.encoders.resnets import is_resnet, resnet_name
 from mixco.encoders.safe_load import safe_load
+from mixco.encoders.timm_config import timm_config
 from mixco.models.adapt import adapt
 from mixco.models.encoder import (
     Stem,
@@ -144,7 +145,8 @@ def load_encoder(
 
     what: an encoder.safetensors, a checkpoint of a run (checkpoints/*.pt), a run folder, another
         project's checkpoint (see encoders/other_projects.py), the folder of an export, or the name of
-        published weights (see encoders/published.py). No code in it is run.
+        published weights (see encoders/published.py): "timm:NAME", "hf:OWNER/NAME". No code in it is
+        run.
     size: the side of the images in pixels, if not the one in the file.
 
     The others are for another project's encoder, where its file does not tell:
@@ -158,8 +160,10 @@ def load_encoder(
         raise UserError(f"--size must be between 1 and {LARGEST} pixels, got {size}")
     if arch is not None:
         refuse_unknown(arch)
+    others: dict[str, Any] = {"stem": stem, "prefix": prefix, "mean": mean, "std": std}
+    if is_repository(str(what)):
+        return _load_from_hub(str(what), arch, size, others)
     if is_published(str(what)):
-        others = {"stem": stem, "prefix": prefix, "mean": mean, "std": std}
         return _load_published(str(what), arch, size, others)
     path = Path(what)
     if path.is_dir():
@@ -169,14 +173,20 @@ def load_encoder(
     if not path.is_file():
         raise UserError(
             f"{path}: there is no such file; give a run, a file of weights, or published weights "
-            "(timm:NAME)"
+            "(timm:NAME, hf:OWNER/NAME)"
         )
+    return _load_file(path, arch, size, others)
+
+
+def _load_file(
+    path: Path, arch: str | None, size: int | None, others: Mapping[str, Any]
+) -> LoadedEncoder:
+    """others: stem, prefix, mean and std, as `load_encoder` has them."""
     content, description = _read(path)
     if description is None:
-        normalisation = _normalisation(mean, std)
-        return _load_other_project(path, content, arch, stem, size, prefix or "", normalisation)
+        return _load_other_project(path, content, arch, size, **others)
     own = {"arch": description.arch, "stem": description.stem}
-    given = {"arch": arch, "stem": stem, "prefix": prefix, "mean": mean, "std": std}
+    given = {"arch": arch, **others}
     other = {name: value for name, value in given.items() if value not in (None, own.get(name))}
     if needless := [option(name) for name in other]:
         raise UserError(
@@ -195,6 +205,25 @@ def load_encoder(
         built = resolve_stem(description.stem, description.size, backbone)  # type: ignore[arg-type]
         description = dataclasses.replace(description, size=size, stem=built)
     return LoadedEncoder(backbone.eval(), description, path, len(content))
+
+
+def _load_from_hub(
+    what: str, arch: str | None, size: int | None, others: Mapping[str, Any]
+) -> LoadedEncoder:
+    """An encoder in a repository of the hub; others: as `_load_file` has them."""
+    path, origin = of_repository(what)
+    loaded = _load_file(path, arch, size, others)
+    about = loaded.description
+    origin = dataclasses.replace(origin, trained=about.training)
+    report = [f"{origin.name} ({origin.trained}): {origin.details}"]
+    if about.origin:
+        report.append(f"it began with {about.origin.name}: {about.origin.details}")
+    return dataclasses.replace(
+        loaded,
+        description=dataclasses.replace(about, training=origin.training, origin=origin),
+        path=Path(what),
+        report=(*report, *loaded.report),
+    )
 
 
 def _load_published(
@@ -270,12 +299,19 @@ def _load_other_project(
     path: Path,
     content: Any,
     arch: str | None,
-    stem: Stem | None,
     size: int | None,
-    prefix: str,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    *,
+    stem: Stem | None,
+    prefix: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
 ) -> LoadedEncoder:
-    where = str(path)
+    where, prefix = str(path), prefix or ""
+    normalisation = _normalisation(mean, std)
+    beside_it = timm_config(path, arch)
+    if beside_it:
+        arch, size = beside_it.arch, size or beside_it.size
+        normalisation = normalisation or (beside_it.mean, beside_it.std)
     weights, beside = other_projects.find_weights(content, where, prefix)
     expected = _keys_of(arch) if arch else ()
     groups = other_projects.optimiser_groups(content)
@@ -309,7 +345,8 @@ def _load_other_project(
     norm = "" if normalisation else ", normalised with ImageNet's mean and standard deviation"
     report = (
         *other_projects.report(found, beside),
-        "assumed: " + "; ".join(filter(None, (f"images of {size} px{norm}", assumed))),
+        f"{'by config.json' if beside_it else 'assumed'}: "
+        + "; ".join(filter(None, (f"images of {size} px{norm}", assumed))),
     )
     return LoadedEncoder(backbone.eval(), description, path, len(found.backbone), report)
 

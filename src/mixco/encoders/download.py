@@ -1,7 +1,7 @@
 """The files of published weights: fetched or from the cache, with their licence and hash.
 
-Most of timm's are on the Hugging Face hub, whose own client fetches and caches them; it honours HF_HOME,
-HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. timm's own function fetches the others.
+Most are on the Hugging Face hub, whose own client fetches and caches them; it honours HF_HOME,
+HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. timm's own function fetches those that timm has elsewhere.
 """
 
 import errno
@@ -9,7 +9,7 @@ import hashlib
 import re
 import socket
 import urllib.error
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -50,11 +50,13 @@ class Origin:
     """An SPDX id in lower case, as the hub says it, or "unknown"."""
     sha256: str
     """The SHA-256 of the file: 64 hexadecimal digits."""
+    trained: str = ""
+    """How they were trained, where their file says it: "simclr on photos, 40 epochs, seed 0"."""
 
     @property
     def training(self) -> str:
         """How the weights themselves were trained, as far as it is known."""
-        return f"published weights {self.name}"
+        return f"published weights {self.name}" + (f" ({self.trained})" if self.trained else "")
 
     @property
     def details(self) -> str:
@@ -126,41 +128,74 @@ def fetched(model: str, config: Any) -> tuple[Path, Origin]:
 
     Raises UserError where it cannot be had, or its hash is not the published one.
     """
+    instead = f"give timm:{model}=FILE"
     if config.hf_hub_id:
         repository, _, revision = config.hf_hub_id.partition("@")
         names = (config.hf_hub_filename,) if config.hf_hub_filename else FILES
-        url = partial(hf_hub_url, repository, revision=revision or "main")
-        address, public = url(names[0]), url(names[0], endpoint=HUB)
-        cache = constants.HF_HUB_CACHE
-    else:
-        address = public = config.url
-        cache = str(Path(torch.hub.get_dir(), "checkpoints"))
-    try:
-        with _quiet():
-            if config.hf_hub_id:
-                path, licence = _from_hub(repository, revision or "main", names)
-            else:
-                path, licence = _from_address(config.url), None
-    except Exception as error:  # the clients' own, their HTTP libraries', the system's
-        why, remedy = _why(error)
-        raise UserError(
-            f"{model} is not in the cache {cache}, and {address} cannot be fetched: {why}; {remedy}, or "
-            f"download {public} and give timm:{model}=FILE"
-        ) from None
-    licence = str(licence or config.license or "unknown").lower()
-    stored = path.resolve()
-    if not config.hf_hub_id:
-        found = HASH_IN_NAME.search(stored.name)
-        return path, Origin(
-            f"timm/{model}", address, licence, sha256_of(stored, found[1] if found else "")
+        return from_hub(
+            repository,
+            revision or "main",
+            names,
+            what=model,
+            instead=instead,
+            licence=config.license,
         )
+    cache = str(Path(torch.hub.get_dir(), "checkpoints"))
+    with _said(model, cache, config.url, config.url, instead):
+        path = _from_address(config.url)
+    licence = str(config.license or "unknown").lower()
+    stored = path.resolve()
+    found = HASH_IN_NAME.search(stored.name)
+    sha256 = sha256_of(stored, found[1] if found else "")
+    return path, Origin(f"timm/{model}", config.url, licence, sha256)
+
+
+def from_hub(
+    repository: str,
+    revision: str,
+    names: Sequence[str],
+    *,
+    what: str,
+    instead: str,
+    licence: str | None = None,
+    beside: str | None = None,
+) -> tuple[Path, Origin]:
+    """The first of these files that a repository of the hub has, and where it is from.
+
+    repository: OWNER/NAME. revision: a branch, a tag or a commit. what, instead: of the error, what is
+    not there, and what to do with a file that was downloaded by hand. licence: where the repository's
+    card names none. beside: a file that is fetched into the same folder, where the repository has it.
+
+    Raises UserError where the file cannot be had, or its hash is not the one that the hub told.
+    """
+    url = partial(hf_hub_url, repository, names[0], revision=revision)
+    with _said(what, constants.HF_HUB_CACHE, url(), url(endpoint=HUB), instead):
+        path, named = _from_hub(repository, revision, names, beside)
+    stored = path.resolve()
     # The hub's client names large files by their SHA-256, as the hub told it.
     told = stored.name if re.fullmatch("[0-9a-f]{64}", stored.name) else ""
     source = hf_hub_url(repository, path.name, revision=path.parent.name, endpoint=HUB)
+    licence = str(named or licence or "unknown").lower()
     return path, Origin(repository, source, licence, sha256_of(stored, told))
 
 
-def _from_hub(repository: str, revision: str, names: Collection[str]) -> tuple[Path, str | None]:
+@contextmanager
+def _said(what: str, cache: str, address: str, public: str, instead: str) -> Iterator[None]:
+    """Turn the errors of a download into a UserError: why, and what to do."""
+    try:
+        with _quiet():
+            yield
+    except Exception as error:  # the clients' own, their HTTP libraries', the system's
+        why, remedy = _why(error)
+        raise UserError(
+            f"{what} is not in the cache {cache}, and {address} cannot be fetched: {why}; {remedy}, or "
+            f"download {public} and {instead}"
+        ) from None
+
+
+def _from_hub(
+    repository: str, revision: str, names: Collection[str], beside: str | None
+) -> tuple[Path, str | None]:
     """The first of the files that the repository has, and the licence that its card names.
 
     Raises the clients' errors.
@@ -199,6 +234,8 @@ def _from_hub(repository: str, revision: str, names: Collection[str]) -> tuple[P
     if path is None:
         raise unreachable or FileNotFoundError("no such file")
     try:
+        if beside:
+            get(beside)
         card = get("README.md")
         about = metadata_load(card) if card else None
     except Exception:  # the weights are here, and timm knows most licences

@@ -1,7 +1,8 @@
-"""Published weights by name: timm's, and those in Python packages.
+"""Published weights by name: timm's, anybody's on the Hugging Face hub, and those in Python packages.
 
-timm's registry says where its weights are, and what images they are for (download.py fetches them).
-Files are read, and no code in them is run.
+timm's registry says where its weights are, and what images they are for. The file of another repository
+says it itself (see checkpoint.py), as `mixco push` writes it. download.py fetches both. Files are read,
+and no code in them is run.
 """
 
 import importlib.metadata
@@ -63,15 +64,46 @@ PACKAGES = {
 }
 
 
-def is_published(what: str) -> bool:
-    """Is it the name of published weights: "timm", "timm:NAME", or one of PACKAGES?
+# What repositories of the hub call their weights, the best first: mixco and timm push the first.
+IN_REPOSITORIES = ("model.safetensors", "encoder.safetensors", "pytorch_model.bin")
 
-    The spellings of timm and the hub, "timm/NAME" and "hf-hub:timm/NAME", count too, where no file has
+
+def is_published(what: str) -> bool:
+    """Is it the name of published weights: "timm", "timm:NAME", "hf:OWNER/NAME", or one of PACKAGES?
+
+    The spellings of timm and the hub, "timm/NAME" and "hf-hub:OWNER/NAME", count too, where no file has
     this name.
     """
     if what in ("timm", *PACKAGES) or what.startswith("timm:"):
         return True
-    return re.match(r"hf[-_]hub:|timm/[^/]+$", what) is not None and not Path(what).exists()
+    return re.match(r"hf([-_]hub)?:|timm/[^/]+$", what) is not None and not Path(what).exists()
+
+
+def is_repository(what: str) -> bool:
+    """Is it "hf:OWNER/NAME", with "@REVISION" or without, of another owner than timm?"""
+    return is_published(what) and re.match(r"hf([-_]hub)?:(?!timm/)", what) is not None
+
+
+def of_repository(what: str) -> tuple[Path, Origin]:
+    """The file of weights in a repository of the hub, from the cache or fetched, and where it is from.
+
+    what: see `is_repository`. Beside the file lies config.json, where the repository has one.
+
+    Raises UserError where the name is none of a repository, and as `download.from_hub` does.
+    """
+    found = re.fullmatch(r"[^:]+:([\w.-]+/[\w.-]+)(?:@(.+))?", what)
+    if not found:
+        raise UserError(
+            f"{what}: not a name on the hub; expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
+        )
+    return download.from_hub(
+        found[1],
+        found[2] or "main",
+        IN_REPOSITORIES,
+        what=what,
+        instead="give the path of the file",
+        beside="config.json",
+    )
 
 
 def published(what: str, arch: str | None) -> Published:
@@ -111,10 +143,10 @@ def _arch_and_tag(what: str, arch: str | None) -> tuple[str, str]:
                 f"{what}: of which architecture? Give --arch, or name the weights, as in timm:resnet18"
             )
         name = arch
-    if others := set(owners) - {"timm", "hf-hub", "hf_hub"}:
+    if others := [owner for owner in owners if owner not in ("timm", "hf", "hf-hub", "hf_hub")]:
         raise UserError(
-            f"{what}: only timm's weights have names here, not those of {', '.join(others)}; download "
-            "their file, and give its path"
+            f"{what}: timm: is for timm's own weights; for a repository of the hub give "
+            f"hf:{'/'.join(others)}/{name}"
         )
     name, _, tag = name.partition(".")
     refuse_unknown(name, what)

@@ -13,6 +13,7 @@ from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.run_images import Where, cache_of, find_images, where_in
 from mixco.data.streaming import stream
 from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
+from mixco.encoders.published import is_published
 from mixco.export import formats
 from mixco.export.card import card, hub_header
 from mixco.export.formats import Lines, load_back
@@ -50,7 +51,7 @@ def export(config: ExportConfig) -> Path:
         say(line)
     run = _run_of(encoder.path)
     settings = read_json(run / "config.json") if run else None
-    beside = config.run if config.run.is_dir() else config.run.parent
+    beside = Path() if is_published(str(config.run)) else encoder.path.parent
     out = config.out or beside / "exports" / config.to
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: it is there already; remove it, or give another --out")

@@ -94,10 +94,15 @@ def as_hub(encoder: LoadedEncoder, folder: Path) -> Lines:
         "pretrained_cfg": pretrained_cfg(encoder),
     }
     _write_json(folder / "config.json", config)
+    by_name = (
+        f"mixco takes it by its name, `hf:{HUB_NAME}`, wherever it takes an encoder: "
+        f"`mixco pretrain --init hf:{HUB_NAME} --data photos/` goes on training, and "
+        f"`mixco embed hf:{HUB_NAME} photos/ --out vectors.npz` writes features of images."
+    )
     if not _stem_lines(encoder):
         lines = _timm_lines(encoder, ["model = timm.create_model(source, pretrained=True).eval()"])
         where = f'source = "hf-hub:{HUB_NAME}"  # or "local-dir:" and the path of this folder'
-        return dataclasses.replace(lines, where=where)
+        return dataclasses.replace(lines, where=where, note=by_name)
     return dataclasses.replace(
         _timm_with_stem(
             encoder,
@@ -109,7 +114,7 @@ def as_hub(encoder: LoadedEncoder, folder: Path) -> Lines:
         "# or the path of this folder",
         note="`timm.create_model` alone is not enough: this ResNet has a stem for small images, which "
         "timm has no name for. It ends in an error about the size of `conv1.weight`, never in a wrong "
-        "model.",
+        f"model. {by_name}",
     )
 
 

@@ -216,7 +216,7 @@ class DistilConfig(QueueConfig):
     teacher: str | None = setting(
         None,
         "The trained encoder that --method distil learns from: a run folder, a file of weights, or "
-        "published weights (timm:NAME, efficientnet-lite0).",
+        "published weights (timm:NAME, hf:OWNER/NAME, efficientnet-lite0).",
         chosen="nothing: none; distil needs it",
         may_be_path=True,
     )

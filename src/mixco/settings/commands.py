@@ -12,7 +12,10 @@ OtherStem = Literal["standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s
 
 # Options that several commands share.
 
-WEIGHTS = "A run folder, a file of weights, or published weights (timm:NAME, efficientnet-lite0)."
+WEIGHTS = (
+    "A run folder, a file of weights, or published weights (timm:NAME, hf:OWNER/NAME, "
+    "efficientnet-lite0)."
+)
 
 
 def _device() -> Any:
@@ -105,7 +108,7 @@ class EvaluationConfig:
     checkpoint: Path | None = setting(
         None,
         "Weights instead of a run: an encoder.safetensors, a checkpoint, also of another project, or "
-        "published ones (timm:NAME, efficientnet-lite0).",
+        "published ones (timm:NAME, hf:OWNER/NAME, efficientnet-lite0).",
         chosen="nothing: none; give it or --run",
     )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

@@ -129,8 +129,8 @@ class ModelConfig:
 
     init: str | None = setting(
         None,
-        "Weights to start from: timm (published ones of --arch), timm:NAME, efficientnet-lite0, a run "
-        "folder, or a file of weights.",
+        "Weights to start from: timm (published ones of --arch), timm:NAME, hf:OWNER/NAME (what "
+        "mixco push and others wrote), efficientnet-lite0, a run folder, or a file of weights.",
         chosen="nothing: random weights",
         first=True,
         may_be_path=True,
