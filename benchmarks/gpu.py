@@ -337,7 +337,7 @@ def train(m: Measuring) -> None:
             " --data sample --size 32 --arch test_resnet --epochs 1 --batch-size 64 --stem standard"
         )
     place = m.arguments.data_path or m.folder
-    options = ["--row", name, "--seed", "0", "--data-path", place, "--more", more]
+    options = ["--row", name, "--seed", "0", "--data-path", place, "--more", more, "--nice", "0"]
     command = ["python", "experiments/evidence.py", "run", *options]
     m.write({"row": name, "command": shlex.join(map(str, command))})
     where = ["--out", m.folder, "--found", found]

@@ -9,7 +9,7 @@ run     Works on the first run that is not finished and that no other process wo
         next, until the minutes are over. Then it stops the run, which saves itself, and the next call
         goes on with it. A second process beside it takes another run. Rows that need a GPU are left out
         where there is none. A finished run is evaluated on the test split: kNN in three ways, and the
-        linear probe. The process has the lowest priority.
+        linear probe. The process has the lowest priority, or that of --nice.
 state   What is finished, and how far the others are.
 table   Writes the tables into experiments/RESULTS.md, from evidence.json and evidence.toml alone.
 add     Takes the runs of another machine from its evidence.json.
@@ -285,10 +285,11 @@ def write_tables(found: Found) -> None:
     RESULTS.write_text(f"{before}{BEGIN}\n\n{tables(found)}\n{END}{rest.split(END)[1]}", "utf-8")
 
 
-def lowest_priority() -> None:
-    os.nice(19)
+def give_way(nice: int) -> None:
+    """Lower the priority of this process and its session: 0 for not at all, 19 for the lowest."""
+    os.nice(nice)
     with suppress(OSError):  # Linux compares sessions first, where it groups by them
-        Path("/proc/self/autogroup").write_text("19")
+        Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def _stop(*_: int | FrameType | None) -> None:
@@ -308,6 +309,9 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, help="run: this seed only")
     parser.add_argument("--more", default="", help="run: more options of `mixco pretrain`")
+    parser.add_argument(
+        "--nice", type=int, default=19, help="run: the priority, 0 for the usual one"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="the run folders")
     parser.add_argument("--found", type=Path, default=FOUND, help="the evidence.json")
     arguments = parser.parse_args()
@@ -315,7 +319,8 @@ def main() -> None:
         if arguments.data_path is None:
             parser.error("run needs --data-path")
         signal.signal(signal.SIGTERM, _stop)
-        lowest_priority()
+        if arguments.nice:
+            give_way(arguments.nice)
         work(arguments)
     elif arguments.do == "add":
         if arguments.file is None:

@@ -108,7 +108,7 @@ def test_a_run_is_stopped_goes_on_and_is_evaluated(tmp_path: Path) -> None:
     found, out = tmp_path / "evidence.json", tmp_path / "runs"
     command = [sys.executable, str(EXPERIMENTS / "evidence.py"), "run", "--seed", "0"]
     command += ["--row", "cifar10-moco-own-stem", "--data-path", str(photos), "--out", str(out)]
-    command += ["--found", str(found), "--more", shlex.join(more)]
+    command += ["--found", str(found), "--more", shlex.join(more), "--nice", "0"]
 
     def now() -> dict[str, Any]:
         read: dict[str, Any] = json.loads(found.read_text("utf-8"))["cifar10-moco-own-stem"]["0"]

@@ -160,6 +160,7 @@ def test_commands_take_it_and_leave_their_files_where_they_should(
     main(["export", "hf:me/encoder", "--to", "timm"])
     assert (tmp_path / "exports" / "timm" / "model.safetensors").is_file()
     card = (tmp_path / "exports" / "timm" / "README.md").read_text("utf-8")
+    assert "Made by `mixco export` from `hf:me/encoder`" in card
     assert "The weights: mit." in card and "They are the published weights me/encoder" in card
     assert not list(tmp_path.glob("hf:*"))
     assert pushed.ranges

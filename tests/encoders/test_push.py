@@ -67,6 +67,7 @@ def test_a_run_is_pushed_and_timm_has_it_from_there(
     said = capfd.readouterr()
     assert f"{hub.url}/me/encoder" in said.out
     assert TOKEN not in said.out + said.err
+    assert "%|" not in said.err, "a bar, where none can be drawn"
     repository = hub.repositories["me/encoder"]
     assert repository["private"]
     assert repository["commits"] == 1

@@ -183,7 +183,7 @@ def from_hub(
 def _said(what: str, cache: str, address: str, public: str, instead: str) -> Iterator[None]:
     """Turn the errors of a download into a UserError: why, and what to do."""
     try:
-        with _quiet():
+        with quiet():
             yield
     except Exception as error:  # the clients' own, their HTTP libraries', the system's
         why, remedy = _why(error)
@@ -273,7 +273,7 @@ def _why(error: BaseException) -> tuple[str, str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the hub client's warnings from the screen, and its bar where no bar can be drawn."""
     hidden = not redraws() and not are_progress_bars_disabled()
     if hidden:

@@ -51,7 +51,8 @@ def export(config: ExportConfig) -> Path:
         say(line)
     run = _run_of(encoder.path)
     settings = read_json(run / "config.json") if run else None
-    beside = Path() if is_published(str(config.run)) else encoder.path.parent
+    by_name = is_published(str(config.run))
+    beside = Path() if by_name else encoder.path.parent
     out = config.out or beside / "exports" / config.to
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: it is there already; remove it, or give another --out")
@@ -71,7 +72,7 @@ def export(config: ExportConfig) -> Path:
                 lines,
                 features=_features(encoder, pixels[:1]).shape[1],
                 weights=sum(p.numel() for p in encoder.backbone.parameters()),
-                source=encoder.path.name,
+                source=str(config.run) if by_name else encoder.path.name,
                 checked=checked,
                 config=settings,
                 results=_written(run, "results.json"),

@@ -52,6 +52,8 @@ def upload(folder: Path, repo_id: str, *, private: bool, token: str) -> str:
     """Push all files of an export, with the repository's name in the card; returns the address."""
     try:
         from huggingface_hub import CommitOperationAdd, HfApi
+
+        from mixco.encoders.download import quiet
     except ImportError:
         raise UserError(
             "mixco push needs huggingface_hub; get it by pip install 'mixco[hub]'"
@@ -64,7 +66,7 @@ def upload(folder: Path, repo_id: str, *, private: bool, token: str) -> str:
         for name, path in files.items()
         if not name.startswith(".")
     ]
-    with _user_errors(repo_id, api.endpoint):
+    with _user_errors(repo_id, api.endpoint), quiet():
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(repo_id).private:
             raise UserError(
