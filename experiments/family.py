@@ -48,13 +48,15 @@ OWN_RATE = {("sample", "simsiam"): ("--lr", 2.12e-4)}
 Log = dict[str, dict[str, dict[str, Any]]]  # pair -> seed -> the figures of the run
 
 
-def run(pair: str, seed: int, settings: tuple[object, ...], out: Path) -> dict[str, Any]:
+def run(
+    pair: str, seed: int, settings: tuple[object, ...], out: Path, precision: str = "bfloat16"
+) -> dict[str, Any]:
     """Pretrain and evaluate a pair with one seed; what is done stays."""
     folder = out / f"{pair}-s{seed}"
     base, mixer = PAIRS[pair]
     if "pretrain" not in results_of(folder):
         chosen = ("--method", base, "--mix", mixer, "--seed", seed, "--knn-every", 0)
-        mixco("pretrain", *settings, *chosen, "--out", folder, "--precision", "bfloat16")
+        mixco("pretrain", *settings, *chosen, "--out", folder, "--precision", precision)
     records = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     rates = [json.loads(line)["images_per_second"] for line in records]
     results = evaluated(folder, ("--run", folder))

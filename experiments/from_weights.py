@@ -28,9 +28,10 @@ from mixco.encoders.checkpoint import load_encoder, save_encoder
 from mixco.models.encoder import build_backbone
 
 WEIGHTS = "efficientnet-lite0"
-USUAL = ("--size", 64, "--jitter", 0.25, "--batch-size", 128, "--precision", "float32")
-FROM = (*USUAL, "--init", WEIGHTS, "--epochs", 10)
-SCRATCH = (*USUAL, "--arch", "tf_efficientnet_lite0", "--epochs", 20)
+USUAL = ("--size", 64, "--jitter", 0.25, "--batch-size", 128)
+BEGINNING = (*USUAL, "--init", WEIGHTS)
+FROM = (*BEGINNING, "--precision", "float32", "--epochs", 10)
+SCRATCH = (*USUAL, "--precision", "float32", "--arch", "tf_efficientnet_lite0", "--epochs", 20)
 ROWS: dict[str, tuple[object, ...] | None] = {
     "random weights": None,
     "ImageNet weights": None,
@@ -41,6 +42,11 @@ ROWS: dict[str, tuple[object, ...] | None] = {
     "from ImageNet, MoCo + MixCo": (*FROM, "--mix", "mixco", "--method", "moco"),
     "from ImageNet, SimCLR, batch": (*FROM, "--mix", "none", "--bn-statistics", "batch"),
 }
+
+
+def parts(per_class: int) -> Parts:
+    """The first training images of each class of CIFAR-10, and 500 test images of each."""
+    return {"train": ("train", range(per_class)), "test": ("test", range(500))}
 
 
 def mixco(*arguments: object) -> None:
@@ -105,10 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     data = arguments.data
     if data == "cifar10":
-        images: Parts = {
-            "train": ("train", range(arguments.per_class)),
-            "test": ("test", range(500)),
-        }
+        images = parts(arguments.per_class)
         data = str(lay_out(arguments.data_path, arguments.out / "images", images))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.rows}
     for seed in arguments.seeds:
