@@ -56,7 +56,7 @@ def test_draws_that_come_first_are_the_draws(method: str, mix: str) -> None:
 @pytest.mark.parametrize(
     ("method", "mix"),
     [
-        *(("moco", "unmix"), ("moco", "imix"), ("simclr", "cutmix"), ("distil", "mixco")),
+        *(("moco", "unmix"), ("simclr", "cutmix"), ("distil", "mixco")),
         *(("byol", "myol"), ("simsiam", "imix"), ("barlow", "mixbt")),
     ],
 )
@@ -145,9 +145,9 @@ def test_steps_to_warm_up_leave_no_trace(optimizer: str, before: int) -> None:
 def test_steps_of_tensors_alone_are_the_steps(
     tmp_path: Path, method: str, mix: str, optimizer: str
 ) -> None:
-    """20 steps in float64: draws first, dense views, split norms at once, the rate as a tensor.
+    """8 steps in float64: draws first, dense views, split norms at once, the rate as a tensor.
 
-    In float32 a change of 1e-6 in the weights changes the loss by 1 % within 20 steps. Without blur, so
+    In float32 a change of 1e-6 in the weights changes the loss by 1 % within some steps. Without blur, so
     that the views are equal to the bit.
     """
     ended = []
@@ -169,7 +169,7 @@ def test_steps_of_tensors_alone_are_the_steps(
                 tensors = capture.pure_step(given, model, stepper, drawn, compile_views=False)
                 step = capture.as_step(tensors)
             losses = []
-            for number in range(20):
+            for number in range(8):
                 losses.append(step.losses(drawn, number)["loss"].item())
                 step.update(2**-10)  # the same number in float32
                 drawn = next(batches)

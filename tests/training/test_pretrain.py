@@ -211,6 +211,7 @@ def test_the_rate_of_each_epoch_is_the_schedules(photos: Path, tmp_path: Path) -
         warmup=0.0,
         lr=0.01,
         knn_every=0,
+        **SMALL,
     )
     assert [r["lr"] for r in read_metrics(pretrain(asked))] == pytest.approx([0.01, 0.001])
 
