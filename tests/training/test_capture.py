@@ -147,8 +147,8 @@ def test_steps_of_tensors_alone_are_the_steps(
 ) -> None:
     """8 steps in float64: draws first, dense views, split norms at once, the rate as a tensor.
 
-    In float32 a change of 1e-6 in the weights changes the loss by 1 % within some steps. Without blur, so
-    that the views are equal to the bit.
+    In float32 a change of 1e-6 in the weights changes the loss by 1 % within 20 steps. Without blur,
+    so that the views are equal to the bit.
     """
     ended = []
     for pure in (False, True):
