@@ -30,7 +30,7 @@ class Pair(NamedTuple):
     base: str
     steps: str
     time: str
-    """How much longer MixCo took."""
+    """How much longer MixCo took; a column without any entry is left out of its table."""
     without: Runs
     mixed: Runs
 
@@ -125,7 +125,7 @@ def at_equal_passes() -> Iterator[Pair]:
             "the sample, ResNet-10; 36 epochs without, 24 with MixCo (the demo)",
             "SimCLR",
             "",
-            "–",
+            "",
             by_seed(sample["simclr"]),
             of_demo("demo", "simclr+mixco"),
         )
@@ -136,9 +136,20 @@ def at_equal_passes() -> Iterator[Pair]:
                 f"CIFAR-10, 10,000 images, ResNet-18; {epochs} epochs without, 9 with MixCo",
                 title,
                 "",
-                "1",
+                "",
                 by_seed(longer[base]),
                 by_seed(cifar[f"{base}+mixco"]),
+            )
+    longer, weights = read("equal_time_from_weights"), read("from_weights_cifar10_amd")
+    for base, title, epochs in (("simclr", "SimCLR", 15), ("moco", "MoCo", 14)):
+        if base in longer and (mixed := weights.get(f"from ImageNet, {title} + MixCo")):
+            yield Pair(
+                f"CIFAR-10, 2,000 images, from ImageNet weights; {epochs} epochs without, 10 with MixCo",
+                title,
+                "",
+                "",
+                by_seed(longer[base]),
+                of_list(mixed),
             )
 
 
@@ -158,12 +169,13 @@ def seeds(pair: Pair) -> list[str]:
 
 def table(rows: list[Pair]) -> str:
     head = ["images and encoder", "base", "steps", "kNN, points", "probe, points", "seeds", "time"]
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    body = []
     for pair in rows:
         found = [difference(pair, kind) for kind in range(len(KINDS))]
-        cells = [pair.what, pair.base, pair.steps, *found, str(len(seeds(pair))), pair.time]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        body.append([pair.what, pair.base, pair.steps, *found, str(len(seeds(pair))), pair.time])
+    told = [column for column in zip(head, *body, strict=True) if any(column[1:])]
+    first, *rest = (f"| {' | '.join(cells)} |" for cells in zip(*told, strict=True))
+    return "\n".join([first, f"|{' --- |' * len(told)}", *rest])
 
 
 def tables() -> str:
