@@ -7,12 +7,11 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/mixco demo
 
-# A thread a test; more would only be in each other's way. One test more than there are cores, since some only wait.
-# They start many processes: with bytecode written, also where the environment forbids it, each saves a second. A
-# worker that crashes is not started again: the scheduler may then wait forever.
-WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
+# A test a core; more threads in each would only be in each other's way. The tests start many processes:
+# with bytecode written, also where the environment forbids it, each saves a second. A worker that crashes is not
+# started again: the scheduler may then wait forever.
 test: .venv/installed
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # Some fifty minutes, docs/reliability.md: runs and workers that are killed again and again, thousands of
 # damaged and hostile inputs, and a model of each of timm's families.
