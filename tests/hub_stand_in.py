@@ -170,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def point(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Of the hub's client, set what it read from HF_ENDPOINT when it was imported."""
+    """Let the hub's client ask this address. It reads HF_ENDPOINT only once, when it is imported."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
     template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

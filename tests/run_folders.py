@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from configs import pretrain_config
+from sample_images import unpack_sample
 
 from mixco.encoders.checkpoint import EncoderDescription, save_encoder
 from mixco.methods import METHODS
 from mixco.models.encoder import build_backbone
 from mixco.runtime.run_folder import new_run_folder, write_json
+from mixco.settings.config import PretrainConfig
 from mixco.settings.parse import to_dict
 from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD
 
@@ -32,6 +34,14 @@ def random_run(folder: Path, data: str | Path, seed: int = 0) -> Path:
         ),
     )
     return folder
+
+
+def short_run(folder: Path, init: str, **settings: Any) -> PretrainConfig:
+    """A run of two epochs over a few photographs, which begins with these weights."""
+    photos = unpack_sample(folder / "photos", train=8, test=1, classes=2)
+    places = {"data": str(photos), "out": folder / "run", "cache": folder / "packed"}
+    usual = {"batch_size": 8, "epochs": 2, "workers": 1, "init": init}
+    return pretrain_config(**places, **usual, **settings)
 
 
 def needed_by(method: str, folder: Path) -> dict[str, Any]:

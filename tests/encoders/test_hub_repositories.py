@@ -11,9 +11,9 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
-from configs import evaluation_config, pretrain_config
+from configs import evaluation_config
 from hub_stand_in import TOKEN, StandIn, point
-from run_folders import random_run
+from run_folders import random_run, short_run
 from safetensors.torch import save
 from sample_images import unpack_sample
 
@@ -118,36 +118,28 @@ def test_the_cache_gives_it_again_without_the_hub(
 def test_a_run_begins_with_it_and_goes_on_without_the_hub(
     pushed: StandIn, run: Path, tmp_path: Path, cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    photos = unpack_sample(tmp_path / "photos", train=6, test=2, classes=2)
-    settings = pretrain_config(
-        data=str(photos),
-        init="hf:me/encoder",
-        batch_size=4,
-        epochs=2,
-        out=tmp_path / "out",
-        cache=tmp_path / "packed",
-        workers=1,
-    )
+    settings = short_run(tmp_path, "hf:me/encoder")
     pretrain(settings, stop_after=1)
     said = capfd.readouterr().err
     assert "--init: me/encoder (random weights, seed 0): licence mit" in said
-    initial = load_encoder(tmp_path / "out" / "init.safetensors")
+    initial = load_encoder(tmp_path / "run" / "init.safetensors")
     assert fingerprint(initial.backbone) == fingerprint(load_encoder(run).backbone)
     shutil.rmtree(cache)
     pushed.status = 503
     pretrain(settings)
-    result = read_json(tmp_path / "out" / "results.json")["pretrain"]
+    result = read_json(tmp_path / "run" / "results.json")["pretrain"]
     assert result["init"] == "published weights me/encoder (random weights, seed 0)"
     assert "licence mit" in result["init_published"]
-    begun = load_encoder(tmp_path / "out").description
+    begun = load_encoder(tmp_path / "run").description
     assert begun.origin and begun.origin.name == "me/encoder"
-    main(["export", str(tmp_path / "out"), "--to", "timm", "--out", str(tmp_path / "exported")])
+    main(["export", str(tmp_path / "run"), "--to", "timm", "--out", str(tmp_path / "exported")])
     card = (tmp_path / "exported" / "README.md").read_text("utf-8")
     assert "Their training began with the published weights me/encoder: licence mit" in card
 
 
+@pytest.mark.usefixtures("pushed")
 def test_commands_take_it_and_leave_their_files_where_they_should(
-    pushed: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     photos = unpack_sample(tmp_path / "photos", train=6, test=2, classes=2)
@@ -163,7 +155,6 @@ def test_commands_take_it_and_leave_their_files_where_they_should(
     assert "Made by `mixco export` from `hf:me/encoder`" in card
     assert "The weights: mit." in card and "They are the published weights me/encoder" in card
     assert not list(tmp_path.glob("hf:*"))
-    assert pushed.ranges
 
 
 def test_anothers_encoder_says_how_it_began(

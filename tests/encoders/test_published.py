@@ -18,10 +18,9 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
-from configs import pretrain_config
 from hub_stand_in import TOKEN, StandIn, point
+from run_folders import short_run
 from safetensors.torch import save
-from sample_images import unpack_sample
 from torch import Tensor
 
 from mixco.encoders import published as module
@@ -425,19 +424,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
 def test_a_run_starts_from_the_hub_and_goes_on_without_it(
     what: str, hub: StandIn, cache: Path, tmp_path: Path
 ) -> None:
-    photos = unpack_sample(tmp_path / "photos", train=8, test=1, classes=2)
-    arch = ARCH if what == "timm" else None
-    settings = pretrain_config(
-        data=str(photos),
-        init=what,
-        arch=arch,
-        size=32,
-        batch_size=8,
-        epochs=2,
-        out=tmp_path / "run",
-        cache=tmp_path / "packed",
-        workers=1,
-    )
+    settings = short_run(tmp_path, what, arch=ARCH if what == "timm" else None, size=32)
     pretrain(settings, stop_after=1)
     kept = load_encoder(tmp_path / "run" / "init.safetensors").description
     assert kept.origin is not None
