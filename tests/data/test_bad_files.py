@@ -11,8 +11,8 @@ from sample_images import sample_images
 
 from mixco.data.datasets import list_images
 from mixco.data.packing import pack
+from mixco.data.storage import FileNames
 from mixco.data.streaming import stream
-from mixco.data.workers import FileNames
 from mixco.runtime.device import Compute
 from mixco.settings.config import (
     DataConfig,

@@ -23,7 +23,8 @@ from mixco.data import loading, workers
 from mixco.data.datasets import list_images
 from mixco.data.images import Images, refuse_lost_classes, view_batches
 from mixco.data.loading import open_images
-from mixco.data.workers import CroppedFiles, FileNames
+from mixco.data.storage import FileNames
+from mixco.data.workers import CroppedFiles
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.views.augment import sample_view

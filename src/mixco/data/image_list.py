@@ -2,50 +2,21 @@
 
 import io
 import stat
-import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from mixco.data.datasets import MAX_UNREADABLE
 from mixco.data.decode import RGB, Pixel, Pixels, decode, read_header, reduce
 from mixco.data.opening import UnreadableImage, in_main_thread, quietly
+from mixco.data.storage import MOST_BYTES, Arrays, Storage, reasons
 from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, Channels
-
-MOST_BYTES = 2**30  # of an image file; the most pixels allowed take less in any format
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """Images stored as raw pixels in a few files, as those of CIFAR and STL-10 are."""
-
-    paths: tuple[Path, ...]
-    parts: tuple[NDArray[np.uint8], ...] = field(compare=False, repr=False)
-    """One per path: uint8 [N, H, W, 3], memory-mapped where the file allows it."""
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """uint8 [H, W, 3], RGB. Raises IndexError."""
-        for part in self.parts:
-            if index < len(part):
-                picture: NDArray[np.uint8] = part[index]
-                return picture
-            index -= len(part)
-        raise IndexError(index)
-
-    def take(self, indices: Sequence[int]) -> "Arrays":
-        """Some of the images, copied. Raises IndexError."""
-        return Arrays(self.paths, (np.stack([self[i] for i in indices]),))
 
 
 @dataclass(frozen=True)
@@ -55,17 +26,17 @@ class ImageList:
     name: str
     """"sample/train", "tiny-imagenet/test", "photos/pretrain" """
     root: Path
-    """A folder, or the sample's zip file."""
+    """The folder that the images, or the files that hold them, lie in."""
     files: Sequence[str]
-    """Paths below root (or members of the zip), with slashes, sorted; "file:number" for arrays."""
+    """Paths below root, with slashes, sorted; of images in a storage "file/member" or "file:number"."""
     labels: tuple[int, ...] | None
     """Indices into `classes`, one per file; None without labels."""
     classes: tuple[str, ...]
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
     """For normalisation, of pixels in [0, 1]."""
-    arrays: Arrays | None = None
-    """The images themselves, one per file name, where they are not image files."""
+    stored: Storage | None = None
+    """The images themselves, one per file name; None where each is a file below root."""
     pixel: Pixel = RGB
     """The format that the files are read in (see pixel_format.infer_pixel_format)."""
     max_unreadable: float = MAX_UNREADABLE
@@ -76,36 +47,40 @@ class ImageList:
     @property
     def containers(self) -> tuple[Path, ...]:
         """The files that hold all the images; none where each image is its own file."""
-        if self.arrays is not None:
-            return self.arrays.paths
-        return (self.root,) if self.is_zip else ()
+        return () if self.stored is None else self.stored.paths
 
-    @cached_property
-    def is_zip(self) -> bool:
-        """A folder may end in .zip too."""
-        return self.root.suffix == ".zip" and self.root.is_file()
+    @property
+    def arrays(self) -> Arrays | None:
+        """The pixels, where they need no decoding."""
+        return self.stored if isinstance(self.stored, Arrays) else None
+
+    def take(self, indices: Sequence[int]) -> "ImageList":
+        """Some of the images. Raises IndexError."""
+        if list(indices) == list(range(len(self.files))):
+            return self  # arrays would be copied
+        return replace(
+            self,
+            files=tuple(self.files[i] for i in indices),
+            labels=None if self.labels is None else tuple(self.labels[i] for i in indices),
+            stored=None if self.stored is None else self.stored.take(indices),
+        )
 
     def read(self, index: int) -> bytes:
         """The bytes of an image file; an image of an array is written as PPM.
 
         Raises UnreadableImage.
         """
-        if self.arrays is not None:
-            pixels = self.arrays[index]
-            height, width = pixels.shape[:2]
-            return f"P6 {width} {height} 255\n".encode() + pixels.tobytes()
-        with _reasons():
-            if self.is_zip:
-                return open_zip(self.root).read(self.files[index])
-            with self.open(index) as file:
-                return file.read()
+        if self.stored is not None:
+            return self.stored.read(index)
+        with reasons(), self.open(index) as file:
+            return file.read()
 
     def open(self, index: int) -> BinaryIO:
         """What `read` gives, as a file that is read only as far as needed. Raises UnreadableImage."""
-        if self.containers:
+        if self.stored is not None:
             return io.BytesIO(self.read(index))
         path = self.root / self.files[index]
-        with _reasons():
+        with reasons():
             state = path.stat()
             # Reading a pipe would wait for ever, and some devices are endless.
             if not stat.S_ISREG(state.st_mode):
@@ -113,20 +88,6 @@ class ImageList:
             if state.st_size > MOST_BYTES:
                 raise UnreadableImage("more than 1 GiB")
             return path.open("rb")
-
-
-@contextmanager
-def _reasons() -> Iterator[None]:
-    """Turn the system's errors into UnreadableImage."""
-    try:
-        yield
-    except OSError as error:
-        raise UnreadableImage(error.strerror or str(error)) from None
-
-
-@lru_cache(maxsize=4)
-def open_zip(path: Path) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
 
 
 def picture_size(source: ImageList, index: int) -> tuple[int, int]:

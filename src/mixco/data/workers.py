@@ -12,9 +12,9 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from mixco.data.decode import Box, Pixels, decode_crops
 from mixco.data.image_list import ImageList, torch_type
 from mixco.data.images import refuse_too_many
 from mixco.data.opening import UnreadableImage
+from mixco.data.storage import FileNames
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import shown
 from mixco.views.augment import central_squares, place_crops
@@ -33,40 +34,6 @@ from mixco.views.augmentation import Augmentation
 
 PREFETCHED = 2  # batches that a worker prepares ahead
 MOST_SUBSTITUTES = 100
-
-
-class FileNames(Sequence[str]):
-    """File names in one buffer, which is shared memory when it is pickled to a process.
-
-    Python strings would be copied into each worker: directly, or page by page as their reference counts
-    change.
-    """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self.ends = torch.from_numpy(np.cumsum([len(name) for name in encoded], dtype=np.int64))
-        """int64 [N]: where each name ends."""
-        self.text = torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8))
-        """uint8: UTF-8, one name after the other."""
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]  # counts from the end, or raises IndexError
-        begin = int(self.ends[index - 1]) if index else 0
-        return (
-            self.text[begin : int(self.ends[index])]
-            .numpy()
-            .tobytes()
-            .decode("utf-8", "surrogateescape")
-        )
 
 
 class Request(NamedTuple):
@@ -101,9 +68,8 @@ class CroppedFiles(Dataset[Batch]):
         augmentation: Augmentation | None,
         members: Tensor | None,
     ) -> None:
-        self.source = dataclasses.replace(
-            source, files=FileNames(source.files), labels=None, classes=()
-        )
+        names = source.files if isinstance(source.files, FileNames) else FileNames(source.files)
+        self.source = dataclasses.replace(source, files=names, labels=None, classes=())
         self.size, self.augmentation, self.members = size, augmentation, members
 
     def __getitem__(self, request: Request) -> Batch:

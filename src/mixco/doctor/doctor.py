@@ -140,7 +140,7 @@ def _set_up(
     if loading == "auto":
         fits = fits_packed(source, size, cache, memory_bytes())
         loading = "packed" if fits else "streamed"
-    images, teacher = stream(_some(source, good), 0), load_teacher(config)
+    images, teacher = stream(source.take(good), 0), load_teacher(config)
     setup = set_up(config, images, device, choices, initial, workers=workers, teacher=teacher)
     data = dataclasses.replace(setup.settings.data, loading=loading)
     return dataclasses.replace(setup, settings=dataclasses.replace(setup.settings, data=data))
@@ -279,28 +279,16 @@ def _try(setup: Setup, method: nn.Module, source: ImageList, good: list[int]) ->
     """A trial on some of the run's images: packed ones in a folder that is removed afterwards."""
     data, batch = setup.settings.data, setup.settings.optimisation.batch_size
     if data.loading == "streamed":
-        images = stream(_some(source, good), setup.workers)
+        images = stream(source.take(good), setup.workers)
         return try_steps(dataclasses.replace(setup, images=images), method, seconds=TRIAL)
     count = min(len(good), max(TRIED, 2 * batch))
     spread = np.linspace(0, len(good) - 1, count).astype(int).tolist()
-    some = dataclasses.replace(_some(source, [good[i] for i in spread]), labels=None, classes=())
+    some = dataclasses.replace(source.take([good[i] for i in spread]), labels=None, classes=())
     with tempfile.TemporaryDirectory(prefix="mixco-doctor-") as folder:
         packed = pack(some, size=data.size, cache=Path(folder), workers=setup.workers or None)
         members = torch.arange(len(packed))
         sampled = dataclasses.replace(setup, images=packed, members=members)
         return try_steps(sampled, method, seconds=TRIAL)
-
-
-def _some(source: ImageList, indices: list[int]) -> ImageList:
-    """Part of a list."""
-    if len(indices) == len(source.files):
-        return source
-    return dataclasses.replace(
-        source,
-        files=tuple(source.files[i] for i in indices),
-        labels=None if source.labels is None else tuple(source.labels[i] for i in indices),
-        arrays=None if source.arrays is None else source.arrays.take(indices),
-    )
 
 
 def _choice(choice: Choice) -> dict[str, str]:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mixco.data.datasets.folders import whole_folder
 from mixco.data.decode import as_decoded
-from mixco.data.image_list import Arrays, ImageList
+from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH
 from mixco.data.opening import UnreadableImage
+from mixco.data.storage import Arrays
 from mixco.embeddings.features import embed_batches, extract_features, fastest_compute
 from mixco.encoders import checkpoint
 from mixco.encoders.checkpoint import LoadedEncoder
@@ -157,7 +158,7 @@ def _of_files(paths: Iterable[Any]) -> ImageList:
 def _of_pixels(pictures: list[NDArray[np.uint8]]) -> ImageList:
     names = tuple(f"image {i}" for i in range(len(pictures)))
     arrays = Arrays((), tuple(picture[None] for picture in pictures))
-    return ImageList("images", Path(), names, None, (), arrays=arrays)
+    return ImageList("images", Path(), names, None, (), stored=arrays)
 
 
 def _pixels(picture: Any) -> NDArray[np.uint8]:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixco.data.datasets.folders import labelled_folder, read_lines
-from mixco.data.image_list import Arrays, ImageList
+from mixco.data.image_list import ImageList
+from mixco.data.storage import Arrays
 from mixco.runtime.errors import UserError
 from mixco.views.augmentation import Channels
 

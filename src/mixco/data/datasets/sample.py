@@ -5,7 +5,8 @@ import io
 from importlib import resources
 from pathlib import Path
 
-from mixco.data.image_list import ImageList, open_zip
+from mixco.data.image_list import ImageList
+from mixco.data.storage import Zip, open_zip
 from mixco.views.augmentation import Channels
 
 # Of the 1,600 training images.
@@ -20,12 +21,14 @@ def list_sample(_root: Path | None, split: str, _cache: Path | None = None) -> I
     rows = list(csv.DictReader(io.StringIO(archive.read("eurosat-demo/split.csv").decode())))
     classes = tuple(sorted({row["label"] for row in rows}))
     rows = sorted((r for r in rows if r["split"] == split), key=lambda r: r["path"])
+    files = tuple(f"eurosat-demo/{row['path']}" for row in rows)
     return ImageList(
         f"sample/{split}",
         path,
-        tuple(f"eurosat-demo/{row['path']}" for row in rows),
+        files,
         tuple(classes.index(row["label"]) for row in rows),
         classes,
         MEAN,
         STD,
+        Zip(path, files),
     )

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mixco.data.datasets.folders import labelled_folder, read_lines, walk
-from mixco.data.image_list import Arrays, ImageList
+from mixco.data.image_list import ImageList
+from mixco.data.storage import Arrays
 from mixco.runtime.errors import UserError
 from mixco.views.augmentation import Channels
 

@@ -1,6 +1,5 @@
 """Subsets of labelled images: fixed lists, the same for everybody."""
 
-import dataclasses
 import hashlib
 import re
 from importlib import resources
@@ -47,18 +46,14 @@ def with_labels(source: ImageList, labels: str | None) -> ImageList:
     assert source.labels is not None  # a train split has labels
     position = {name: i for i, name in enumerate(source.files)}
     index = [position[name] for name in kept]
-    labels_kept = tuple(source.labels[i] for i in index)
-    missing = sorted(set(range(len(source.classes))) - set(labels_kept))
+    found = source.take(index)
+    assert found.labels is not None
+    missing = sorted(set(range(len(source.classes))) - set(found.labels))
     if missing:
         raise UserError(
             f"--labels {labels}: no image of class {source.classes[missing[0]]}; each class needs one"
         )
-    return dataclasses.replace(
-        source,
-        files=tuple(kept),
-        labels=labels_kept,
-        arrays=source.arrays and source.arrays.take(index),
-    )
+    return found
 
 
 def choose(source: ImageList, percent: int) -> tuple[str, ...]:

@@ -1,0 +1,177 @@
+"""Where the bytes of images lie that are no files of their own: arrays, a zip file, tar shards.
+
+An `ImageList` reads by its storage; without one, each image is a file below its root. A storage is
+pickled to the worker processes; its tensors then lie in shared memory, once for all of them.
+"""
+
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixco.data.opening import UnreadableImage
+
+MOST_BYTES = 2**30  # of an image file; the most pixels allowed take less in any format
+
+
+class Storage(Protocol):
+    """Images inside of larger files."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that hold them. The images are the same as long as these do not change."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image file. Raises UnreadableImage."""
+
+    def take(self, indices: Sequence[int]) -> "Storage":
+        """Some of the images. Raises IndexError."""
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images stored as raw pixels in a few files, as those of CIFAR and STL-10 are."""
+
+    paths: tuple[Path, ...]
+    parts: tuple[NDArray[np.uint8], ...] = field(compare=False, repr=False)
+    """One per path: uint8 [N, H, W, 3], memory-mapped where the file allows it."""
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3], RGB. Raises IndexError."""
+        for part in self.parts:
+            if index < len(part):
+                picture: NDArray[np.uint8] = part[index]
+                return picture
+            index -= len(part)
+        raise IndexError(index)
+
+    def read(self, index: int) -> bytes:
+        """The image as a PPM file."""
+        pixels = self[index]
+        height, width = pixels.shape[:2]
+        return f"P6 {width} {height} 255\n".encode() + pixels.tobytes()
+
+    def take(self, indices: Sequence[int]) -> "Arrays":
+        """Some of the images, copied."""
+        return Arrays(self.paths, (np.stack([self[i] for i in indices]),))
+
+
+@dataclass(frozen=True)
+class Zip:
+    """Members of a zip file."""
+
+    path: Path
+    members: tuple[str, ...]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def read(self, index: int) -> bytes:
+        with reasons():
+            return open_zip(self.path).read(self.members[index])
+
+    def take(self, indices: Sequence[int]) -> "Zip":
+        return replace(self, members=tuple(self.members[i] for i in indices))
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Parts of files, as the members of uncompressed tar files are."""
+
+    paths: tuple[Path, ...]
+    file: Tensor
+    """int32 [N]: which of the paths."""
+    offset: Tensor
+    """int64 [N]: where an image begins in it, in bytes."""
+    size: Tensor
+    """int64 [N], in bytes."""
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def read(self, index: int) -> bytes:
+        size = int(self.size[index])
+        if size > MOST_BYTES:
+            raise UnreadableImage("more than 1 GiB")
+        # Opened each time: a position, and a file that is replaced meanwhile, are nobody else's.
+        with reasons(), self.paths[int(self.file[index])].open("rb", buffering=0) as file:
+            file.seek(int(self.offset[index]))
+            data = file.read(size)
+        if len(data) < size:
+            raise UnreadableImage(f"{size - len(data):,} of its {size:,} bytes are missing")
+        return data
+
+    def take(self, indices: Sequence[int]) -> "Slices":
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        return replace(self, file=self.file[rows], offset=self.offset[rows], size=self.size[rows])
+
+
+class FileNames(Sequence[str]):
+    """File names in one buffer, which is shared memory when it is pickled to a process.
+
+    Python strings would be copied into each worker: directly, or page by page as their reference counts
+    change. They take four times as much memory, too.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self.ends = torch.from_numpy(np.cumsum([len(name) for name in encoded], dtype=np.int64))
+        """int64 [N]: where each name ends."""
+        self.text = torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8))
+        """uint8: UTF-8, one name after the other."""
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __iter__(self) -> Iterator[str]:
+        text = self.text.numpy().tobytes()
+        for begin, end in pairwise([0, *self.ends.tolist()]):
+            yield text[begin:end].decode("utf-8", "surrogateescape")
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # counts from the end, or raises IndexError
+        begin = int(self.ends[index - 1]) if index else 0
+        return (
+            self.text[begin : int(self.ends[index])]
+            .numpy()
+            .tobytes()
+            .decode("utf-8", "surrogateescape")
+        )
+
+
+@lru_cache(maxsize=4)
+def open_zip(path: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+@contextmanager
+def reasons() -> Iterator[None]:
+    """Turn the system's errors into UnreadableImage."""
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from None
