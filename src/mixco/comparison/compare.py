@@ -8,9 +8,9 @@ from mixco.comparison.compare_json import write_found
 from mixco.comparison.labelled import compare_labelled
 from mixco.comparison.rows import rows_of
 from mixco.comparison.unlabelled import compare_unlabelled
-from mixco.data.datasets import list_images
+from mixco.data.datasets import USUAL, Where
 from mixco.data.image_list import ImageList
-from mixco.data.run_images import Where, are_own, find_images, where_in
+from mixco.data.run_images import are_own, find_images, where_in
 from mixco.evaluation.doubts import refuse_one_class
 from mixco.evaluation.features import REMEDY
 from mixco.report.compared import FILE
@@ -19,6 +19,7 @@ from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError, explain_machine_failures
 from mixco.runtime.run_folder import changing_json, read_config
 from mixco.settings.compare import CompareConfig
+from mixco.settings.config import label_source
 from mixco.settings.parse import check_ranges
 
 
@@ -58,14 +59,13 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 def _labelled_splits(config: CompareConfig, where: Where) -> tuple[ImageList, ImageList] | str:
     """The train and the test split; or why there are no labels to measure with."""
     listed = partial(
-        list_images,
-        *where,
+        where.images,
         cache=config.cache,
         train_folder=config.train_folder,
         test_folder=config.test_folder,
     )
     try:
-        train, test = listed(split="train"), listed(split="test")
+        train, test = listed("train"), listed("test")
         refuse_one_class(train)
     except UserError as error:
         return str(error)
@@ -75,11 +75,13 @@ def _labelled_splits(config: CompareConfig, where: Where) -> tuple[ImageList, Im
 def _images(config: CompareConfig) -> Where:
     """The images: --data, or those of the runs. Raises UserError where the runs' images differ."""
     if config.data is not None:
-        return Where(config.data, config.data_path)
+        return Where(config.data, config.data_path, label_source(config))
     first, *others = config.runs
     where = find_images(first, _trained_on(first), config.cache, "--data")
     if config.data_path is not None:
-        where = Where(where.data, config.data_path)
+        where = where._replace(data_path=config.data_path)
+    if label_source(config) != USUAL:
+        where = where._replace(labels=label_source(config))
     for other in others:
         if not are_own(other, _trained_on(other), where, config.cache):
             raise UserError(
@@ -90,7 +92,4 @@ def _images(config: CompareConfig) -> Where:
 
 
 def _trained_on(run: Path) -> Where:
-    data = read_config(run)["data"]
-    if not isinstance(data.get("data"), str):
-        raise UserError(f"{run / 'config.json'} is damaged: data has no valid value; restore it")
-    return where_in(data)
+    return where_in(read_config(run)["data"])

@@ -29,8 +29,9 @@ from mixco.comparison.rows import (
     pretraining_seconds,
 )
 from mixco.comparison.verdict import Verdict, judge, judge_labels
+from mixco.data.datasets import Where
 from mixco.data.image_list import ImageList
-from mixco.data.run_images import Where, digest, some_bytes
+from mixco.data.run_images import digest, some_bytes
 from mixco.evaluation.task import Task, load_task
 from mixco.runtime.errors import UserError
 from mixco.runtime.progress import say

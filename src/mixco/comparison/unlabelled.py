@@ -17,11 +17,10 @@ from mixco.comparison.rows import (
     names_of_published,
     pretraining_seconds,
 )
-from mixco.data.datasets import list_images
+from mixco.data.datasets import Where
 from mixco.data.image_list import ImageList
 from mixco.data.images import Images
 from mixco.data.loading import open_images
-from mixco.data.run_images import Where
 from mixco.embeddings.features import fastest_compute
 from mixco.runtime.device import memory_bytes, processors
 from mixco.runtime.errors import UserError
@@ -55,7 +54,7 @@ def compare_unlabelled(
     reason: str,
 ) -> dict[str, Any]:
     """What compare.json holds; also draws compare-neighbours.png. reason: why there are no labels."""
-    source = list_images(*where, "pretrain", config.cache)
+    source = where.images("pretrain", config.cache)
     say(f"no verdict, since there are no labels to test with: {reason}")
     first = config.runs[0]
     settings = read_config(first)

@@ -15,7 +15,7 @@ from PIL import Image
 from mixco.data.datasets import MAX_UNREADABLE
 from mixco.data.decode import RGB, Pixel, Pixels, decode, read_header, reduce
 from mixco.data.opening import UnreadableImage, in_main_thread, quietly
-from mixco.data.storage import MOST_BYTES, Arrays, Storage, reasons
+from mixco.data.storage import MOST_BYTES, Arrays, FileNames, Storage, reasons
 from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 
@@ -41,6 +41,8 @@ class ImageList:
     """The format that the files are read in (see pixel_format.infer_pixel_format)."""
     max_unreadable: float = MAX_UNREADABLE
     """Fraction of the files that may be unreadable; they are left out. More raise an error."""
+    damaged: tuple[tuple[str, str], ...] = ()
+    """(file, reason) of the files that hold images and cannot be read to their end."""
     notes: tuple[str, ...] = ()
     """What a person should know of the list, such as what was left aside."""
 
@@ -60,7 +62,9 @@ class ImageList:
             return self  # arrays would be copied
         return replace(
             self,
-            files=tuple(self.files[i] for i in indices),
+            files=self.files.take(indices)
+            if isinstance(self.files, FileNames)
+            else tuple(self.files[i] for i in indices),
             labels=None if self.labels is None else tuple(self.labels[i] for i in indices),
             stored=None if self.stored is None else self.stored.take(indices),
         )

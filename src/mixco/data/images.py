@@ -156,9 +156,18 @@ def refuse_lost_classes(source: ImageList, labels: Tensor) -> None:
 def refuse_too_many(source: ImageList, unreadable: Sequence[tuple[int, str]]) -> None:
     """Raises UserError when no file is readable, or more are not than `source` allows.
 
+    Of shards the same part may be damaged: how many images they have lost is unknown.
+
     unreadable: (index, reason)
     """
-    count = len(source.files)
+    count, shards = len(source.files), len(source.containers)
+    if source.damaged and len(source.damaged) > source.max_unreadable * shards:
+        some = "; ".join(f"{shown(file)}: {reason}" for file, reason in source.damaged[:3])
+        raise UserError(
+            f"{source.root}: {len(source.damaged):,} of {shards:,} shards cannot be read to their end "
+            f"({some}); get them again or remove them, or allow more than --max-unreadable "
+            f"{source.max_unreadable:g}"
+        )
     if len(unreadable) < count and len(unreadable) <= source.max_unreadable * count:
         return
     some = "; ".join(f"{shown(source.files[i])}: {reason}" for i, reason in unreadable[:3])

@@ -1,6 +1,7 @@
 """Opens a list of images, packed or streamed."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from mixco.data.image_list import ImageList, picture_size
 from mixco.data.images import Images
 from mixco.data.packing import is_whole, pack, packed_path
 from mixco.data.pixel_format import LOOKED_AT, infer_pixel_format, spread
+from mixco.data.rows import Rows, sliced
 from mixco.data.streaming import stream
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import free_space
@@ -37,8 +39,9 @@ def open_images(
     size: side of the encoder's input in pixels. cache: folder of packed files.
     loading: "auto" packs when the packed file fits (`fits_packed`) into `memory`, in bytes.
     channels, bits: of a pixel; None for those of the files (see `infer_pixel_format`).
-    on_progress(done, total) is called while packing. leave_out: see `pack`; streamed images meet no such
-        files, since each batch tries anew.
+    Images in Parquet files are copied into the cache once before they are streamed (see `rows`).
+    on_progress(done, total) is called while packing or copying.
+    leave_out: see `pack`; streamed images meet no such files, since each batch tries anew.
 
     Raises UserError as `pack` and `infer_pixel_format` do.
     """
@@ -48,6 +51,8 @@ def open_images(
     if loading == "auto":
         loading = "packed" if fits_packed(source, size, cache, memory) else "streamed"
     if loading == "streamed":
+        if isinstance(source.stored, Rows):
+            source = replace(source, stored=sliced(source.stored, cache, on_progress))
         return stream(source, workers)
     return pack(
         source,

@@ -1,6 +1,6 @@
 """Images that were decoded once, in one memory-mapped file."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,7 @@ class PackedImages:
     extents: Tensor
     """int64 [N, 2]: height and width of each image."""
     labels: Tensor | None
-    files: tuple[str, ...]
+    files: Sequence[str]
     unreadable_files: tuple[tuple[str, str], ...]
     """(file, reason) of those left out."""
     source: ImageList

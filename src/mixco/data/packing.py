@@ -83,8 +83,13 @@ def pack(
         images=images,
         extents=extents,
         labels=labels,
-        files=tuple(source.files[i] for i in kept),
-        unreadable_files=tuple((source.files[i], reason) for i, reason in sorted(unreadable)),
+        files=source.files
+        if len(kept) == len(source.files)
+        else tuple(source.files[i] for i in kept),
+        unreadable_files=(
+            *source.damaged,
+            *((source.files[i], reason) for i, reason in sorted(unreadable)),
+        ),
         source=source,
         path=path,
     )

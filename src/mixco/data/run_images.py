@@ -15,11 +15,11 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from mixco.data.datasets import DATASETS, list_images
+from mixco.data.datasets import DATASETS, LabelSource, Where, places_in
 from mixco.data.image_list import ImageList
 from mixco.data.pixel_format import spread
 from mixco.runtime.errors import UserError
@@ -52,13 +52,6 @@ class Known:
     def is_of(self, source: ImageList) -> bool:
         """Is it this list, wherever it lies?"""
         return self.digest == digest(source) and self.bytes == some_bytes(source)
-
-
-class Where(NamedTuple):
-    """Images, as `list_images` takes them."""
-
-    data: str
-    data_path: Path | None
 
 
 def digest(source: ImageList) -> str:
@@ -122,16 +115,31 @@ def known_images(run: Path) -> Known | None:
 
 
 def where_in(data: dict[str, Any]) -> Where:
-    """The images of the section "data" of a config.json."""
-    path = data.get("data_path")
-    return Where(str(data["data"]), Path(str(path)) if path else None)
+    """The images of the section "data" of a config.json. Raises UserError for a damaged one."""
+    given, path, table = data.get("data"), data.get("data_path"), data.get("labels_from")
+    if isinstance(given, list) and all(isinstance(text, str) for text in given):
+        given = tuple(given)
+    columns = [data.get(f"{column}_column") for column in ("path", "label", "split")]
+    texts = (path, table, *columns)
+    if not isinstance(given, str | tuple) or not all(isinstance(t, str | None) for t in texts):
+        raise UserError(
+            "config.json is damaged: data, data_path or labels_from has no valid value; restore it, or "
+            "give the images by --data and the encoder as --checkpoint"
+        )
+    labels = LabelSource(Path(table) if table else None, *columns)
+    return Where(given, Path(path) if path else None, labels)
 
 
 def place_of(where: Where) -> Path | None:
-    """The full path of the folder that is given with --data or --data-path."""
-    named = DATASETS.get(where.data)
-    if named is None:
-        return Path(_full(Path(where.data)))
+    """The full path of the folder or file that is given with --data or --data-path.
+
+    Of several places it is the folder that all lie in.
+    """
+    named = isinstance(where.data, str) and DATASETS.get(where.data)
+    if not named:
+        from mixco.data.datasets.places import common_folder
+
+        return common_folder([str(_at_home(Path(text))) for text in places_in(where.data)])
     needed = named.needs_path and where.data_path is not None
     return Path(_full(where.data_path)) if needed and where.data_path else None
 
@@ -195,18 +203,18 @@ def find_images(run: Path, where: Where, cache: Path, option: str = "") -> Where
     given = place_of(where)
     if known is None or known.place is None or given is None:
         return where
-    if given.is_dir() and same_place(given, known.place):
+    if given.exists() and same_place(given, known.place):
         return where
     beside = None if known.from_run is None else Path(_full(run / known.from_run))
     for path in filter(None, (given, Path(known.place), beside)):
         found = _moved(where, path)
-        if path.is_dir() and is_list_of(known, found, cache):
+        if path.exists() and is_list_of(known, found, cache):
             if not same_place(path, known.place):
                 say(f"the images are now at {path}")
             return found
-    if Path(known.place).is_dir():
+    if Path(known.place).exists():
         found = _moved(where, Path(known.place))
-        changed = _changes(run, list_images(*found, "pretrain", cache))
+        changed = _changes(run, found.images("pretrain", cache))
         say(f"warning: the images in {known.place} have changed since the run began: {changed}")
         return found
     raise UserError(
@@ -224,14 +232,14 @@ def are_own(run: Path, own: Where, other: Where, cache: Path) -> bool:
         return own.data == other.data
     known = known_images(run)
     if known is None:
-        return same_place(own.data, other.data)
+        return same_place(place_of(own), place_of(other))
     return same_place(known.place, place_of(other)) or is_list_of(known, other, cache)
 
 
 def is_list_of(known: Known, where: Where, cache: Path) -> bool:
     """Do the images of a place have the list that a run has?"""
     try:
-        return known.is_of(list_images(*where, "pretrain", cache))
+        return known.is_of(where.images("pretrain", cache))
     except UserError:
         return False
 
@@ -248,8 +256,15 @@ def cache_of(run: Path, given: Path, otherwise: Path) -> Path:
 
 
 def _moved(where: Where, place: Path) -> Where:
-    named = where.data in DATASETS
-    return Where(where.data, place) if named else Where(str(place), where.data_path)
+    """The same images, where the folder that `place_of` tells is now at `place`."""
+    if where.data in DATASETS:
+        return where._replace(data_path=place)
+    from mixco.data.datasets.places import moved
+
+    before = place_of(where)
+    assert before is not None
+    found = moved(places_in(where.data), before, place)
+    return where._replace(data=found[0] if isinstance(where.data, str) else found)
 
 
 def _changes(run: Path, source: ImageList) -> str:

@@ -138,6 +138,13 @@ class FileNames(Sequence[str]):
         self.text = torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8))
         """uint8: UTF-8, one name after the other."""
 
+    @classmethod
+    def of(cls, text: Tensor, ends: Tensor) -> "FileNames":
+        """From what it consists of."""
+        names = cls.__new__(cls)
+        names.text, names.ends = text, ends
+        return names
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -161,6 +168,11 @@ class FileNames(Sequence[str]):
             .tobytes()
             .decode("utf-8", "surrogateescape")
         )
+
+    def take(self, indices: Sequence[int]) -> "FileNames":
+        """Some of the names."""
+        everything = list(self)
+        return FileNames(everything[i] for i in indices)
 
 
 @lru_cache(maxsize=4)

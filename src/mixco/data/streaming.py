@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixco.data.image_list import ImageList, read_reduced, torch_type
-from mixco.data.images import FEATURE_BATCH, Drawn, Plan
+from mixco.data.images import FEATURE_BATCH, Drawn, Plan, refuse_too_many
 from mixco.data.workers import PREFETCHED, Request, decode_batches
 from mixco.runtime.device import Compute, send
 from mixco.views import augment as views
@@ -50,7 +50,8 @@ class StreamedImages:
 
     @property
     def unreadable_files(self) -> list[tuple[str, str]]:
-        return [(self.files[i], reason) for i, reason in self.unreadable.items()]
+        met = ((self.files[i], reason) for i, reason in self.unreadable.items())
+        return [*self.source.damaged, *met]
 
     @property
     def readable(self) -> int:
@@ -149,5 +150,6 @@ class StreamedImages:
 
 def stream(source: ImageList, workers: int) -> StreamedImages:
     """workers: processes that decode; 0 decodes in this one."""
+    refuse_too_many(source, ())
     labels = None if source.labels is None else torch.tensor(source.labels)
     return StreamedImages(source, labels, workers)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mixco.data.datasets import list_images
+from mixco.data.datasets import Where
 from mixco.data.image_list import ImageList
 from mixco.data.images import refuse_too_many
 from mixco.data.loading import fits_packed
@@ -34,7 +34,7 @@ from mixco.runtime.progress import doing
 from mixco.runtime.run_folder import write_json
 from mixco.settings import warnings
 from mixco.settings.commands import DoctorConfig
-from mixco.settings.config import PretrainConfig, Settings
+from mixco.settings.config import PretrainConfig, Settings, label_source
 from mixco.settings.parse import to_dict
 from mixco.settings.resolve import Choice
 from mixco.training.build import build
@@ -67,7 +67,8 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     device = device_of(wanted)
     workers = processors() if wanted.data.workers is None else wanted.data.workers
     cache = wanted.data.cache
-    source = list_images(wanted.data.data, wanted.data.data_path, "pretrain", cache)
+    where = Where(wanted.data.data, wanted.data.data_path, label_source(wanted.data))
+    source = where.images("pretrain", cache)
     source = dataclasses.replace(source, max_unreadable=wanted.data.max_unreadable)
     source = infer_pixel_format(source, wanted.data.channels, wanted.data.bits)
 

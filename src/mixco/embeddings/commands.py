@@ -5,19 +5,19 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixco.data.datasets import DATASETS, list_images
-from mixco.data.datasets.folders import split_folder, unlabelled_folder, whole_folder
+from mixco.data.datasets import DATASETS, Data, Where, places_in
 from mixco.data.decode import decode
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH
 from mixco.data.opening import UnreadableImage
 from mixco.data.packing import state_key
 from mixco.data.pixel_format import infer_pixel_format
-from mixco.data.run_images import Where, find_images, place_of, where_in
+from mixco.data.run_images import find_images, place_of, where_in
 from mixco.data.streaming import stream
 from mixco.embeddings.embedding import Embedder, load_encoder
 from mixco.embeddings.features import fastest_compute
@@ -161,10 +161,10 @@ def _load(run: Path, settings: CollectionConfig) -> Embedder:
 
 
 def _collection(
-    run: Path, encoder: Embedder, among: str | None, settings: CollectionConfig
+    run: Path, encoder: Embedder, among: Data | None, settings: CollectionConfig
 ) -> Vectors:
     """The vectors to search: from a file, or kept beside the run, or made now."""
-    if among is not None and Path(among).suffix in KINDS:
+    if isinstance(among, str) and is_vectors(Path(among)):
         vectors = read_vectors(Path(among))
         if vectors.notes["encoder"] != fingerprint(encoder.backbone):
             raise UserError(
@@ -179,7 +179,7 @@ def _embed(
     out: Path | None,
     encoder: Embedder,
     run: Path,
-    data: str | None,
+    data: Data | None,
     normalise: bool,
     settings: CollectionConfig,
 ) -> Path:
@@ -230,17 +230,18 @@ def _embed(
 
 
 def _images(
-    run: Path, data: str | None, settings: CollectionConfig, option: str
-) -> tuple[ImageList, dict[str, str | None]]:
+    run: Path, data: Data | None, settings: CollectionConfig, option: str
+) -> tuple[ImageList, dict[str, Any]]:
     """The images of a collection, and the settings that list them again.
 
     option: of the command, by which a user gives the images.
     """
-    split, cache = settings.split, settings.cache
+    cache = settings.cache
+    split: str | None = settings.split
     config = run / "config.json"
     own = where_in(read_json(config)["data"]) if config.is_file() else None
     if own is not None and (data is None or (data == own.data and data in DATASETS)):
-        where = Where(own.data, settings.data_path)
+        where = own._replace(data_path=settings.data_path)
         if settings.data_path is None:
             where = find_images(run, own, cache, option)
         split = split or "pretrain"
@@ -249,17 +250,16 @@ def _images(
     else:
         where = Where(data, settings.data_path)
     place = place_of(where)
-    if where.data in DATASETS or place is None or not place.is_dir():
-        split = split or "pretrain"
-        source = list_images(*where, split, cache)
-    elif split is None:
-        source = whole_folder(place, cache)
-    elif split == "pretrain":
-        source = unlabelled_folder(place, cache)
-    else:
-        source = split_folder(place, split, cache)
-    named = where.data in DATASETS and place is not None
-    return source, {"data": where.data, "data_path": str(place) if named else None, "split": split}
+    split = split or ("pretrain" if where.data in DATASETS or place is None else "all")
+    source = where.images(split, cache, labelled=False)
+    if where.data in DATASETS:
+        return source, {
+            "data": where.data,
+            "data_path": None if place is None else str(place),
+            "split": split,
+        }
+    places = [str(Path(text).absolute()) for text in places_in(where.data)]
+    return source, {"data": places, "data_path": None, "split": split}
 
 
 def _whole(image: str) -> str:

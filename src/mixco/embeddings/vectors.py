@@ -103,7 +103,8 @@ def read_vectors(path: Path) -> Vectors:
     index = torch.arange(len(names))
     if notes["packed"]:  # images inside archives: CIFAR, STL-10, the sample
         data_path = notes["data_path"] and Path(notes["data_path"]).expanduser()
-        source = list_images(notes["data"], data_path, notes["split"])
+        data = notes["data"] if isinstance(notes["data"], str) else tuple(notes["data"])
+        source = list_images(data, data_path, notes["split"], labelled=False)
         places = {file: place for place, file in enumerate(source.files)}
         if not places.keys() >= set(names):
             raise UserError(

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mixco.data.datasets import list_images
+from mixco.data.datasets import USUAL, Where, places_in
 from mixco.data.datasets.download import download
 from mixco.data.datasets.subsets import subset_name, with_labels
 from mixco.data.image_list import ImageList
 from mixco.data.images import Images, refuse_lost_classes
 from mixco.data.loading import open_images
-from mixco.data.run_images import Where, are_own, find_images, where_in
+from mixco.data.run_images import are_own, find_images, where_in
 from mixco.embeddings.features import fastest_compute, features_of
 from mixco.embeddings.knn import topk_accuracy
 from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
@@ -38,6 +38,7 @@ from mixco.runtime.locks import one_at_a_time
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.run_folder import add_result, read_config, write_confusions
 from mixco.settings.commands import EvaluationConfig
+from mixco.settings.config import label_source
 from mixco.views.augmentation import Input
 
 
@@ -156,19 +157,23 @@ def load_task(config: EvaluationConfig, *, training: bool = False) -> Task:
     if len(given) != 1:
         raise UserError("give either --run RUN_DIR or --checkpoint WEIGHTS")
     run = None if config.run is None or is_published(str(config.run)) else config.run
-    data, data_path = config.data, config.data_path
+    where = None
+    if config.data is not None:
+        where = Where(config.data, config.data_path, label_source(config))
     encoder = load_encoder(given[0], **vars(config.encoder))
     cache = config.cache
     own, recipe_lr = False, None
     if run is not None:
         trained_on, recipe_lr = _of_run(run)
-        if data is None:
-            own, data = True, trained_on.data
-            if data_path is None:
-                data, data_path = find_images(run, trained_on, cache, "--data")
+        if where is not None:
+            own = are_own(run, trained_on, where, cache)
         else:
-            own = are_own(run, trained_on, Where(data, data_path), cache)
-    if data is None:
+            own, where = True, trained_on._replace(data_path=config.data_path)
+            if config.data_path is None:
+                where = find_images(run, trained_on, cache, "--data")
+            if label_source(config) != USUAL:
+                where = where._replace(labels=label_source(config))
+    if where is None:
         raise UserError("--checkpoint needs --data, the labelled images to evaluate on")
     here = launch_env()
     device = pick_device(config.device, here.local_rank)
@@ -183,8 +188,12 @@ def load_task(config: EvaluationConfig, *, training: bool = False) -> Task:
     workers = processors() if config.workers is None else config.workers
 
     def listed(split: str) -> ImageList:
-        folders = {"train_folder": config.train_folder, "test_folder": config.test_folder}
-        source = list_images(data, data_path, split, cache, **folders)
+        source = where.images(
+            split,
+            cache,
+            train_folder=config.train_folder,
+            test_folder=config.test_folder,
+        )
         for note in source.notes:
             say(note)
         return dataclasses.replace(source, max_unreadable=config.max_unreadable)
@@ -197,8 +206,9 @@ def load_task(config: EvaluationConfig, *, training: bool = False) -> Task:
     several = one_at_a_time(cache / ".several.lock")
     with several if here.processes > 1 else nullcontext():
         if config.download:
-            with downloading(data) as on_progress:
-                download(data, data_path, tell=say, on_progress=on_progress)
+            name = " ".join(places_in(where.data))
+            with downloading(name) as on_progress:
+                download(name, where.data_path, tell=say, on_progress=on_progress)
         in_train, in_test = listed("train"), listed("test")
         refuse_one_class(in_train)
         in_train = with_labels(in_train, config.labels)
@@ -264,13 +274,11 @@ def _check_writable(folder: Path) -> None:
 def _of_run(run: Path) -> tuple[Where, float | None]:
     """The images and the --linear-lr of a run. Raises UserError for a damaged config.json."""
     config = read_config(run)
-    data, path = (config["data"].get(key) for key in ("data", "data_path"))
     rate = config["run"].get("linear_lr")
-    texts = isinstance(data, str) and isinstance(path, str | None)
-    if not texts or not (rate is None or (type(rate) in (int, float) and 0 < rate < math.inf)):
+    if not (rate is None or (type(rate) in (int, float) and 0 < rate < math.inf)):
         raise UserError(
-            f"{run / 'config.json'} is damaged: data, data_path or linear_lr has no valid value; "
-            "restore it, or give the encoder as --checkpoint"
+            f"{run / 'config.json'} is damaged: linear_lr has no valid value; restore it, or give the "
+            "encoder as --checkpoint"
         )
     return where_in(config["data"]), rate
 

@@ -85,7 +85,7 @@ def hub_header(training: str, config: Mapping[str, Any] | None, licence: str | N
         tags += ["self-supervised-learning", "contrastive-learning"]
     if config:
         tags += [name for key in ("method", "mix") if (name := config["method"][key]) != "none"]
-    data = HUB_DATA.get(config["data"]["data"]) if config else None
+    data = HUB_DATA.get(str(config["data"]["data"])) if config else None
     values = ModelCardData(
         license=licence or "unknown",
         library_name="timm",
@@ -228,7 +228,7 @@ def _limits(config: Mapping[str, Any] | None) -> str:
     )
 
 
-def _explained(data: str) -> str:
+def _explained(data: Any) -> str:
     """What a data set is, if its name does not tell."""
     return " (satellite photographs, a part of EuroSAT)" if data == "sample" else ""
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixco.data.datasets import list_images
+from mixco.data.datasets import Where
 from mixco.data.pixel_format import infer_pixel_format
-from mixco.data.run_images import Where, cache_of, find_images, where_in
+from mixco.data.run_images import cache_of, find_images, where_in
 from mixco.data.streaming import stream
 from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
 from mixco.encoders.published import is_published
@@ -181,7 +181,7 @@ def _real_images(
 
 
 def _some_of(where: Where, cache: Path | None, size: int, channels: int) -> tuple[Tensor, str]:
-    source = list_images(*where, "pretrain", cache)
+    source = where.images("pretrain", cache)
     count = len(source.files)
     batches = stream(infer_pixel_format(source, channels, None), workers=0).evaluation_batches(
         torch.linspace(0, count - 1, min(IMAGES, count)).long(),

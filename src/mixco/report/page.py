@@ -12,7 +12,6 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from mixco.data.datasets import list_images
 from mixco.data.decode import RGB
 from mixco.data.holdout import split_holdout
 from mixco.data.images import Images
@@ -233,11 +232,15 @@ def open_run_images(run: Run, config: ReportConfig) -> Images:
         )
     usual = DataConfig().cache
     cache = cache_of(run.folder, Path(str(settings.get("data.cache", usual))), usual)
-    place = config.data_path or settings.get("data.data_path")
-    where = where_in({"data": config.data or settings["data.data"], "data_path": place})
+    own = {key.removeprefix("data."): value for key, value in settings.items()}
+    where = where_in(own)
+    if config.data is not None or config.data_path is not None:
+        where = where._replace(
+            data=config.data or where.data, data_path=config.data_path or where.data_path
+        )
     if config.data is None and config.data_path is None:
         where = find_images(run.folder, where, cache, "--data")
-    source = list_images(*where, "pretrain", cache)
+    source = where.images("pretrain", cache)
     with counting(f"packing {source.name}") as on_progress:
         return open_images(
             source,

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mixco.data.datasets import Data
 from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
 from mixco.report.table import flat
 from mixco.runtime.errors import UserError
@@ -73,7 +74,7 @@ class Run:
         return values[-1][1] if values else None
 
 
-def of_weights(weights: LoadedEncoder, data: str, data_path: Path | None) -> Run:
+def of_weights(weights: LoadedEncoder, data: Data, data_path: Path | None) -> Run:
     """Weights without a run, as the page shows them on some images."""
     about = weights.description
     config = {

@@ -4,9 +4,16 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mixco.data.datasets import DATASETS, MAX_UNREADABLE
+from mixco.data.datasets import DATASETS, MAX_UNREADABLE, Data
 from mixco.runtime.setting import setting
-from mixco.settings.config import Device, Loading, Precision, PretrainConfig
+from mixco.settings.config import (
+    Device,
+    Loading,
+    Precision,
+    PretrainConfig,
+    column,
+    labels_from,
+)
 
 OtherStem = Literal["standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s1pool", "conv3s2"]
 
@@ -112,13 +119,18 @@ class EvaluationConfig:
         chosen="nothing: none; give it or --run",
     )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    data: str | None = setting(
+    data: Data | None = setting(
         None,
-        "A data set by its name, or a folder with train/<class>/ and test/<class>/ (or val/).",
+        "A data set by its name, or a folder with train/<class>/ and test/<class>/ (or val/). Also "
+        "several folders, lists, and shards, as in `mixco pretrain`.",
         chosen="the run",
         may_be_path=True,
     )
     data_path: Path | None = _data_path()
+    labels_from: Path | None = labels_from()
+    path_column: str | None = column("path", "path, file, image, id, ...")
+    label_column: str | None = column("label", "label, class, ...")
+    split_column: str | None = column("split", "split")
     train_folder: str | None = setting(
         None, "The folder below --data whose images are learned from.", chosen="nothing: train"
     )
@@ -260,11 +272,11 @@ class EmbedConfig:
     """`mixco embed`: write a vector of each image into a file."""
 
     run: Path = setting(MISSING, WEIGHTS, metavar="RUN")
-    data: str | None = setting(
+    data: Data | None = setting(
         None,
-        "A folder of images or the name of a data set.",
+        "A folder of images or the name of a data set. Also several folders, lists, and shards.",
         chosen="the run",
-        metavar="[DATA]",
+        metavar="[DATA ...]",
         positional=True,
         may_be_path=True,
     )
@@ -290,7 +302,7 @@ class NeighboursConfig:
         metavar="IMAGE ...",
         may_be_path=True,
     )
-    among: str | None = setting(
+    among: Data | None = setting(
         None,
         "A file of `mixco embed`, a folder of images or the name of a data set.",
         chosen="the run",
@@ -310,7 +322,7 @@ class DuplicatesConfig:
         f"{WEIGHTS[:-1]}; or a file of `mixco embed`.",
         metavar="RUN|VECTORS",
     )
-    among: str | None = setting(
+    among: Data | None = setting(
         None,
         "A file of `mixco embed`, a folder of images or the name of a data set.",
         chosen="the run",
@@ -370,9 +382,9 @@ class ReportConfig:
     most_images: int = setting(
         5000, "Images that are looked at; of more, a random part.", at_least=1
     )
-    data: str | None = setting(
+    data: Data | None = setting(
         None,
-        "Where the run's images lie, if they have moved: a name or a folder, as in `mixco pretrain`.",
+        "Where the run's images lie, if they have moved, as in `mixco pretrain`.",
         chosen="the run",
         may_be_path=True,
     )

@@ -5,6 +5,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from mixco.data.datasets import Data
 from mixco.runtime.setting import declared, setting
 from mixco.settings.commands import EvaluationConfig, KNNConfig
 from mixco.settings.config import Device, Loading, Precision
@@ -25,8 +26,12 @@ class CompareConfig:
         "Run folders. Runs that differ only in their seed are one row.",
         metavar="RUN ...",
     )
-    data: str | None = _as_in(EvaluationConfig, "data")
+    data: Data | None = _as_in(EvaluationConfig, "data")
     data_path: Path | None = _as_in(EvaluationConfig, "data_path")
+    labels_from: Path | None = _as_in(EvaluationConfig, "labels_from")
+    path_column: str | None = _as_in(EvaluationConfig, "path_column")
+    label_column: str | None = _as_in(EvaluationConfig, "label_column")
+    split_column: str | None = _as_in(EvaluationConfig, "split_column")
     train_folder: str | None = _as_in(EvaluationConfig, "train_folder")
     test_folder: str | None = _as_in(EvaluationConfig, "test_folder")
     max_unreadable: float = _as_in(EvaluationConfig, "max_unreadable")

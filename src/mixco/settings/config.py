@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mixco.data.datasets import DATASETS, MAX_UNREADABLE
+from mixco.data.datasets import DATASETS, MAX_UNREADABLE, Data, LabelSource
 from mixco.methods import METHODS, MIXERS, NO_MIXER
 from mixco.runtime.loggers import LOGGERS
 from mixco.runtime.setting import MOST, Rule, setting
@@ -29,13 +29,39 @@ def one_of(*tables: Any) -> Callable[[], tuple[str, ...]]:
     return lambda: tuple(name for table in tables for name in table)
 
 
+def labels_from() -> Any:
+    """A setting that several commands have."""
+    return setting(
+        None,
+        "A table with a row for each image (.csv, .tsv, .parquet): its path, its label, and perhaps its "
+        "split.",
+        chosen="the class folders or the shards",
+    )
+
+
+def column(name: str, usual: str) -> Any:
+    """A setting that several commands have."""
+    shards = ", or in shards the column or key" if name == "label" else ""
+    return setting(
+        None, f"Column of that table with the {name}s{shards}.", chosen=f"the names: {usual}"
+    )
+
+
+def label_source(config: Any) -> LabelSource:
+    """Where the labels are, by a config that has these four settings."""
+    return LabelSource(
+        config.labels_from, config.path_column, config.label_column, config.split_column
+    )
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, and at which size."""
 
-    data: str = setting(
+    data: Data = setting(
         "",
-        f"A folder of images, or the name of a data set: {', '.join(DATASETS)}.",
+        f"A folder of images, or the name of a data set: {', '.join(DATASETS)}. Also several folders, "
+        "lists of paths (.txt), and shards (.tar, .parquet); see docs/data.md.",
         chosen="nothing: none; it must be given",
         first=True,
         may_be_path=True,
@@ -46,6 +72,10 @@ class DataConfig:
         chosen="nothing: none; a named data set needs it",
         affects="run",
     )
+    labels_from: Path | None = labels_from()
+    path_column: str | None = column("path", "path, file, image, id, ...")
+    label_column: str | None = column("label", "label, class, ...")
+    split_column: str | None = column("split", "split, if there is one")
     download: bool = setting(
         False,
         "Download a named data set into --data-path first, unless it is there.",

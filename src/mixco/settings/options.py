@@ -12,7 +12,13 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import tyro
 
 from mixco.runtime.setting import Setting, declared, option
-from mixco.settings.parse import dotted_fields, expanded, with_choices
+from mixco.settings.parse import (
+    dotted_fields,
+    expanded,
+    one_or_several,
+    several,
+    with_choices,
+)
 
 T = TypeVar("T")
 
@@ -44,6 +50,9 @@ def parse(
     values: dict[str, Any] = {}
     for name, value in vars(parsed).items():
         values |= vars(value) if dataclasses.is_dataclass(value) else {name: value}
+    for name, unset in _unset_texts(cls).items():
+        if name in values:
+            values[name] = one_or_several(values[name]) if values[name] else unset
     config: T = _assemble(cls, values)
     return expanded(config)
 
@@ -74,6 +83,13 @@ def _assemble(cls: Any, values: dict[str, Any]) -> Any:
     return cls(**parts)
 
 
+def _unset_texts(cls: type) -> dict[str, Any]:
+    """The settings that take one text or several, and their defaults."""
+    hints = {dotted.rpartition(".")[2]: kind for dotted, kind in dotted_hints(cls)}
+    fields = {dotted.rpartition(".")[2]: field for dotted, field in dotted_fields(cls)}
+    return {name: fields[name].default for name, kind in hints.items() if several(kind)}
+
+
 def _options(cls: type, default: Any, left_out: Collection[str]) -> type:
     """A dataclass for tyro: a group for the options that matter most, and one for each part."""
     groups: dict[str, list[tuple[str, Any, Any]]] = {"": [], FIRST: []}
@@ -86,6 +102,8 @@ def _options(cls: type, default: Any, left_out: Collection[str]) -> type:
         for part in parts:
             owner, value = typing.get_type_hints(owner)[part], getattr(value, part)
         kind, value = typing.get_type_hints(owner)[name], getattr(value, name)
+        if many := several(kind):
+            kind, value = many, (value,) if isinstance(value, str) and value else value or ()
         setting = declared(field)
         group = FIRST if setting.first else "".join(parts[-1:])
         about.setdefault(group, owner.__doc__ or "")
@@ -114,7 +132,7 @@ def _annotated(kind: Any, setting: Setting, value: Any) -> Any:
 
 def _default_text(setting: Setting, value: Any) -> str:
     """How a default reads, for a person."""
-    if value is None or (value == "" and setting.chosen):
+    if value is None or (value in ("", ()) and setting.chosen):
         about, _, rest = setting.chosen.partition(": ")
         return rest if about == "nothing" else f"from {setting.chosen}"
     if isinstance(value, bool):
@@ -170,7 +188,7 @@ def rows(cls: type) -> Iterator[Row]:
         default = "required" if required else _default_text(setting, field.default)
         positional = required or setting.positional
         shown = setting.metavar or name.upper() if positional else option(name)
-        kind = _inner(hints[dotted])
+        kind = several(hints[dotted]) or _inner(hints[dotted])
         names = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
         names = setting.choices() if setting.choices else names
         choices = f" One of {', '.join(names)}." if names else ""

@@ -155,6 +155,22 @@ def _expanded(value: Any, setting: Setting, name: str) -> Any:
     return at_home(value, option(name)) if setting.may_be_path and value else value
 
 
+def several(kind: Any) -> Any:
+    """The tuple in a type such as `str | tuple[str, ...]`, one or several; None for another type."""
+    options = typing.get_args(kind) if typing.get_origin(kind) in UNIONS else ()
+    return (
+        next((each for each in options if typing.get_origin(each) is tuple), None)
+        if (str in options)
+        else None
+    )
+
+
+def one_or_several(values: tuple[Any, ...]) -> Any:
+    """The only value, or all."""
+    return values[0] if len(values) == 1 else values
+
+
+UNIONS = (types.UnionType, typing.Union)
 KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
 
 
@@ -176,9 +192,11 @@ def _convert(kind: Any, value: Any, where: str, setting: Setting | None = None) 
         return from_dict(typing.cast(type, kind), value, where)
     if origin is Literal and value in options:
         return value
-    if origin in (types.UnionType, typing.Union):  # the latter with a Literal in it
+    if origin in UNIONS:  # typing.Union has a Literal in it
         if value is None and types.NoneType in options:
             return None
+        if isinstance(value, (list, tuple)) and (many := several(kind)):
+            return one_or_several(_convert(many, value, where))
         return _convert(next(o for o in options if o is not types.NoneType), value, where)
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_convert(options[0], v, where) for v in value)

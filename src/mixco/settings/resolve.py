@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mixco.data.datasets import set_name
 from mixco.methods import METHODS, MIXERS, NO_MIXER, mixer_of
 from mixco.runtime.errors import UserError
 from mixco.runtime.setting import declared
@@ -79,10 +80,8 @@ def arch_of(config: PretrainConfig) -> str:
 
 
 def run_folder_of(config: PretrainConfig) -> Path:
-    data, method, run = Path(config.data.data), config.method, config.run
-    name = data.name
-    if name in ("", ".."):  # of ".", which has no name of its own
-        name = data.resolve().name
+    method, run = config.method, config.run
+    name = set_name(config.data.data)
     return run.out or Path("runs") / f"{name}-{method.method}-{method.mix}-s{run.seed}"
 
 

@@ -36,8 +36,8 @@ STATE = {
     "time": tuple,
 }
 # Settings that are places, and those of them by which the images are found.
-PLACES = {"data.data", "data.data_path", "data.cache", "model.init", "run.out"}
-IMAGES = {"data.data", "data.data_path"}
+IMAGES = {"data.data", "data.data_path", "data.labels_from"}
+PLACES = IMAGES | {"data.cache", "model.init", "run.out"}
 # Settings whose "auto" is chosen when a run begins.
 CHOSEN = {"data.loading", "method.mix_loss", "run.precision", "run.memory_format"}
 ROLLING = 2  # the newest checkpoints, kept beside those of --keep-every

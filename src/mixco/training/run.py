@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mixco.data.datasets import Where
 from mixco.data.decode import RGB
 from mixco.data.image_list import ImageList
-from mixco.data.run_images import Where, digest, known_images, place_of, remember, same_place
+from mixco.data.run_images import digest, known_images, place_of, remember, same_place
 from mixco.encoders.checkpoint import as_dict, save_encoder
 from mixco.models.families import first_line
 from mixco.runtime.device import describe, processor
@@ -26,6 +27,7 @@ from mixco.runtime.run_folder import (
     write_json,
     write_metrics,
 )
+from mixco.settings.config import label_source
 from mixco.settings.defaults import SIZES
 from mixco.settings.parse import to_dict
 from mixco.settings.warnings import of_settings
@@ -199,7 +201,7 @@ class Run:
     def _remember_images(self) -> None:
         """Keep the list of the images in the run folder, and where they lie now."""
         data, known = self.setup.settings.data, known_images(self.folder)
-        where = Where(data.data, data.data_path)
+        where = Where(data.data, data.data_path, label_source(data))
         if known and not same_place(known.place, place_of(where)):
             say(f"the images are now at {place_of(where)}")
         elif known or self.finished:

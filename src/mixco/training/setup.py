@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mixco import methods
-from mixco.data.datasets import DATASETS, list_images
+from mixco.data.datasets import DATASETS, Where, places_in
 from mixco.data.datasets.download import download
 from mixco.data.holdout import split_holdout
 from mixco.data.image_list import ImageList, picture_size
@@ -19,7 +19,7 @@ from mixco.data.images import Drawn, Images
 from mixco.data.loading import epoch_batches, open_images
 from mixco.data.normalisation import measure, shown
 from mixco.data.pixel_format import LOOKED_AT, spread
-from mixco.data.run_images import Where, under_first_name
+from mixco.data.run_images import under_first_name
 from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
 from mixco.methods import METHODS, mixer_of, passes_of
 from mixco.methods.options import UNTOLD, DistilOptions
@@ -55,7 +55,7 @@ from mixco.runtime.precision import Workload, fastest
 from mixco.runtime.progress import counting, downloading, say
 from mixco.runtime.seeding import generator_for
 from mixco.settings import defaults
-from mixco.settings.config import DataConfig, PretrainConfig, Settings
+from mixco.settings.config import DataConfig, PretrainConfig, Settings, label_source
 from mixco.settings.parse import check_ranges, from_dict, to_dict
 from mixco.settings.resolve import Choice, Facts, arch_of, resolve, run_folder_of
 from mixco.training.checkpoints import as_begun, left_out_before
@@ -192,10 +192,11 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
         workers = max(1, processors() // here.local_processes)
     with one_at_a_time(cache / ".several.lock") if here.processes > 1 else nullcontext():
         if data.download:
-            with downloading(data.data) as on_progress:
-                download(data.data, data.data_path, tell=say, on_progress=on_progress)
-        where = Where(data.data, data.data_path)
-        source = list_images(*where, "pretrain", cache)
+            name = " ".join(places_in(data.data))
+            with downloading(name) as on_progress:
+                download(name, data.data_path, tell=say, on_progress=on_progress)
+        where = Where(data.data, data.data_path, label_source(data))
+        source = where.images("pretrain", cache)
         source = dataclasses.replace(source, max_unreadable=data.max_unreadable)
         source = under_first_name(run_folder_of(config), where, source)
         config = as_it_began(config)

@@ -5,13 +5,15 @@ a set before it is asked for, so that its names cost nothing.
 """
 
 import difflib
+import re
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixco.data.datasets import archives
 from mixco.data.datasets.archives import Archive
 from mixco.runtime.errors import UserError
+from mixco.runtime.files import shown
 
 if TYPE_CHECKING:
     from mixco.data.image_list import ImageList
@@ -29,6 +31,36 @@ class Dataset(NamedTuple):
     """Whether it lies below --data-path."""
     unlabelled: bool = False
     """Whether "pretrain" has more images than "train"."""
+
+
+Data = str | tuple[str, ...]
+"""What --data takes: a name, or one or several places."""
+
+
+class LabelSource(NamedTuple):
+    """Where the labels and the splits of your own images are, unless in the usual places."""
+
+    table: Path | None = None
+    """A CSV, TSV or Parquet file with a row for each image (see tables.py)."""
+    path_column: str | None = None
+    label_column: str | None = None
+    """Of the table; without one, of the shards."""
+    split_column: str | None = None
+
+
+USUAL = LabelSource()
+
+
+class Where(NamedTuple):
+    """Images, as `list_images` takes them."""
+
+    data: Data
+    data_path: Path | None = None
+    labels: LabelSource = USUAL
+
+    def images(self, split: str, cache: Path | None = None, **how: Any) -> "ImageList":
+        """`list_images` of them."""
+        return list_images(self.data, self.data_path, split, cache, labels=self.labels, **how)
 
 
 MAX_UNREADABLE = 0.01  # fraction of the images of a set that may be left out for that
@@ -50,32 +82,38 @@ DATASETS = {
 
 
 def list_images(
-    data: str,
+    data: Data,
     data_path: Path | None,
     split: str,
     cache: Path | None = None,
     *,
+    labelled: bool = True,
+    labels: LabelSource = USUAL,
     train_folder: str | None = None,
     test_folder: str | None = None,
 ) -> "ImageList":
-    """The images of a split: "pretrain", "train" or "test".
+    """The images of a split: "pretrain", "train", "test", or "all" of your own images.
 
-    data: a name of DATASETS, or a folder. data_path: where a named set lies.
-    cache: folder for an index of a folder's files, which later runs read; None for none.
-    train_folder, test_folder: where a folder of your own has its splits; None for the usual names.
+    data: a name of DATASETS; or one or several folders, shards (.tar, .parquet), patterns of such
+        (shards/train-*.tar, train-{0000..0099}.tar), or text files that list such (see `list_places`).
+    data_path: where a named set lies.
+    cache: folder for an index of the files, which later runs read; None for none.
+    labelled: must your own "train" and "test" have labels? Those of named sets always have.
+    labels: where the labels of your own images are.
+    train_folder, test_folder: other names of the two splits of your own images.
 
-    "pretrain" is what may be used without labels: the train split of a named set, with the unlabelled
-    images of STL-10; the train/ of a folder, or all of it. It keeps the labels that there are, for
-    checks on held-out images. "train" and "test" always have labels.
+    "pretrain" is what may be used without labels: the train split, with the unlabelled images of
+    STL-10, or all images where there are no splits. It keeps the labels that there are, for checks on
+    held-out images.
 
     Raises UserError that names the file, what was expected and what to do.
     """
-    if not data.strip():
+    if not "".join(data).strip():
         raise UserError(
             "--data is empty or not given: give a folder of images or the name of a data set; --data "
             "sample is the one that comes with mixco"
         )
-    if named := DATASETS.get(data):
+    if isinstance(data, str) and (named := DATASETS.get(data)):
         if train_folder or test_folder:
             raise UserError(
                 "--train-folder and --test-folder are for folders of your own; leave them out with "
@@ -86,19 +124,45 @@ def list_images(
                 f"--data {data} needs --data-path, the folder that it lies in or is to lie in; "
                 "docs/data.md tells how to get each set, and how it is laid out"
             )
+        if split == "all":
+            split = "pretrain"
         if split == "pretrain" and not named.unlabelled:
             split = "train"
         images: ImageList = resolve_name(named.list_images)(data_path, split, cache)
         return images
 
-    from mixco.data.datasets.folders import labelled_folder, unlabelled_folder
+    from mixco.data.datasets.places import list_places
 
-    folder = Path(data)
-    if not folder.is_dir():
-        raise UserError(f"--data {data}: neither a folder nor a known data set; {suggestion(data)}")
-    if split == "pretrain":
-        return unlabelled_folder(folder, cache)
-    return labelled_folder(folder, split, cache, train_folder=train_folder, test_folder=test_folder)
+    return list_places(
+        set_name(data),
+        places_in(data),
+        split,
+        cache,
+        labelled=labelled,
+        labels=labels,
+        train_folder=train_folder,
+        test_folder=test_folder,
+    )
+
+
+def places_in(data: Data) -> tuple[str, ...]:
+    return (data,) if isinstance(data, str) else data
+
+
+def set_name(data: Data) -> str:
+    """What images are called: by a data set's name, or by folders, files or patterns of your own."""
+    names = [_own_name(text) for text in places_in(data)]
+    return "+".join(names) if len(names) < 4 else f"{names[0]}+{len(names) - 1}"
+
+
+def _own_name(text: str) -> str:
+    path = Path(text)
+    if path.is_dir():
+        return shown(path.resolve().name)
+    if text in DATASETS:
+        return text
+    start = re.split(r"[*?{\[]", path.name.removesuffix(path.suffix))[0].rstrip("-_.")
+    return shown(start or path.absolute().parent.name)
 
 
 def suggestion(name: str) -> str:

@@ -1,0 +1,278 @@
+"""Lists the images of tar and Parquet shards, by split and class."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from os.path import commonpath
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from mixco.data.datasets import parquet, tar
+from mixco.data.datasets.folders import TESTS, TRAIN, images_below
+from mixco.data.datasets.shards import UNLABELLED, Shard, joined_names, read_shards
+from mixco.data.file_index import list_files
+from mixco.data.formats import ARRAYS, endings
+from mixco.data.image_list import ImageList
+from mixco.data.rows import Rows
+from mixco.data.storage import FileNames, Slices, Storage
+from mixco.runtime.errors import UserError
+from mixco.runtime.files import shown
+
+ENDINGS = (tar.ENDING, parquet.ENDING)
+# A split's name among the words of a shard's path -> what it is called here.
+SPLITS = {
+    TRAIN: TRAIN,
+    "training": TRAIN,
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+}
+NOWHERE = ""
+
+
+class _Found(NamedTuple):
+    """All images of some shards, before a split is chosen."""
+
+    root: Path
+    shards: Sequence[Shard]
+    files: FileNames
+    stored: Storage
+    split: list[str]
+    """Of each image."""
+    label: list[str | None]
+    """Of each image."""
+    damaged: tuple[tuple[str, str], ...]
+    """(shard, reason)"""
+
+
+def shards_in(folder: Path, cache: Path | None = None) -> list[Path]:
+    """The shards in a folder that has no image files, sorted; none where it has."""
+    if not _first_is_shard(folder) or images_below(folder, cache)[0]:
+        return []
+    return [folder / name for name in list_files(folder, ENDINGS, cache).files]
+
+
+def _first_is_shard(folder: Path) -> bool:
+    """Whether a shard is met before an image. To list all of a million images takes longer."""
+    images = (*endings(), *ARRAYS)
+    for _, _, names in os.walk(folder):
+        for name in map(str.lower, names):
+            if name.endswith(ENDINGS):
+                return True
+            if name.endswith(images):
+                return False
+    return False
+
+
+def list_sharded(
+    name: str,
+    paths: Sequence[Path],
+    split: str,
+    cache: Path | None = None,
+    *,
+    labelled: bool = True,
+    label_column: str | None = None,
+    train_folder: str | None = None,
+    test_folder: str | None = None,
+    splits: Sequence[str] | None = None,
+) -> ImageList:
+    """The images of a split of some shards: "pretrain", "train", "test", or "all".
+
+    An image belongs to the split whose name is a word of its shard's path (train-0001.tar, val/0.tar),
+    else of its own first folder in a tar file. "pretrain" is the train split, or everything without one.
+    "test" is val where there is no labelled test.
+
+    A label is what the shard says (tar.index_tar, parquet.index_parquet), else the class folder of a
+    member of a tar file.
+
+    name: of the set. labelled: must the images of "train" and "test" have labels?
+    label_column: where the label is; None for the usual places.
+    train_folder, test_folder: other names of the two splits.
+    splits: of each shard; None for those of their paths.
+
+    Raises UserError for shards without images, without such a split, or without labels.
+    """
+    kinds = sorted({path.suffix.lower() for path in paths})
+    if len(kinds) > 1:
+        raise UserError(
+            f"{name}: shards of two kinds, {' and '.join(kinds)}, which may hold the same images; give "
+            f"the files of one, such as --data '{paths[0].parent}/*{kinds[0]}'"
+        )
+    found = _read(paths, cache, label_column, splits)
+    notes = _notes(found.shards)
+    there = Counter(found.split)
+    if not there:
+        damaged = "; ".join(f"{file}: {why}" for file, why in found.damaged[:3])
+        why = f" ({'; '.join(filter(None, (damaged, *notes)))})" if damaged or notes else ""
+        raise UserError(f"{name}: no image in its {len(paths):,} shards{why}")
+    own = {
+        "all": None,
+        "pretrain": TRAIN if there[TRAIN] else None,
+        "train": train_folder or TRAIN,
+        "test": test_folder or _test_split(found, labelled),
+    }
+    wanted = own[split]
+    chosen = [i for i, each in enumerate(found.split) if wanted in (None, each)]
+    if not chosen:
+        has = ", ".join(key or "no split" for key in sorted(there))
+        raise UserError(
+            f"{name}: no image of the split {wanted}, but of {has}; the split is a word in a shard's "
+            f"path, such as {wanted}-0001.tar, and --train-folder and --test-folder name others"
+        )
+    if split == "pretrain" and len(chosen) < len(found.files):
+        others = sorted((key or "no split", n) for key, n in there.items() if key != wanted)
+        left = ", ".join(f"{key} ({count:,})" for key, count in others)
+        notes.append(f"the split {wanted} is used; left aside: {left}")
+    texts = [found.label[i] for i in chosen]
+    classes: tuple[str, ...] = ()
+    if labelled and split in ("train", "test"):
+        if None in texts:
+            first = found.files[chosen[texts.index(None)]]
+            raise UserError(f"{shown(first)}: has no label{_why(found.shards)}")
+        classes = in_order(set(filter(None, texts)))
+        _refuse_other_classes(
+            name, found, classes, wanted, own["test" if split == "train" else TRAIN]
+        )
+    elif split == "pretrain" and None not in texts:
+        classes = in_order(set(filter(None, texts)))
+    index = {text: number for number, text in enumerate(classes)}
+    everything = len(chosen) == len(found.files)
+    return ImageList(
+        name if split == "all" else f"{name}/{'pretrain' if split == 'pretrain' else wanted}",
+        found.root,
+        found.files if everything else found.files.take(chosen),
+        tuple(index[text] for text in texts if text is not None) if len(classes) > 1 else None,
+        classes if len(classes) > 1 else (),
+        stored=found.stored if everything else found.stored.take(chosen),
+        damaged=found.damaged,
+        notes=tuple(notes),
+    )
+
+
+def _read(
+    paths: Sequence[Path],
+    cache: Path | None,
+    label_column: str | None,
+    splits: Sequence[str] | None,
+) -> _Found:
+    is_tar = paths[0].suffix.lower() == tar.ENDING
+    index = partial(tar.index_tar if is_tar else parquet.index_parquet, label=label_column)
+    shards = read_shards(paths, index, cache, label_column or "")
+    root = Path(commonpath([path.absolute().parent for path in paths]))
+    below = [path.absolute().relative_to(root).as_posix() for path in paths]
+    file = torch.cat(
+        [torch.full((len(s.offset),), n, dtype=torch.int32) for n, s in enumerate(shards)]
+    )
+    offset = torch.cat([shard.offset for shard in shards])
+    stored: Storage
+    if is_tar:
+        stored = Slices(tuple(paths), file, offset, torch.cat([shard.size for shard in shards]))
+    else:
+        columns = tuple(str(shard.facts["column"]) for shard in shards)
+        stored = Rows(tuple(paths), columns, file, offset)
+    split: list[str] = []
+    label: list[str | None] = []
+    for number, (path, shard) in enumerate(zip(below, shards, strict=True)):
+        word = splits[number] if splits else split_of(path)
+        texts = [*shard.classes, None]  # UNLABELLED, -1, is the last
+        given = [texts[code] for code in shard.label.tolist()]
+        if is_tar and (not word or UNLABELLED in shard.label):
+            tops, folders = _folders(shard.names, word)
+            split += [word] * len(given) if word else tops
+            label += [a or b for a, b in zip(given, folders, strict=True)]
+        else:
+            split += [word] * len(given)
+            label += given
+    damaged = tuple(
+        (path, f"damaged after {len(shard.names):,} images: {shard.facts['damage']}")
+        for path, shard in zip(below, shards, strict=True)
+        if shard.facts["damage"]
+    )
+    return _Found(root, shards, joined_names(below, shards), stored, split, label, damaged)
+
+
+def split_of(path: str) -> str:
+    """The split that a path names, "train" of "data/train-00000-of-00014.parquet"; "" for none."""
+    words = re.split(r"[^a-z]+", path.lower())
+    return next((SPLITS[word] for word in reversed(words) if word in SPLITS), NOWHERE)
+
+
+def _folders(names: FileNames, word: str) -> tuple[list[str], list[str | None]]:
+    """Split and class folder of the members of a tar file, whose common folder does not count.
+
+    word: the split, where it is known.
+    """
+    parts = [name.split("/") for name in names]
+    while parts and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):
+        top = parts[0][0]
+        parts = [p[1:] for p in parts]
+        if not word and split_of(top):
+            word = split_of(top)
+    in_split = [bool(not word and len(p) > 1 and split_of(p[0]) == p[0]) for p in parts]
+    splits = [p[0] if own else word for p, own in zip(parts, in_split, strict=True)]
+    below = [p[1:] if own else p for p, own in zip(parts, in_split, strict=True)]
+    return splits, [p[0] if len(p) > 1 else None for p in below]
+
+
+def _test_split(found: _Found, labelled: bool) -> str:
+    """The first of TESTS that has images, and labels if it must; test splits of the hub have none."""
+    has = {
+        split
+        for split, label in zip(found.split, found.label, strict=True)
+        if label is not None or not labelled
+    }
+    return next((name for name in TESTS if name in has), TESTS[0])
+
+
+def _refuse_other_classes(
+    name: str, found: _Found, classes: tuple[str, ...], wanted: str | None, other: str | None
+) -> None:
+    """Raises UserError when the other of the two splits has other classes."""
+    there = {
+        label
+        for label, split in zip(found.label, found.split, strict=True)
+        if split == other and label is not None
+    }
+    if strange := sorted(there.symmetric_difference(classes)):
+        raise UserError(
+            f"{name}: the class {strange[0]} is in only one of the splits {wanted} and {other}; add "
+            "images of it to the other, or remove it from both"
+        )
+
+
+def in_order(texts: set[str]) -> tuple[str, ...]:
+    numbers = all(text.lstrip("-").isdecimal() for text in texts)
+    return tuple(sorted(texts, key=(lambda text: (int(text), text)) if numbers else None))
+
+
+def _why(shards: Sequence[Shard]) -> str:
+    """What is known of missing labels, and the remedy, in words."""
+    for shard in shards:
+        if several := shard.facts.get("several"):
+            return f": {several}, and an image can have only one label here; give --label-column"
+        if columns := shard.facts.get("columns"):
+            return (
+                f": labels may be in {' or '.join(columns)}; give --label-column with one of them"
+            )
+    return (
+        "; in tar files a label is the text of key.cls beside key.jpg, `label` in key.json, or the "
+        "folder of the member; in Parquet files a column label. --label-column names another"
+    )
+
+
+def _notes(shards: Sequence[Shard]) -> list[str]:
+    aside: Counter[str] = Counter()
+    for shard in shards:
+        aside.update(shard.facts.get("aside", {}))
+    order = sorted(aside, key=lambda key: (-aside[key], key))
+    words = ", ".join(f"{shown(key)} ({aside[key]:,})" for key in order[:10])
+    return [f"left aside: {words}"] if aside else []
