@@ -252,7 +252,7 @@ def test_the_table_of_options_has_a_row_for_each() -> None:
     assert all(len(line.replace("\\|", "").split("|")) == 5 for line in lines)
     (size,) = (line for line in lines if line.startswith("| `--size` |"))
     assert "between 32 and 224 pixels" in size and "median image" in size
-    assert [row.option for row in rows(CONFIGS["embed"])][:3] == ["RUN", "[DATA]", "--out"]
+    assert [row.option for row in rows(CONFIGS["embed"])][:3] == ["RUN", "[DATA ...]", "--out"]
 
 
 # (setting, what it affects, whether it tells two results apart)
