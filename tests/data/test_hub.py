@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from hub_stand_in import TOKEN, StandIn, hub_of_client, point
-from huggingface_hub import scan_cache_dir
+from huggingface_hub import hf_hub_download, scan_cache_dir
 
 from mixco.cli import main
 from mixco.data.datasets import list_images
@@ -176,18 +176,17 @@ def test_the_cache_serves_where_the_hub_does_not_answer(
 
 
 @pytest.mark.usefixtures("hub")
-@pytest.mark.parametrize("other_client", [False, True])
+@pytest.mark.parametrize("by_another_program", [False, True])
 def test_what_the_cache_lacks_is_named(
-    other_client: bool, cache: Path, monkeypatch: pytest.MonkeyPatch
+    by_another_program: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the client's list of files; by their numbers where another program has fetched them."""
-    found, _ = get()
-    next(path for path, _ in found.files if path.name == Path(TRAIN[1]).name).unlink()
-    if other_client:
-        shutil.rmtree(next(cache.glob("datasets--*")) / "trees", ignore_errors=True)
-        from huggingface_hub import _tree_cache
-
-        _tree_cache._IN_MEMORY_TREE_CACHE.clear()
+    if by_another_program:
+        for name in ("README.md", TRAIN[0], TEST):
+            hf_hub_download("me/photos", name, repo_type="dataset")
+    else:
+        found, _ = get()
+        (found.folder / TRAIN[1]).unlink()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     sentence = refusal()
     assert f"lacks {TRAIN[1]} of commit {COMMIT}" in sentence
@@ -271,6 +270,7 @@ def test_what_the_hub_has_converted(hub: StandIn, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert get()[0] == found
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    hub.repositories[SET]["commit"] = LATER
     files_of(hub)["README.md"] = b"---\nlicense: other\nlicense_name: Photos\n---\n"
     assert get()[0].licence == "photos"
     assert "leave out the revision" in refusal(f"hf:me/photos@{COMMIT}")

@@ -106,9 +106,9 @@ def why(error: BaseException) -> tuple[str, str]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the hub client's warnings from the screen, and its bar where no bar can be drawn."""
-    hidden = not redraws() and not are_progress_bars_disabled()
+def quiet(*, bars: bool = True) -> Iterator[None]:
+    """Keep the hub client's warnings from the screen, and its bars: all, or where none can be drawn."""
+    hidden = not (bars and redraws()) and not are_progress_bars_disabled()
     if hidden:
         disable_progress_bars()
     try:

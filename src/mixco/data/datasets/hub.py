@@ -4,7 +4,6 @@ The client (huggingface_hub) does both, and honours HF_HOME, HF_HUB_CACHE, HF_EN
 HF_HUB_OFFLINE. `find` tells what there is, `fetch` brings the files of some splits.
 """
 
-import glob
 import re
 import shutil
 from collections import defaultdict
@@ -22,14 +21,13 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import (
     EntryNotFoundError,
-    LocalEntryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
 
 from mixco.data.datasets.hub_splits import converted_splits, own_splits
 from mixco.runtime.errors import UserError
-from mixco.runtime.hub import HUB, licence_in, read_card, said, why
+from mixco.runtime.hub import HUB, licence_in, quiet, read_card, said, why
 
 # Where the hub puts its own conversion of sets that are no Parquet files.
 CONVERTED = "refs/convert/parquet"
@@ -131,13 +129,14 @@ def find(data: str, *, tell: Callable[[str], None]) -> Found:
         raise UserError(f"{data}: not a data set of the hub; expected {FORM}")
     repository, revision, config = named.groups()
     page = f"datasets/{repository}"
-    with said(
+    saying = said(
         data,
         constants.HF_HUB_CACHE,
         f"{constants.ENDPOINT}/{page}",
         f"{HUB}/{page}/tree/{revision or 'main'}",
         "give --data the folder with its Parquet files",
-    ):
+    )
+    with saying, quiet(bars=False):
         own = listing = _own(repository, revision)
         if revision == CONVERTED or (revision is None and not own.files):
             listing = _converted(repository, own)
@@ -191,8 +190,6 @@ def fetch(
     if missing:
         _download(found, missing, f"{len(missing)} of {len(names)} Parquet files", tell)
     paths = {name: _cached(repository, name, listing.commit) for name in names}
-    if absent := [name for name, path in paths.items() if path is None]:
-        raise UserError(f"{data}: {_some(absent)} did not arrive; start the same command again")
     return HubFiles(
         tuple(HubFile(path, split) for name, split in wanted if (path := paths[name])),
         tuple(known),
@@ -208,18 +205,23 @@ def _listed(repository: str, revision: str) -> Listing:
     """What a revision has. Raises the client's errors where the hub does not tell, nor the cache."""
     try:
         api = HfApi()
-        # Asked first, as it ends soon where nobody answers.
-        timeout = constants.HF_HUB_ETAG_TIMEOUT
-        commit = api.dataset_info(repository, revision=revision, timeout=timeout).sha
-        tree = api.list_repo_tree(repository, recursive=True, revision=commit, repo_type="dataset")
+        # The client's other functions would try for long to reach a hub that does not answer.
+        api.dataset_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        # By the revision, so that the cache knows later which commit it was, and which files it has.
+        folder = Path(
+            snapshot_download(
+                repository, repo_type="dataset", revision=revision, allow_patterns=["README.md"]
+            )
+        )
+        tree = api.list_repo_tree(
+            repository, recursive=True, revision=folder.name, repo_type="dataset"
+        )
         files = {
             file.path: Remote(file.size, file.lfs.sha256 if file.lfs else file.blob_id)
             for file in tree
             if isinstance(file, RepoFile) and file.path.endswith(".parquet")
         }
-        # By the revision, so that the cache knows later which commit it was.
-        card = _card(repository, revision)
-        return Listing(str(commit), files, read_card(card), None)
+        return Listing(folder.name, files, read_card(folder / "README.md"), None)
     except Exception as error:  # the client's own, its HTTP library's, the system's
         return _listed_by_cache(repository, revision, error)
 
@@ -323,24 +325,8 @@ def _download(found: Found, missing: list[str], what: str, tell: Callable[[str],
         page,
         "give --data the folder with its Parquet files",
     ):
-        snapshot_download(
-            repository,
-            repo_type="dataset",
-            revision=listing.commit,
-            allow_patterns=[glob.escape(name) for name in missing],
-        )
-
-
-def _card(repository: str, revision: str) -> Path | None:
-    """README.md, fetched; None where there is none. Raises the client's errors."""
-    try:
-        return Path(
-            hf_hub_download(repository, "README.md", repo_type="dataset", revision=revision)
-        )
-    except LocalEntryNotFoundError:  # the hub did not say that there is none
-        raise
-    except EntryNotFoundError:
-        return None
+        for name in missing:
+            hf_hub_download(repository, name, repo_type="dataset", revision=listing.commit)
 
 
 def _cached(repository: str, name: str, commit: str) -> Path | None:
