@@ -273,7 +273,7 @@ def test_what_the_hub_has_converted(hub: StandIn, monkeypatch: pytest.MonkeyPatc
     hub.repositories[SET]["commit"] = LATER
     files_of(hub)["README.md"] = b"---\nlicense: other\nlicense_name: Photos\n---\n"
     assert get()[0].licence == "photos"
-    assert "leave out the revision" in refusal(f"hf:me/photos@{COMMIT}")
+    assert "leave out the revision" in refusal(f"hf:me/photos@{LATER}")
 
 
 def test_a_set_without_parquet_files(hub: StandIn) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,15 +129,7 @@ def find(data: str, *, tell: Callable[[str], None]) -> Found:
     if not named:
         raise UserError(f"{data}: not a data set of the hub; expected {FORM}")
     repository, revision, config = named.groups()
-    page = f"datasets/{repository}"
-    saying = said(
-        data,
-        constants.HF_HUB_CACHE,
-        f"{constants.ENDPOINT}/{page}",
-        f"{HUB}/{page}/tree/{revision or 'main'}",
-        "give --data the folder with its Parquet files",
-    )
-    with saying, quiet(bars=False):
+    with _said(data, repository, revision or "main"), quiet(bars=False):
         own = listing = _own(repository, revision)
         if revision == CONVERTED or (revision is None and not own.files):
             listing = _converted(repository, own)
@@ -197,7 +190,7 @@ def fetch(
         repository,
         listing.commit,
         licence,
-        f"{HUB}/datasets/{repository}/tree/{listing.commit}",
+        _page(repository, listing.commit),
     )
 
 
@@ -298,7 +291,6 @@ def _converted(repository: str, own: Listing) -> Listing:
 def _download(found: Found, missing: list[str], what: str, tell: Callable[[str], None]) -> None:
     """Fetch these files. Raises UserError."""
     repository, listing, cache = found.repository, found.listing, Path(constants.HF_HUB_CACHE)
-    page = f"{HUB}/datasets/{repository}/tree/{listing.commit}"
     if listing.unanswered:
         reason, remedy = why(listing.unanswered)
         raise UserError(
@@ -318,15 +310,23 @@ def _download(found: Found, missing: list[str], what: str, tell: Callable[[str],
         tell(
             f"downloading {what} ({needed / 1e6:,.1f} MB) of {repository} from {constants.ENDPOINT}"
         )
-    with said(
-        found.data,
-        str(cache),
-        f"{constants.ENDPOINT}/datasets/{repository}",
-        page,
-        "give --data the folder with its Parquet files",
-    ):
+    with _said(found.data, repository, listing.commit):
         for name in missing:
             hf_hub_download(repository, name, repo_type="dataset", revision=listing.commit)
+
+
+def _said(data: str, repository: str, revision: str) -> AbstractContextManager[None]:
+    return said(
+        data,
+        constants.HF_HUB_CACHE,
+        f"{constants.ENDPOINT}/datasets/{repository}",
+        _page(repository, revision),
+        "give --data the folder with its Parquet files",
+    )
+
+
+def _page(repository: str, revision: str) -> str:
+    return f"{HUB}/datasets/{repository}/tree/{revision}"
 
 
 def _cached(repository: str, name: str, commit: str) -> Path | None:
