@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on loopback, for pushing and loading models."""
+"""A stand-in for the Hugging Face hub on loopback: models are pushed and loaded, data sets loaded."""
 
 import base64
 import hashlib
@@ -8,18 +8,26 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import parse_qs, unquote
 
 import huggingface_hub.constants
 import pytest
 import yaml
 
 TOKEN = "hf_secretsecretsecret"
+ZEROS = "0" * 40
+PAGE = 3
 LICENCES = {"mit", "apache-2.0", "unknown"}
 
 
 class StandIn(ThreadingHTTPServer):
     """Accepts one token. A repository is {"private": bool, "commits": int, "files": {name: bytes}}.
+
+    That of a data set is "datasets/OWNER/NAME". "OWNER/NAME@BRANCH" has the files of another branch than
+    main. "commit": what main or the branch is, 40 zeros where it is not there. Lists of files come in
+    pages of three.
 
     Downloads: all are answered with `status` where it is set. A repository that is `gated` needs the
     token. The first `breaks` bodies end after `cut` bytes. Where it `lies`, the last byte is not that of
@@ -37,6 +45,14 @@ class StandIn(ThreadingHTTPServer):
         self.lies = False
         self.others: dict[str, bytes] = {}
         self.ranges: list[str | None] = []
+
+    def at(self, name: str, revision: str) -> dict[str, Any] | None:
+        """A repository at a branch or commit."""
+        for key, repository in self.repositories.items():
+            known, _, branch = key.partition("@")
+            if known == name and revision in (branch or "main", repository.get("commit", ZEROS)):
+                return repository
+        return None
 
     @property
     def url(self) -> str:
@@ -136,20 +152,54 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(self.server.status, {"error": "as told"})
         if (content := self.server.others.get(self.path)) is not None:
             return self.give(content)
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self.path):
-            repository = self.server.repositories.get(match[1])
-            token = self.headers["Authorization"] == f"Bearer {self.server.token}"
-            if repository is None:
+        path, _, query = self.path.partition("?")
+        about = r"/api/(datasets/[^/]+/[^/]+)/(revision|tree)/([^/]+)"
+        one = r"/((?:datasets/)?[^/]+/[^/]+)/(resolve)/([^/]+)/(.+)"
+        if match := re.fullmatch(about, path) or re.fullmatch(one, path):
+            name, what, revision = match.group(1, 2, 3)
+            repository = self.server.at(name, unquote(revision))
+            if name not in self.server.repositories:
                 return self.answer(401, {"error": "not found"}, X_Error_Code="RepoNotFound")
+            if repository is None:
+                return self.answer(404, {"error": "none"}, X_Error_Code="RevisionNotFound")
+            if what == "revision":
+                return self.answer(200, {"id": name, "sha": repository.get("commit", ZEROS)})
+            if what == "tree":
+                return self.list(
+                    path, repository["files"], int(parse_qs(query).get("page", "0")[0])
+                )
+            token = self.headers["Authorization"] == f"Bearer {self.server.token}"
             if repository.get("gated") and not token:
                 return self.answer(403, {"error": "gated"}, X_Error_Code="GatedRepo")
-            if (content := repository["files"].get(match[2])) is not None:
-                return self.give(content)
+            commit = repository.get("commit", ZEROS)
+            if (content := repository["files"].get(unquote(match[4]))) is not None:
+                return self.give(content, commit)
+            missing = {"X_Error_Code": "EntryNotFound", "X_Repo_Commit": commit}
+            return self.answer(404, {"error": self.path}, **missing)
         return self.answer(404, {"error": self.path}, X_Error_Code="EntryNotFound")
 
-    def give(self, content: bytes) -> None:
+    def list(self, path: str, files: dict[str, bytes], page: int) -> None:
+        """Files and folders, as the hub lists them, large files with their SHA-256."""
+        folders = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
+        rows: list[dict[str, Any]] = [
+            {"type": "directory", "path": folder, "oid": ZEROS, "size": 0} for folder in folders
+        ]
+        for name, content in files.items():
+            sha256 = hashlib.sha256(content).hexdigest()
+            row = {"type": "file", "path": name, "size": len(content), "oid": sha256}
+            if name.endswith(".parquet"):
+                row |= {
+                    "oid": ZEROS,
+                    "lfs": {"oid": sha256, "size": len(content), "pointerSize": 130},
+                }
+            rows.append(row)
+        rest = rows[PAGE * (page + 1) :]
+        link = {"Link": f'<{self.server.url}{path}?page={page + 1}>; rel="next"'} if rest else {}
+        self.answer(200, rows[PAGE * page : PAGE * (page + 1)], **link)
+
+    def give(self, content: bytes, commit: str = ZEROS) -> None:
         """A file, from the byte that is asked for, with its SHA-256 as the ETag."""
-        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Repo_Commit": "0" * 40}
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Repo_Commit": commit}
         if self.server.lies:
             content = content[:-1] + bytes([content[-1] ^ 1])
         asked, status = self.headers["Range"], 200
@@ -182,3 +232,18 @@ def running(token: str, writes: bool = True) -> Iterator[StandIn]:
         threading.Thread(target=hub.serve_forever, daemon=True).start()
         yield hub
         hub.shutdown()
+
+
+@contextmanager
+def hub_of_client(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A hub for the client, which then stores in `cache`. Nobody is logged in."""
+    with running(TOKEN) as server:
+        point(monkeypatch, server.url)
+        for constant, value in {
+            "HF_HUB_CACHE": str(cache),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            monkeypatch.setattr(huggingface_hub.constants, constant, value)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield server

@@ -126,8 +126,12 @@ def show_accuracy(kind: str, config: Any, result: dict[str, Any]) -> None:
 
 def download(config: DownloadConfig) -> None:
     from mixco.data.datasets.download import download
+    from mixco.data.datasets.hub import is_hub
     from mixco.runtime.progress import downloading, say
 
+    if is_hub(config.name):  # the hub's client draws its own bar
+        download(config.name, config.data_path, tell=say)
+        return
     with downloading(config.name) as on_progress:
         download(config.name, config.data_path, tell=say, on_progress=on_progress)
 
@@ -195,7 +199,10 @@ COMMANDS: dict[str, Command] = {
         show_value,
     ),
     "download": Command(
-        "get a data set by its name", f"{CONFIG}:DownloadConfig", download, show_nothing
+        "get a data set by its name, or from the Hugging Face hub",
+        f"{CONFIG}:DownloadConfig",
+        download,
+        show_nothing,
     ),
 }
 

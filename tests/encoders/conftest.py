@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
-from hub_stand_in import TOKEN, StandIn, point, running
+from hub_stand_in import StandIn, hub_of_client
 from sample_images import sample_images
 from torch import Tensor
 
@@ -30,15 +29,6 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def empty_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """A hub for the client, which then stores in `cache`. Nobody is logged in."""
-    with running(TOKEN) as server:
-        point(monkeypatch, server.url)
-        for constant, value in {
-            "HF_HUB_CACHE": str(cache),
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_OFFLINE": False,
-        }.items():
-            monkeypatch.setattr(huggingface_hub.constants, constant, value)
-        monkeypatch.setenv("TORCH_HOME", str(cache))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(cache))
+    with hub_of_client(cache, monkeypatch) as server:
         yield server

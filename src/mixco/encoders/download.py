@@ -1,16 +1,13 @@
 """The files of published weights: fetched or from the cache, with their licence and hash.
 
-Most are on the Hugging Face hub, whose own client fetches and caches them; it honours HF_HOME,
-HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. timm's own function fetches those that timm has elsewhere.
+Most are on the Hugging Face hub, whose own client fetches and caches them (see
+runtime/hub.py). timm's own function fetches those that timm has elsewhere.
 """
 
-import errno
 import hashlib
 import re
 import socket
-import urllib.error
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,17 +22,11 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import EntryNotFoundError
-from huggingface_hub.repocard import metadata_load
-from huggingface_hub.utils.tqdm import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
 from timm.models._hub import download_cached_file
 
 from mixco.runtime.errors import UserError
+from mixco.runtime.hub import HUB, licence_in, read_card, said
 from mixco.runtime.progress import redraws, say
-from mixco.runtime.streams import silent
 
 
 @dataclass(frozen=True)
@@ -63,48 +54,11 @@ class Origin:
         return f"licence {self.licence}, from {self.source}, SHA-256 {self.sha256}"
 
 
-HUB = "https://huggingface.co"
 FILES = ("model.safetensors", "pytorch_model.bin")  # as timm prefers them
 # From an address that is not on the hub; the hub's client has its own limit.
 SECONDS_WITHOUT_A_BYTE = 30
 # The start of the SHA-256 in a file's name, as torch.hub has it. Shorter numbers mean something else.
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
-
-# What the clients' errors say, why that is, and what to do; the first row that fits holds.
-REASONS = (
-    ("OfflineModeIsEnabled", "HF_HUB_OFFLINE is set", "unset it"),
-    (
-        "GatedRepoError",
-        "its owner wants terms to be accepted",
-        "accept them on its page, and put a token of yours into HF_TOKEN",
-    ),
-    (
-        "RepositoryNotFoundError|status=401",
-        "there is no such repository, or the token in HF_TOKEN may not read it",
-        "see to HF_TOKEN and HF_ENDPOINT",
-    ),
-    ("status=403", "the server refuses it (error 403)", "see to HF_TOKEN and HF_ENDPOINT"),
-    ("EntryNotFound|status=404|no such file", "there is no such file", "name other weights"),
-    (r"status=(\d+)", r"the server answers with error \1", "try again later"),
-    ("errno=(ENOSPC|EDQUOT|EFBIG)", "there is no room", "make room there"),
-    (
-        "errno=(EACCES|EPERM|EROFS|ENOTDIR|EEXIST)",
-        "this folder cannot be written",
-        "make it writable",
-    ),
-    ("invalid hash", "the SHA-256 of what came is not the one in its name", "try again later"),
-    ("Timeout", "it does not answer", "see to the connection, or try again"),
-    (
-        "ReadError|ProtocolError|onsistency check|IncompleteRead|ConnectionReset",
-        "the connection broke off",
-        "start the same command again",
-    ),
-    (
-        "ConnectError|ConnectionError|gaierror|ProxyError",
-        "the server cannot be reached",
-        "see to the connection",
-    ),
-)
 
 
 def by_hand(given: str, model: str, config: Any) -> tuple[Path, Origin]:
@@ -141,7 +95,7 @@ def fetched(model: str, config: Any) -> tuple[Path, Origin]:
             licence=config.license,
         )
     cache = str(Path(torch.hub.get_dir(), "checkpoints"))
-    with _said(model, cache, config.url, config.url, instead):
+    with said(model, cache, config.url, config.url, instead):
         path = _from_address(config.url)
     licence = str(config.license or "unknown").lower()
     stored = path.resolve()
@@ -169,7 +123,7 @@ def from_hub(
     Raises UserError where the file cannot be had, or its hash is not the one that the hub told.
     """
     url = partial(hf_hub_url, repository, names[0], revision=revision)
-    with _said(what, constants.HF_HUB_CACHE, url(), url(endpoint=HUB), instead):
+    with said(what, constants.HF_HUB_CACHE, url(), url(endpoint=HUB), instead):
         path, named = _from_hub(repository, revision, names, beside)
     stored = path.resolve()
     # The hub's client names large files by their SHA-256, as the hub told it.
@@ -177,20 +131,6 @@ def from_hub(
     source = hf_hub_url(repository, path.name, revision=path.parent.name, endpoint=HUB)
     licence = str(named or licence or "unknown").lower()
     return path, Origin(repository, source, licence, sha256_of(stored, told))
-
-
-@contextmanager
-def _said(what: str, cache: str, address: str, public: str, instead: str) -> Iterator[None]:
-    """Turn the errors of a download into a UserError: why, and what to do."""
-    try:
-        with quiet():
-            yield
-    except Exception as error:  # the clients' own, their HTTP libraries', the system's
-        why, remedy = _why(error)
-        raise UserError(
-            f"{what} is not in the cache {cache}, and {address} cannot be fetched: {why}; {remedy}, or "
-            f"download {public} and {instead}"
-        ) from None
 
 
 def _from_hub(
@@ -237,11 +177,9 @@ def _from_hub(
         if beside:
             get(beside)
         card = get("README.md")
-        about = metadata_load(card) if card else None
     except Exception:  # the weights are here, and timm knows most licences
-        about = None
-    licence = (about or {}).get("license")
-    return path, (about or {}).get("license_name") if licence == "other" else licence
+        card = None
+    return path, licence_in(read_card(card))
 
 
 def _from_address(url: str) -> Path:
@@ -256,34 +194,6 @@ def _from_address(url: str) -> Path:
         return Path(download_cached_file(url, hashed, progress=redraws()))
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _why(error: BaseException) -> tuple[str, str]:
-    """Why a file cannot be fetched, and what to do, from REASONS."""
-    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
-        error = error.reason
-    status = getattr(getattr(error, "response", error), "status_code", getattr(error, "code", ""))
-    number = getattr(error, "errno", None)
-    known = [kind.__name__ for kind in type(error).__mro__]
-    text = f"{known} status={status} errno={errno.errorcode.get(number or 0, '')} {error}"
-    for pattern, why, remedy in REASONS:
-        if found := re.search(pattern, text):
-            return found.expand(why), remedy
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", "try again later"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the hub client's warnings from the screen, and its bar where no bar can be drawn."""
-    hidden = not redraws() and not are_progress_bars_disabled()
-    if hidden:
-        disable_progress_bars()
-    try:
-        with silent("huggingface_hub"):
-            yield
-    finally:
-        if hidden:
-            enable_progress_bars()
 
 
 def sha256_of(

@@ -50,14 +50,10 @@ def push(config: PushConfig) -> str:
 
 def upload(folder: Path, repo_id: str, *, private: bool, token: str) -> str:
     """Push all files of an export, with the repository's name in the card; returns the address."""
-    try:
-        from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
-        from mixco.encoders.download import quiet
-    except ImportError:
-        raise UserError(
-            "mixco push needs huggingface_hub; get it by pip install 'mixco[hub]'"
-        ) from None
+    from mixco.runtime.hub import quiet
+
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token, library_name="mixco")
     card = (folder / "README.md").read_text("utf-8").replace(HUB_NAME, repo_id)
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}

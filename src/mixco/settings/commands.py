@@ -348,15 +348,19 @@ class DuplicatesConfig:
 
 @dataclass(frozen=True)
 class DownloadConfig:
-    """`mixco download`: get a data set by its name."""
+    """`mixco download`: get a data set by its name, or from the Hugging Face hub."""
 
     name: str = setting(
         MISSING,
-        f"One of {', '.join(DATASETS)}. For those that cannot be downloaded it says how to get them.",
+        f"One of {', '.join(DATASETS)}. For those that cannot be downloaded it says how to get them. Or "
+        "hf:OWNER/NAME, Parquet files on the Hugging Face hub; also hf:OWNER/NAME@REVISION and "
+        "hf:OWNER/NAME:CONFIG.",
         metavar="NAME",
     )
     data_path: Path | None = setting(
-        None, "The folder for the data set.", chosen="nothing: none; it must be given"
+        None,
+        "The folder for the data set.",
+        chosen="nothing: none; it must be given, except for those of the hub, which lie in its cache",
     )
 
 

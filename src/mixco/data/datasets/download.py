@@ -10,12 +10,14 @@ import os
 import shutil
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mixco.data.datasets import DATASETS, list_images, suggestion
 from mixco.data.datasets.archives import Archive
+from mixco.data.datasets.hub import is_hub, parquet_files
 from mixco.data.datasets.unpacking import unpack
 from mixco.runtime.errors import UserError
 from mixco.runtime.locks import one_at_a_time
@@ -39,12 +41,17 @@ def download(
 ) -> None:
     """Download a data set to `data_path`, unless it is there already, and complete.
 
+    One of the hub ("hf:OWNER/NAME") goes into the cache of the hub's client, which shows the progress.
+
     tell: called with a sentence about each step, and about the source and terms of the files.
     on_progress(bytes, of bytes) is called while downloading and unpacking.
 
     Raises UserError when no mirror gives the published file (with all reasons, and how to get it by
     hand), when the disk is full, and when an incomplete copy is there already, which is left alone.
     """
+    if is_hub(name):
+        _from_hub(name, data_path, tell)
+        return
     dataset = DATASETS.get(name)
     if dataset is None:
         raise UserError(f"{name}: only named data sets can be downloaded; {suggestion(name)}")
@@ -93,6 +100,22 @@ def download(
         if not was_there:  # an archive that was there before is the user's
             path.unlink()
     tell(f"{name} is in {folder}. Terms: {dataset.terms}")
+
+
+def _from_hub(name: str, data_path: Path | None, tell: Callable[[str], None]) -> None:
+    if data_path is not None:
+        raise UserError(
+            f"--data-path {data_path}: {name} goes into the cache of the hub's client; leave it out. "
+            "HF_HOME names the folder for that cache"
+        )
+    found = parquet_files(name, tell=tell)
+    files = Counter(file.split for file in found.files)
+    tell(
+        f"{name} is in {found.folder} ("
+        + ", ".join(f"{split}: {count}" for split, count in files.items())
+        + f" Parquet files), configuration {found.config}, commit {found.commit}. "
+        f"Licence: {found.licence}; terms: {found.address}"
+    )
 
 
 def fetch(
