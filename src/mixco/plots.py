@@ -175,7 +175,7 @@ def draw_groups(
     groups: [C, H, W] each, see `to_image`. captions: of each image two short lines, such as its name
         and its similarity; the end of a long one is shown.
     """
-    side, pad, gap, widest = 0.92, 0.07, 0.14, 8.2  # inches
+    side, pad, gap, widest = 0.92, 0.07, 0.14, 8.7  # inches
     height = side + 0.36
     places: list[tuple[float, float, float]] = []
     left, top = 0.0, 0.32
@@ -189,7 +189,8 @@ def draw_groups(
     figure, axes = _sheet(max(right, 0.067 * len(title)), top + height)
     axes.text(0, 0.12, shown(title), va="center", fontsize=8.5)
     for group, texts, (left, top, width) in zip(groups, captions, places, strict=True):
-        axes.add_patch(Rectangle((left, top), width, height, color=LINE, alpha=0.45, lw=0))
+        ground: dict[str, Any] = {"color": LINE, "alpha": 0.45, "lw": 0, "zorder": -1}
+        axes.add_patch(Rectangle((left, top), width, height, **ground))
         for number, (image, (name, note)) in enumerate(zip(group, texts, strict=True)):
             start = left + pad + number * (side + pad)
             _place(axes, image, start, top + pad, side)

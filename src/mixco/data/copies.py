@@ -44,7 +44,7 @@ def exact_copies(first: Images, second: Images) -> Copies:
     """Find the images of the second list that are exact copies of images of the first.
 
     By their pixels where both lists are packed: as they were decoded, and reduced where they were longer
-    than the canvases. Else by the bytes of their files, of at most MOST_FILES of each list, evenly spread.
+    than the canvases. Else by the bytes of their files, of at most MOST_FILES of each list, spread.
     """
     if isinstance(first, PackedImages) and isinstance(second, PackedImages):
         one, other = _pixels(first), _pixels(second)

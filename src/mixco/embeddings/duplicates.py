@@ -1,4 +1,4 @@
-"""The command duplicates: images that are nearly or exactly the same, in a collection or in two splits."""
+"""The command duplicates: images that are nearly or exactly the same, in a collection or two splits."""
 
 import csv
 import hashlib
@@ -22,7 +22,9 @@ from mixco.runtime.progress import counting, doing, say
 from mixco.runtime.run_folder import write_json
 from mixco.settings.commands import DuplicatesConfig
 
-ALIKE = 0.99  # images with the same pixels are more similar, however their vectors were rounded
+ALIKE = 0.95
+"""Images with the same pixels are more similar. Not always 1: a JPEG is reduced by its own decoder, and
+saved as PNG it gets another vector."""
 MOST_GROUPS, MOST_IMAGES = 48, 8  # of a picture, and of each of its groups
 
 
@@ -57,15 +59,16 @@ def duplicates(config: DuplicatesConfig) -> list[Duplicates]:
         raise UserError(f"--picture must end in .png, got {config.picture}")
     if config.between is None:
         found, members = _within(_collection(config), config.threshold)
-        title = f"{len(found):,} groups of images that are nearly or exactly the same"
+        title = "Groups of images that are nearly or exactly the same"
     else:
         first, second = config.between
         found, members = _between(*_two_splits(config), config.threshold)
-        title = f"{len(found):,} images of {second}, each beside the nearest of {first}"
+        title = f"Images of {second} (left) that are, nearly or exactly, in {first} (right)"
     if config.out is not None:
         _write(config.out, found)
     if config.picture is not None:
         most = min(config.show or MOST_GROUPS, MOST_GROUPS)
+        title += f": the tightest {most} of {len(found):,}" if most < len(found) else ""
         _draw(config.picture, found[:most], members[:most], title)
     return found
 
@@ -90,8 +93,8 @@ def _two_splits(config: DuplicatesConfig) -> tuple[Vectors, Vectors]:
     for path in (config.run, *([Path(among)] if among else [])):
         if is_vectors(path) or (path != config.run and path.suffix in KINDS):
             raise UserError(
-                f"{option}: {path} is a file of vectors, which has no splits; give a run or weights, and "
-                "with --among a folder that has the splits or the name of a data set"
+                f"{option}: {path} is a file of vectors, which has no splits; give a run or weights, "
+                "and with --among a folder that has the splits or the name of a data set"
             )
     encoder = load(config.run, config.collection)
     first, second = (

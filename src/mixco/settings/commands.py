@@ -304,7 +304,7 @@ class NeighboursConfig:
 
 @dataclass(frozen=True)
 class DuplicatesConfig:
-    """`mixco duplicates`: find images that are nearly or exactly the same, in groups, or in two splits."""
+    """`mixco duplicates`: find images that are nearly or exactly the same, also in two splits."""
 
     run: Path = setting(
         MISSING,
