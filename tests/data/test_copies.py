@@ -21,8 +21,8 @@ HALF = (0, 0, 64, 32)  # of an image of 64 px
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """first/ has 40 photographs, one of them twice. second/ has 20 others, and beside them: a copy of
-    the file, a copy as PNG, the same half of a photograph, the same photograph with one pixel changed."""
+    """first/ has 40 photographs, one of them twice, and half of one. second/ has 20 others, and beside
+    them a copy of a file, a copy as PNG, the same half, and a photograph with one pixel changed."""
     sample = unpack_sample(tmp_path / "sample", train=4, test=2)
     first, second = tmp_path / "first", tmp_path / "second"
     for folder, split in ((first, "train"), (second, "test")):

@@ -146,6 +146,17 @@ def test_images_of_test_that_are_in_train(splits: Path, capsys: pytest.CaptureFi
     assert [row["path"] for row in rows] == [path for pair in near for path in pair.paths]
 
 
+def test_a_missing_split_is_told_before_anything_is_embedded(
+    splits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(splits / "test")
+    with pytest.raises(SystemExit) as stopped:
+        typed(capsys, "duplicates", "run", "--between", "train", "test")
+    assert stopped.value.code == 2
+    assert "there are train; give the folder that has it" in capsys.readouterr().err
+    assert not Path("run/embeddings").exists()
+
+
 def test_splits_that_share_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those of a named set in an archive; no picture is no mistake."""
     run = random_run(tmp_path / "run", "sample")
@@ -199,7 +210,7 @@ def test_images_that_are_no_files(tmp_path: Path) -> None:
             ["duplicates", "run", "--between", "train", "test", "--split", "test"],
             "leave out --split",
         ),
-        (["duplicates", "run", "--between", "train", "test"], "train: missing; "),
+        (["duplicates", "run", "--between", "train", "test"], "give the folder that has it"),
         (["duplicates", "nothing.npz"], "nothing.npz: cannot be read"),
     ],
 )

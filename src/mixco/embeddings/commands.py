@@ -131,7 +131,7 @@ def _embed(
     settings: CollectionConfig,
 ) -> Path:
     """Embed a collection into a file, and return the file. out: None for a file kept beside the run."""
-    source, where = _images(run, data, settings, "--among" if out is None else "DATA")
+    source, where = list_collection(run, data, settings, "--among" if out is None else "DATA")
     for note in source.notes:
         say(note)
     size = encoder.description.size
@@ -176,7 +176,7 @@ def _embed(
     return out
 
 
-def _images(
+def list_collection(
     run: Path, data: str | None, settings: CollectionConfig, option: str
 ) -> tuple[ImageList, dict[str, str | None]]:
     """The images of a collection, and the settings that list them again.

@@ -11,7 +11,7 @@ from torch import Tensor
 from mixco.data.decode import decode
 from mixco.data.opening import UnreadableImage
 from mixco.data.pixel_format import infer_pixel_format
-from mixco.embeddings.commands import load, shown_path, square_of, vectors_of
+from mixco.embeddings.commands import list_collection, load, shown_path, square_of, vectors_of
 from mixco.embeddings.knn import neighbours
 from mixco.embeddings.search import ROUNDING, near_duplicates
 from mixco.embeddings.vectors import KINDS, Vectors, is_vectors, read_vectors
@@ -97,12 +97,12 @@ def _two_splits(config: DuplicatesConfig) -> tuple[Vectors, Vectors]:
                 "and with --among a folder that has the splits or the name of a data set"
             )
     encoder = load(config.run, config.collection)
-    first, second = (
-        vectors_of(config.run, encoder, among, replace(config.collection, split=split))
-        for split in splits
-    )
-    one, other = (infer_pixel_format(each.source, None, None).pixel for each in (first, second))
-    pixel = max(one, other)  # grey images are read as RGB where the other split has colours
+    settings = [replace(config.collection, split=split) for split in splits]
+    for one in settings:  # a split that is missing is told before the other one is embedded
+        list_collection(config.run, among, one, "--among")
+    first, second = (vectors_of(config.run, encoder, among, one) for one in settings)
+    formats = (infer_pixel_format(each.source, None, None).pixel for each in (first, second))
+    pixel = max(formats)  # grey images are read as RGB where the other split has colours
     return (
         replace(first, source=replace(first.source, pixel=pixel)),
         replace(second, source=replace(second.source, pixel=pixel)),
