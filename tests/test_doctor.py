@@ -2,12 +2,14 @@
 
 import io
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from forked import python
+from PIL import Image
 from rich.console import Console
 from sample_images import unpack_sample
 from troubled import troubled_folder
@@ -111,6 +113,39 @@ def test_it_looks_at_the_recipes_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "not tried" in capsys.readouterr().out
 
 
+def test_test_images_that_are_in_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By their pixels: one is a copy of the file, one was saved in another format."""
+    photos = unpack_sample(tmp_path / "photos", train=8, test=3, classes=3)
+    report = tmp_path / "found.json"
+    usual = ("--no-trial", *SMALL, "--json", report, "--cache", tmp_path / "cache")
+
+    def found() -> dict[str, Any]:
+        assert in_here(photos, *usual) == 0
+        result: dict[str, Any] = json.loads(report.read_text("utf-8"))
+        return result
+
+    assert found()["test_in_train"] == {"files": 0, "of": 33, "compared": 33, "pairs": []}
+    assert "test in train  none\n" in capsys.readouterr().out
+    first, second = sorted((photos / "train" / "Forest").iterdir())[:2]
+    shutil.copy(first, photos / "test" / "AnnualCrop" / "a.jpg")
+    Image.open(second).save(photos / "test" / "Forest" / "b.png")
+    result = found()
+    assert result["test_in_train"] == {
+        "files": 2,
+        "of": 35,
+        "compared": 35,
+        "pairs": [
+            ["AnnualCrop/a.jpg", f"Forest/{first.name}"],
+            ["Forest/b.png", f"Forest/{second.name}"],
+        ],
+    }
+    [warning] = [each for each in result["warnings"] if "copies of train images" in each["what"]]
+    assert warning["what"].startswith("2 test images") and str(report) in warning["remedy"]
+    assert "test in train  2: AnnualCrop/a.jpg = " in capsys.readouterr().out
+    shutil.rmtree(photos / "test")
+    assert found()["test_in_train"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -162,6 +197,7 @@ def test_a_page_of_much_is_short_and_has_no_markup() -> None:
         "copies": {"files": 0, "compared": 5, "groups": []},
         "classes": None,
         "near_copies": {"files": 0, "compared": 9, "pairs": []},
+        "test_in_train": {"files": 0, "of": 20, "compared": 9, "pairs": []},
         "unusable": "all is lost",
         "warnings": [],
     }
@@ -169,7 +205,8 @@ def test_a_page_of_much_is_short_and_has_no_markup() -> None:
     show(found, Console(file=text, width=60))
     assert "[bold]x" in text.getvalue()
     assert "2.jpg: [red], ..." in " ".join(text.getvalue().split())
-    assert "copies       none among 5 compared" in text.getvalue()
+    assert "copies         none among 5 compared" in text.getvalue()
+    assert "test in train  none among 9 compared" in text.getvalue()
     assert "Nothing to warn of" not in text.getvalue()
 
 

@@ -16,6 +16,7 @@ from mixco.plots import (
     WRONG,
     draw_comparison,
     draw_curves,
+    draw_groups,
     draw_neighbours,
     draw_views,
     to_image,
@@ -99,6 +100,19 @@ def test_neighbours_are_framed_by_their_class(tmp_path: Path) -> None:
         picture = read(tmp_path / "n.png")
         assert holds(picture, RIGHT) == correct
         assert holds(picture, WRONG) != correct
+
+
+def test_groups_share_a_line_where_they_fit(tmp_path: Path) -> None:
+    red = torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 64, 64)
+    heights = []
+    for sizes in ([2, 2, 2, 2], [2, 2, 2, 2, 2], [8, 2, 8]):
+        groups = [[red, *sample_images(8)[: size - 1]] for size in sizes]
+        captions = [[("a name of an image that is long.jpg", "0.9990")] * size for size in sizes]
+        draw_groups(tmp_path / "g.png", groups, captions, "groups")
+        picture = read(tmp_path / "g.png")
+        assert holds(picture, "#ff0000"), "no ground lies over the images"
+        heights.append(picture.shape[0])
+    assert heights[0] < heights[1] < heights[2]
 
 
 def test_comparison(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         neighbours,
         pretrain,
     )
-    from mixco.embeddings.commands import Duplicates, Neighbours
+    from mixco.embeddings.commands import Neighbours
+    from mixco.embeddings.duplicates import Duplicates
     from mixco.embeddings.embedding import Embedder, load_encoder
     from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
     from mixco.losses import soft_infonce
@@ -66,7 +67,8 @@ _HOMES = {
         "pretrain",
     ),
     "mixco.encoders.checkpoint": ("EncoderDescription", "LoadedEncoder"),
-    "mixco.embeddings.commands": ("Duplicates", "Neighbours"),
+    "mixco.embeddings.commands": ("Neighbours",),
+    "mixco.embeddings.duplicates": ("Duplicates",),
     "mixco.embeddings.embedding": ("Embedder", "load_encoder"),
     "mixco.settings.commands": (
         "ClassifierConfig",

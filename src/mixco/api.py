@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from mixco.comparison import compare as comparison
 from mixco.embeddings import commands
+from mixco.embeddings import duplicates as copies
 from mixco.embeddings.embedding import Embedder, load_encoder
 from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.evaluation import EVALUATIONS, protocols
@@ -228,6 +229,10 @@ def neighbours(
 
 
 @takes(DuplicatesConfig)
-def duplicates(run: AnyPath, **settings: Any) -> list[commands.Duplicates]:
-    """Groups of near-duplicates in a collection, by the keywords of `mixco duplicates --help`."""
-    return commands.duplicates(with_settings(DuplicatesConfig(Path(run)), settings, "duplicates"))
+def duplicates(run: AnyPath, **settings: Any) -> list[copies.Duplicates]:
+    """Groups of near-duplicates in a collection, by the keywords of `mixco duplicates --help`.
+
+    between=("train", "test"): a pair for each image of test that is in train, exactly or nearly; the
+    first of its two paths is that of test.
+    """
+    return copies.duplicates(with_settings(DuplicatesConfig(Path(run)), settings, "duplicates"))

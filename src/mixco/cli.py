@@ -87,6 +87,8 @@ def show_neighbours(_: Any, found: list[Any]) -> None:
 
 
 def show_duplicates(config: Any, groups: list[Any]) -> None:
+    if config.between is not None:
+        return show_between(config, groups)
     most = config.show or sys.maxsize
     for number, group in enumerate(groups[:most], 1):
         answer(f"group {number}: {len(group.paths)} images")
@@ -105,6 +107,26 @@ def show_duplicates(config: Any, groups: list[Any]) -> None:
     answer(
         f"groups: {len(groups):,}, at a similarity of {config.threshold:g} or more; images besides the "
         f"first ones: {more:,}, exact copies among them: {exact:,}"
+    )
+
+
+def show_between(config: Any, pairs: list[Any]) -> None:
+    most = config.show or sys.maxsize
+    for pair in pairs[:most]:
+        (image, near), (_, similarity), (_, same) = (
+            pair.paths,
+            pair.similarities,
+            pair.same_pixels_as,
+        )
+        answer(shown(image))
+        answer(f"  {similarity:.4f}  {shown(near)}{'  (the same pixels)' if same else ''}")
+    if len(pairs) > most:
+        answer(f"and {len(pairs) - most:,} more; --show 0, or --out FILE, has them all")
+    first, second = config.between
+    exact = sum(pair.same_pixels_as[1] is not None for pair in pairs)
+    answer(
+        f"images of {second} that are in {first}, at a similarity of {config.threshold:g} or more: "
+        f"{len(pairs):,}, exact copies among them: {exact:,}"
     )
 
 
@@ -177,7 +199,7 @@ COMMANDS: dict[str, Command] = {
     "duplicates": Command(
         "groups of images that are nearly or exactly the same",
         f"{CONFIG}:DuplicatesConfig",
-        "mixco.embeddings.commands:duplicates",
+        "mixco.embeddings.duplicates:duplicates",
         show_duplicates,
     ),
     "report": Command(

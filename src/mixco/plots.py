@@ -163,6 +163,49 @@ def draw_neighbours(
     save(figure, path)
 
 
+@styled()
+def draw_groups(
+    path: Path,
+    groups: Sequence[Sequence[Tensor]],
+    captions: Sequence[Sequence[tuple[str, str]]],
+    title: str,
+) -> None:
+    """Draw groups of images, each group side by side on a ground of its own, as many in a line as fit.
+
+    groups: [C, H, W] each, see `to_image`. captions: of each image two short lines, such as its name
+        and its similarity; the end of a long one is shown.
+    """
+    side, pad, gap, widest = 0.92, 0.07, 0.14, 8.7  # inches
+    height = side + 0.36
+    places: list[tuple[float, float, float]] = []
+    left, top = 0.0, 0.32
+    for group in groups:
+        width = len(group) * (side + pad) + pad
+        if left and left + width > widest:
+            left, top = 0.0, top + height + gap
+        places.append((left, top, width))
+        left += width + gap
+    right = max(x + width for x, _, width in places)
+    figure, axes = _sheet(max(right, 0.067 * len(title)), top + height)
+    axes.text(0, 0.12, shown(title), va="center", fontsize=8.5)
+    for group, texts, (left, top, width) in zip(groups, captions, places, strict=True):
+        ground: dict[str, Any] = {"color": LINE, "alpha": 0.45, "lw": 0, "zorder": -1}
+        axes.add_patch(Rectangle((left, top), width, height, **ground))
+        for number, (image, (name, note)) in enumerate(zip(group, texts, strict=True)):
+            start = left + pad + number * (side + pad)
+            _place(axes, image, start, top + pad, side)
+            for line, text in enumerate((_end_of(name, 22), note)):
+                under = (start + side / 2, top + pad + side + 0.04 + 0.11 * line)
+                axes.text(*under, text, ha="center", va="top", fontsize=5)
+    save(figure, path)
+
+
+def _end_of(name: str, most: int) -> str:
+    """The last letters of a name; those of its beginning are often the same."""
+    name = shown(name)
+    return name if len(name) <= most else f"...{name[3 - most :]}"
+
+
 def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure, and axes that fill it, measured in inches from its top left, with a margin around them.
 

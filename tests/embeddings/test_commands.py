@@ -88,6 +88,92 @@ def test_duplicates_tell_copies_from_what_is_only_alike(
     assert copies == [("photos/again.jpg", "photos/7.jpg")]
 
 
+@pytest.fixture
+def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run "run" in the current folder, and photos/train and photos/test, which has an image of train
+    as it is, one as PNG, and one saved again."""
+    monkeypatch.chdir(tmp_path)
+    photos = unpack_sample(tmp_path / "photos", train=4, test=2)
+    train, test = photos / "train", photos / "test"
+    river, forest, sea = (min((train / name).iterdir()) for name in ("River", "Forest", "SeaLake"))
+    shutil.copy(river, test / "Forest" / "copy.jpg")
+    Image.open(forest).save(test / "Forest" / "png.png")
+    Image.open(sea).save(test / "SeaLake" / "again.jpg", quality=90)
+    random_run(tmp_path / "run", "photos")
+    return photos
+
+
+def test_images_of_test_that_are_in_train(splits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {name: min((splits / "train" / name).iterdir()).name for name in ("River", "Forest")}
+    copy = ("photos/test/Forest/copy.jpg", f"photos/train/River/{names['River']}")
+    png = ("photos/test/Forest/png.png", f"photos/train/Forest/{names['Forest']}")
+    asked = ("duplicates", "run", "--between", "train", "test")
+    text = typed(
+        capsys, *asked, "--threshold", "1", "--out", "found.json", "--picture", "found.png"
+    )
+    found = json.loads(Path("found.json").read_text())
+    exact = [tuple(pair["paths"]) for pair in found if any(pair["same_pixels_as"])]
+    assert sorted(exact) == [copy, png], "at whatever similarity"
+    assert exact == [tuple(pair["paths"]) for pair in found[:2]], "they come first"
+    assert found[0]["same_pixels_as"] == [None, found[0]["paths"][0]]
+    assert f"{copy[0]}\n  1.0000  {copy[1]}  (the same pixels)\n" in text
+    assert "exact copies among them: 2" in text
+    with Image.open("found.png") as picture:
+        assert picture.format == "PNG" and picture.width > picture.height > 200
+
+    near = mixco.duplicates("run", between=("train", "test"), threshold=0.99, cache="cache")
+    again = next(pair for pair in near if pair.paths[0] == "photos/test/SeaLake/again.jpg")
+    assert again.paths[1].startswith("photos/train/") and again.same_pixels_as == (None, None)
+    assert again.similarities[0] == 1 and again.similarities[1] >= 0.99
+    of_others = [pair.similarities[1] for pair in near[2:]]
+    assert of_others == sorted(of_others, reverse=True)
+    assert all(pair.paths[0].startswith("photos/test/") for pair in near)
+
+    asked = (
+        *asked,
+        "--among",
+        "photos",
+        "--threshold",
+        "0.99",
+        "--out",
+        "found.csv",
+        "--show",
+        "1",
+    )
+    assert "--out FILE, has them all" in typed(capsys, *asked)
+    with Path("found.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [path for pair in near for path in pair.paths]
+
+
+def test_a_missing_split_is_told_before_anything_is_embedded(
+    splits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(splits / "test")
+    with pytest.raises(SystemExit) as stopped:
+        typed(capsys, "duplicates", "run", "--between", "train", "test")
+    assert stopped.value.code == 2
+    assert "there are train; give the folder that has it" in capsys.readouterr().err
+    assert not Path("run/embeddings").exists()
+
+
+def test_splits_that_share_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of a named set in an archive; no picture is no mistake."""
+    run = random_run(tmp_path / "run", "sample")
+    picture = tmp_path / "found.png"
+    settings = {"cache": tmp_path, "threshold": 1.0, "picture": picture, "workers": 0}
+    assert mixco.duplicates(run, between=("train", "test"), **settings) == []
+    assert "nothing was found" in capsys.readouterr().err.replace("\n", " ")
+    assert not picture.exists()
+
+
+def test_groups_are_drawn(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert photos.name == "photos"
+    typed(capsys, "duplicates", "run", "--threshold", "0.99", "--picture", "groups.png")
+    with Image.open("groups.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 200
+
+
 def test_images_that_are_no_files(tmp_path: Path) -> None:
     """Images of a named set are found by their names in it, and their pixels are compared too."""
     run = random_run(tmp_path / "run", "sample")
@@ -112,7 +198,19 @@ def test_images_that_are_no_files(tmp_path: Path) -> None:
             "--threshold must be above 0 and at most 1",
         ),
         (["duplicates", "run", "--out", "groups.txt"], "--out must end in .csv or .json"),
+        (["duplicates", "run", "--picture", "groups.jpg"], "--picture must end in .png"),
         (["duplicates", "v.npz", "--among", "photos"], "leave out --among"),
+        (["duplicates", "v.npz", "--between", "train", "test"], "v.npz is a file of vectors"),
+        (["duplicates", "run", "--between", "train", "train"], "two different splits"),
+        (
+            ["duplicates", "run", "--between", "train", "test", "--among", "v.npz"],
+            "v.npz is a file of vectors",
+        ),
+        (
+            ["duplicates", "run", "--between", "train", "test", "--split", "test"],
+            "leave out --split",
+        ),
+        (["duplicates", "run", "--between", "train", "test"], "give the folder that has it"),
         (["duplicates", "nothing.npz"], "nothing.npz: cannot be read"),
     ],
 )

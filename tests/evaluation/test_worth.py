@@ -1,5 +1,7 @@
 """An evaluation says something, or is refused; and the results tell what was tested."""
 
+import re
+import shlex
 import shutil
 import unicodedata
 from pathlib import Path
@@ -13,7 +15,10 @@ from sample_images import CLASSES, unpack_sample
 from torch import Tensor
 
 import mixco.cli
+from mixco.data import copies
 from mixco.data.datasets import list_images
+from mixco.data.packing import pack
+from mixco.data.streaming import stream
 from mixco.embeddings.commands import embed
 from mixco.embeddings.vectors import read_vectors
 from mixco.evaluation import EVALUATIONS, Evaluation, evaluate
@@ -138,9 +143,10 @@ def test_an_epoch_without_top_5() -> None:
     assert "top5" not in last_and_best([Epoch(1, 1.0, 50.0, None)])
 
 
+@pytest.mark.parametrize("loading", ["packed", "streamed"])
 @pytest.mark.parametrize("kind", ["copies", "the same folder", "some copies"])
 def test_test_images_that_were_learned_from_are_warned_of(
-    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kind: str, loading: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = unpack_sample(tmp_path / "photos", train=10, test=10, classes=2)
     number = 20
@@ -156,23 +162,63 @@ def test_test_images_that_were_learned_from_are_warned_of(
         else:
             (photos / "test").symlink_to("train")
     run = random_run(tmp_path / "run", photos)
-    evaluate_knn(config_of(KNNConfig, run=run, cache=tmp_path / "cache"))
-    assert f"warning: {number} of 20 test images" in capsys.readouterr().err.replace("\n", " ")
+    evaluate_knn(
+        config_of(KNNConfig, run=run, cache=tmp_path / "cache", loading=loading, workers=0)
+    )
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert f"warning: {number} of 20 test images are exact copies" in said
+    assert "accuracy says little" in said
+    assert f"mixco duplicates {run} --between train test" in said
+    first = min((photos / "test" / CLASSES[0]).iterdir())
+    assert str(first) in said
 
 
-def test_images_of_equal_size_are_read_by_their_names_only(tmp_path: Path) -> None:
-    """Uncompressed files all have one size; not each of them is compared with all others."""
-    for split, first in (("train", 0), ("test", 100)):
-        for number in range(first, first + 60):
-            path = tmp_path / split / "ab"[number % 2] / f"{number}.bmp"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(bytes([number]) * 50)
-    train, test = (list_images(str(tmp_path), None, split) for split in ("train", "test"))
-    assert list(doubts(train, test)) == []
-    shutil.copy(tmp_path / "train" / "a" / "4.bmp", tmp_path / "test" / "a" / "4.bmp")
-    test = list_images(str(tmp_path), None, "test")
-    [warning] = doubts(train, test)
-    assert warning.startswith("1 of 61 test images")
+def test_one_copy_among_hundreds_is_told(tmp_path: Path) -> None:
+    """However few; but that the accuracy says little is said from 1 % on."""
+    photos = unpack_sample(tmp_path / "photos", train=5, test=40)
+    image = min((photos / "train" / "River").iterdir())
+    shutil.copy(image, photos / "test" / "River" / "zebra.jpg")
+    lists = [list_images(str(photos), None, split) for split in ("train", "test")]
+    train, test = (pack(each, size=32, cache=tmp_path / "cache") for each in lists)
+    [warning] = doubts(train, test, "a command")
+    assert warning.startswith("1 of 401 test images") and "`a command` shows them" in warning
+    assert f"{photos / 'test' / 'River' / 'zebra.jpg'} of {image}" in warning
+    assert "little" not in warning
+
+
+def test_the_warning_says_how_many_were_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = unpack_sample(tmp_path / "photos", train=10, test=2, classes=2)
+    shutil.copytree(photos / "train", photos / "test", dirs_exist_ok=True)
+    monkeypatch.setattr(copies, "MOST_FILES", 15)
+    lists = [list_images(str(photos), None, split) for split in ("train", "test")]
+    [warning] = doubts(*(stream(each, 0) for each in lists))
+    assert "of the 15 test images that were compared with 15 train images" in warning
+    assert "shows them" not in warning
+
+
+@pytest.mark.parametrize("extra", [(), ("data",), ("test_folder",)])
+def test_the_command_that_shows_the_copies_works(
+    tmp_path: Path, extra: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = unpack_sample(tmp_path / "my photos", train=6, test=2, classes=2)
+    copied = shutil.copy(
+        min((photos / "train" / CLASSES[0]).iterdir()), photos / "test" / CLASSES[0]
+    )
+    run = random_run(tmp_path / "run", photos)
+    more = {"data": str(photos), "test_folder": "test"}
+    evaluate_knn(
+        config_of(
+            KNNConfig, run=run, cache=tmp_path / "cache", **{name: more[name] for name in extra}
+        )
+    )
+    command = re.search("`mixco (.*)` shows them", capsys.readouterr().err.replace("\n", " "))
+    assert (command is None) == (extra == ("test_folder",))
+    if command is not None:
+        typed = shlex.split(command[1])
+        mixco.cli.main([*typed, "--cache", str(tmp_path / "cache"), "--device", "cpu"])
+        assert f"{copied}\n" in capsys.readouterr().out
 
 
 def test_no_warning_where_there_is_nothing_to_say(

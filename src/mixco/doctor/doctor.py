@@ -23,6 +23,7 @@ from mixco.data.packing import is_whole, pack, packed_path
 from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.streaming import stream
 from mixco.doctor.files import describe_files
+from mixco.doctor.leaks import find_leaks
 from mixco.doctor.page import show
 from mixco.doctor.survey import Header, copies, look_at, read_headers
 from mixco.doctor.trial import Trial, try_steps
@@ -51,7 +52,7 @@ from mixco.training.setup import (
 from mixco.training.teacher import load_teacher
 
 # The most seconds of each part; together less than a minute.
-HEADERS, COPIES, LOOKS, TRIAL = 20, 8, 15, 12
+HEADERS, COPIES, LOOKS, TEST_LOOKS, TRIAL = 20, 8, 15, 4, 12
 LOOKED_AT = 400  # the fewest files that are decoded, however long it takes
 TRIED = 1024  # images that are packed for the trial
 
@@ -84,7 +85,15 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
             at_least=LOOKED_AT,
         )
         decoding = len(looks) / (time.perf_counter() - began)
-    found = describe_files(source, headers, looks, same, compared)
+        leaks = find_leaks(
+            where,
+            cache,
+            source,
+            looks,
+            seconds=float("inf") if config.all else TEST_LOOKS,
+            workers=workers,
+        )
+    found = describe_files(source, headers, looks, same, compared) | {"test_in_train": leaks}
     bad = {
         i: what for part in (headers, looks) for i, what in part.items() if isinstance(what, str)
     }
@@ -118,13 +127,14 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
 
 
 def _of_files(found: dict[str, Any], json: Path | None, max_unreadable: float) -> list[Advice]:
-    near = found["near_copies"]
+    near, leaks = found["near_copies"], found["test_in_train"]
     return list(
         warnings.of_files(
             unreadable=found["unreadable_files"] / found["files"],
             max_unreadable=max_unreadable,
             copies=found["copies"]["files"] / max(1, found["copies"]["compared"]),
             near_copies=near["files"] / max(1, near["compared"]),
+            test_in_train=leaks["files"] if leaks else 0,
             listed=f"{json} lists them" if json else "--json FILE lists them",
         )
     )

@@ -88,6 +88,9 @@ def _images(found: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "copies", _some(copies["files"], groups, copies["compared"], files)
     pairs = [" ~ ".join(pair) for pair in near["pairs"]]
     yield "near-copies", _some(near["files"], pairs, near["compared"], files)
+    if leaks := found["test_in_train"]:
+        pairs = [" = ".join(pair) for pair in leaks["pairs"]]
+        yield "test in train", _some(leaks["files"], pairs, leaks["compared"], leaks["of"])
     classes = found["classes"]
     if classes:
         (smallest, fewest), (largest, most) = classes["smallest"], classes["largest"]

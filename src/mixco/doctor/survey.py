@@ -47,6 +47,8 @@ class Look(NamedTuple):
     """Are all channels equal, whatever the header says?"""
     thumbnail: NDArray[np.uint8]
     """uint8 [16, 16]: lightness."""
+    pixels: bytes
+    """A hash of them, at the scale that they were decoded at."""
 
 
 def read_headers(
@@ -169,4 +171,6 @@ def _look(source: ImageList, index: int) -> Look | str:
         lightness = channels.mean(2)
         small = Image.fromarray((lightness * 255 / max(1, lightness.max())).astype(np.uint8))
     thumbnail = small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return Look(bool(np.abs(differences).max(initial=0) <= GREY), np.asarray(thumbnail))
+    pixel_hash = hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=16)
+    is_grey = bool(np.abs(differences).max(initial=0) <= GREY)
+    return Look(is_grey, np.asarray(thumbnail), pixel_hash.digest())

@@ -1,9 +1,8 @@
-"""The commands for a collection of images: embed, neighbours, duplicates."""
+"""The commands for a collection of images: embed and neighbours. duplicates.py has the third."""
 
-import csv
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,8 @@ import torch
 from torch import Tensor
 
 from mixco.data.datasets import DATASETS, Data, Where, places_in
-from mixco.data.decode import decode
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH
-from mixco.data.opening import UnreadableImage
 from mixco.data.packing import state_key
 from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.run_images import find_images, place_of, where_in
@@ -22,7 +19,6 @@ from mixco.data.streaming import stream
 from mixco.embeddings.embedding import Embedder, load_encoder
 from mixco.embeddings.features import fastest_compute
 from mixco.embeddings.knn import neighbours as nearest_rows
-from mixco.embeddings.search import near_duplicates
 from mixco.embeddings.vectors import KINDS, Vectors, check_kind, is_vectors, read_vectors
 from mixco.embeddings.writing import embed_to_file
 from mixco.encoders.checkpoint import fingerprint
@@ -30,12 +26,10 @@ from mixco.encoders.published import is_published
 from mixco.plots import draw_neighbours
 from mixco.runtime.device import keep_freed_memory, pick_device, processors
 from mixco.runtime.errors import UserError
-from mixco.runtime.files import open_table, replacing
 from mixco.runtime.progress import counting, say
-from mixco.runtime.run_folder import read_json, write_json
+from mixco.runtime.run_folder import read_json
 from mixco.settings.commands import (
     CollectionConfig,
-    DuplicatesConfig,
     EmbedConfig,
     NeighboursConfig,
 )
@@ -53,7 +47,7 @@ def embed(config: EmbedConfig) -> Path:
     if config.out is None:
         raise UserError(f"give --out, a file that ends in {', '.join(KINDS)}")
     check_kind(config.out)
-    encoder = _load(config.run, config.collection)
+    encoder = load(config.run, config.collection)
     return _embed(config.out, encoder, config.run, config.data, config.normalise, config.collection)
 
 
@@ -76,8 +70,8 @@ def neighbours(config: NeighboursConfig) -> list[Neighbours]:
         raise UserError("neighbours: give at least one image")
     if config.k < 1:
         raise UserError(f"--k must be at least 1, got {config.k}")
-    encoder = _load(config.run, config.collection)
-    among = _collection(config.run, encoder, config.among, config.collection)
+    encoder = load(config.run, config.collection)
+    among = vectors_of(config.run, encoder, config.among, config.collection)
     paths = among.paths()
     places = {path: row for row, path in enumerate(paths)}
     own = [places.get(image, places.get(_whole(image))) for image in config.images]
@@ -98,69 +92,22 @@ def neighbours(config: NeighboursConfig) -> list[Neighbours]:
     found = []
     for image, row, values, near in zip(config.images, own, similarities, rows, strict=True):
         others = (near != (-1 if row is None else row)).nonzero().squeeze(1)[: config.k]
-        names = tuple(_shown(paths[i]) for i in near[others].tolist())
+        names = tuple(shown_path(paths[i]) for i in near[others].tolist())
         found.append(Neighbours(image, names, tuple(values[others].tolist())))
     if config.picture is not None:
         _draw(config.picture, found, among, places)
     return found
 
 
-@dataclass(frozen=True)
-class Duplicates:
-    """A group of images, each of them near the first."""
-
-    paths: tuple[str, ...]
-    similarities: tuple[float, ...]
-    """Cosine similarity of each to the first."""
-    same_pixels_as: tuple[str | None, ...]
-    """For each the first image of the group with exactly the same pixels, or None."""
-
-
-def duplicates(config: DuplicatesConfig) -> list[Duplicates]:
-    """Groups of near-duplicates, the tightest first; written to --out, if given.
-
-    search.near_duplicates defines a group. Raises UserError for mistakes that the user can correct.
-    """
-    if not 0 < config.threshold <= 1:
-        raise UserError(f"--threshold must be above 0 and at most 1, got {config.threshold}")
-    if config.out is not None and config.out.suffix not in (".csv", ".json"):
-        raise UserError(f"--out must end in .csv or .json, got {config.out}")
-    if is_vectors(config.run):
-        if config.among is not None:
-            raise UserError(f"{config.run} already holds the vectors; leave out --among")
-        among = read_vectors(config.run)
-    else:
-        encoder = _load(config.run, config.collection)
-        among = _collection(config.run, encoder, config.among, config.collection)
-    source = infer_pixel_format(among.source, None, None)
-    with counting("comparing") as on_progress:
-        groups = near_duplicates(among.vectors, config.threshold, on_progress)
-    names = among.paths()
-    found = []
-    with counting("comparing pixels") as on_progress:
-        for done, group in enumerate(groups, 1):
-            paths = tuple(_shown(names[row]) for row, _ in group)
-            first_with: dict[str, str] = {}
-            same = []
-            for (row, _), path in zip(group, paths, strict=True):
-                pixels = _pixel_hash(source, int(among.index[row]))
-                same.append(first_with.get(pixels) if pixels else None)
-                first_with.setdefault(pixels, path)
-            found.append(Duplicates(paths, tuple(value for _, value in group), tuple(same)))
-            on_progress(done, len(groups))
-    if config.out is not None:
-        _write_groups(config.out, found)
-    return found
-
-
-def _load(run: Path, settings: CollectionConfig) -> Embedder:
+def load(run: Path, settings: CollectionConfig) -> Embedder:
+    """The encoder of a command, and what there is to say of it."""
     encoder = load_encoder(run, **vars(settings.encoder))
     for line in encoder.report:
         say(line)
     return encoder
 
 
-def _collection(
+def vectors_of(
     run: Path, encoder: Embedder, among: Data | None, settings: CollectionConfig
 ) -> Vectors:
     """The vectors to search: from a file, or kept beside the run, or made now."""
@@ -184,7 +131,7 @@ def _embed(
     settings: CollectionConfig,
 ) -> Path:
     """Embed a collection into a file, and return the file. out: None for a file kept beside the run."""
-    source, where = _images(run, data, settings, "--among" if out is None else "DATA")
+    source, where = list_collection(run, data, settings, "--among" if out is None else "DATA")
     for note in source.notes:
         say(note)
     size = encoder.description.size
@@ -229,7 +176,7 @@ def _embed(
     return out
 
 
-def _images(
+def list_collection(
     run: Path, data: Data | None, settings: CollectionConfig, option: str
 ) -> tuple[ImageList, dict[str, Any]]:
     """The images of a collection, and the settings that list them again.
@@ -268,19 +215,19 @@ def _whole(image: str) -> str:
     return str(path.parent.resolve() / path.name)
 
 
-def _shown(path: str) -> str:
+def shown_path(path: str) -> str:
     """The path for people: relative to the current folder, where it lies below it."""
     below = Path(path).is_relative_to(Path.cwd())
     return str(Path(path).relative_to(Path.cwd())) if below else path
 
 
-def _pixel_hash(source: ImageList, index: int) -> str:
-    """A hash of shape and pixels; "" where the image can no longer be read."""
-    try:
-        pixels = decode(source.read(index), pixel=source.pixel)
-    except UnreadableImage:
-        return ""
-    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+def square_of(source: ImageList, index: int) -> Tensor:
+    """The central square of an image: float [C, SIDE, SIDE] in [0, 1]; of 16 bits the brightest is 1."""
+    images, extents = stream(source, 0).canvases(torch.tensor([index]), 2 * SIDE)
+    channels = images.shape[1]
+    as_it_is = Input(SIDE, (0.0,) * channels, (1.0,) * channels)
+    seen = evaluation_view(images, extents, as_it_is)[0]
+    return seen if images.dtype == torch.uint8 else seen / seen.amax().clamp(min=1e-6)
 
 
 def _draw(path: Path, found: list[Neighbours], among: Vectors, places: dict[str, int]) -> None:
@@ -288,20 +235,14 @@ def _draw(path: Path, found: list[Neighbours], among: Vectors, places: dict[str,
     if k == 0:
         raise UserError(f"--picture {path}: {among.source.name} has no other image to draw")
 
+    source = infer_pixel_format(among.source, None, None)
+
     def square(name: str) -> Tensor:
-        """float [C, SIDE, SIDE] in [0, 1]; for 16 bits the brightest value is 1"""
         row = places.get(name, places.get(_whole(name)))
-        if row is None:
-            source, index = ImageList("", Path(), (_whole(name),), None, ()), torch.tensor([0])
-        else:
-            source, index = among.source, among.index[row, None]
-        images, extents = stream(infer_pixel_format(source, None, None), 0).canvases(
-            index, 2 * SIDE
-        )
-        channels = images.shape[1]
-        as_it_is = Input(SIDE, (0.0,) * channels, (1.0,) * channels)
-        seen = evaluation_view(images, extents, as_it_is)[0]
-        return seen if images.dtype == torch.uint8 else seen / seen.amax().clamp(min=1e-6)
+        if row is not None:
+            return square_of(source, int(among.index[row]))
+        outside = ImageList("", Path(), (_whole(name),), None, ())
+        return square_of(infer_pixel_format(outside, None, None), 0)
 
     draw_neighbours(
         path,
@@ -312,15 +253,3 @@ def _draw(path: Path, found: list[Neighbours], among: Vectors, places: dict[str,
         [Path(each.image).name for each in found],
         f"{among.notes['training']}: the nearest of {len(among):,} images",
     )
-
-
-def _write_groups(path: Path, groups: list[Duplicates]) -> None:
-    if path.suffix == ".json":
-        write_json(path, [asdict(group) for group in groups])
-        return
-    with replacing(path) as temporary, open_table(temporary, "w") as file:
-        writer = csv.writer(file)
-        writer.writerow(("group", "path", "similarity", "same_pixels_as"))
-        for number, group in enumerate(groups, 1):
-            for row in zip(group.paths, group.similarities, group.same_pixels_as, strict=True):
-                writer.writerow((number, row[0], f"{row[1]:.4f}", row[2] or ""))

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shlex
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -212,9 +213,10 @@ def load_task(config: EvaluationConfig, *, training: bool = False) -> Task:
         in_train, in_test = listed("train"), listed("test")
         refuse_one_class(in_train)
         in_train = with_labels(in_train, config.labels)
-        for warning in doubts(in_train, in_test):
-            say(f"warning: {warning}")
         train, test = opened(in_train), opened(in_test)
+    if here.rank == 0:
+        for warning in doubts(train.images, test.images, _that_shows_copies(config)):
+            say(f"warning: {warning}")
     folder = config.out or run
     if folder is not None:
         _check_writable(folder)
@@ -259,6 +261,18 @@ def _labelled(
         raise UserError(f"{source.name} has no labels; give --data with images in class folders")
     refuse_lost_classes(source, images.labels)
     return Labelled(images, images.labels)
+
+
+def _that_shows_copies(config: EvaluationConfig) -> str | None:
+    """The command that shows which test images are in train; None where it finds no such folders."""
+    if config.train_folder or config.test_folder:
+        return None
+    words = ["mixco", "duplicates", str(config.run or config.checkpoint)]
+    if config.data is not None:
+        words += ["--among", *places_in(config.data)]
+    if config.data_path is not None:
+        words += ["--data-path", str(config.data_path)]
+    return shlex.join([*words, "--between", "train", "test"])
 
 
 def _check_writable(folder: Path) -> None:

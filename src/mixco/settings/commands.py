@@ -15,6 +15,7 @@ from mixco.settings.config import (
     labels_from,
 )
 
+Split = Literal["pretrain", "train", "test"]
 OtherStem = Literal["standard", "conv3s1", "conv3s1p2", "conv3s1linear", "conv3s1pool", "conv3s2"]
 
 # Options that several commands share.
@@ -254,7 +255,7 @@ class KNNConfig:
 class CollectionConfig:
     """The collection of images."""
 
-    split: Literal["pretrain", "train", "test"] | None = setting(
+    split: Split | None = setting(
         None,
         "Split of a named data set, or of a folder with train/ and test/.",
         chosen="nothing: pretrain, or all images of a folder that the run was not trained on",
@@ -315,7 +316,7 @@ class NeighboursConfig:
 
 @dataclass(frozen=True)
 class DuplicatesConfig:
-    """`mixco duplicates`: find groups of images that are nearly or exactly the same."""
+    """`mixco duplicates`: find images that are nearly or exactly the same, also in two splits."""
 
     run: Path = setting(
         MISSING,
@@ -335,8 +336,20 @@ class DuplicatesConfig:
         above=0,
         at_most=1,
     )
+    between: tuple[Split, Split] | None = setting(
+        None,
+        "Two splits: find the images of the second that are in the first, such as `train test`. Splits "
+        "are called as in --split.",
+        chosen="nothing: groups within one collection",
+        metavar="SPLIT SPLIT",
+    )
     out: Path | None = setting(
         None, "A file for the groups, .csv or .json.", chosen="nothing: no file"
+    )
+    picture: Path | None = setting(
+        None,
+        "A PNG of the groups that are printed, at most 48, and of 8 images of each.",
+        chosen="nothing: no picture",
     )
     show: int = setting(
         20,

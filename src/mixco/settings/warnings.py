@@ -94,9 +94,15 @@ def of_sizes(*, smaller: float, long: float, size: int, packed: bool) -> Iterato
 
 
 def of_files(
-    *, unreadable: float, max_unreadable: float, copies: float, near_copies: float, listed: str
+    *,
+    unreadable: float,
+    max_unreadable: float,
+    copies: float,
+    near_copies: float,
+    test_in_train: int,
+    listed: str,
 ) -> Iterator[Advice]:
-    """Shares of the images; listed: where a person finds which they are."""
+    """Shares of the images; test_in_train: a number; listed: where a person finds which they are."""
     if unreadable > max_unreadable:
         yield Advice(
             f"{unreadable:.1%} of the files cannot be read, and a run ends at more than "
@@ -115,6 +121,12 @@ def of_files(
             f"{near_copies:.1%} of the images look like another (a series, frames of a film, edits): "
             "what should be alike is pushed apart",
             f"keep one of each; {listed}",
+        )
+    if test_in_train:
+        yield Advice(
+            f"{test_in_train:,} test images are exact copies of train images: an evaluation takes them "
+            "for new",
+            f"remove them from one of the two splits; {listed}",
         )
 
 

@@ -76,7 +76,8 @@ def split_folder(folder: Path, split: str, cache: Path | None = None) -> ImageLi
         root = folder / "val"
     if not root.is_dir():
         raise UserError(
-            f"{folder / split}: missing{_folders_of(folder)}; give the folder of the images itself"
+            f"{folder / split}: missing{_folders_of(folder)}; give the folder that has it, or that of "
+            "the images itself"
         )
     found = whole_folder(root, cache)
     return dataclasses.replace(found, name=f"{shown(folder.resolve().name)}/{root.name}")
