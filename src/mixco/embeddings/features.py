@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH, Images
-from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.streaming import stream
 from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.runtime.device import Compute, keeper
@@ -104,6 +103,7 @@ def embed_batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Embed images of a list, batch after batch, in order.
 
+    source: in the pixel format that its files are to be read in (`infer_pixel_format`).
     index: int64 [N]. Yields the next part of it [B], the readable images of that part [b], and their
     vectors, float32 [b, D] on the CPU; [0, 0] where b is 0. Before that, on_unreadable(file, reason)
     is called for each of the others; any number may be unreadable.
@@ -112,7 +112,7 @@ def embed_batches(
     """
     description = encoder.description
     source = dataclasses.replace(source, max_unreadable=1.0)
-    images = stream(infer_pixel_format(source, description.channels, None), workers)
+    images = stream(source, workers)
     seen = images.evaluation_batches(
         index,
         description.input,
