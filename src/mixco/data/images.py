@@ -1,5 +1,6 @@
 """What packed and streamed images have in common."""
 
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Literal, NamedTuple, Protocol
@@ -156,15 +157,15 @@ def refuse_lost_classes(source: ImageList, labels: Tensor) -> None:
 def refuse_too_many(source: ImageList, unreadable: Sequence[tuple[int, str]]) -> None:
     """Raises UserError when no file is readable, or more are not than `source` allows.
 
-    unreadable: (index, reason)
+    unreadable: (index, reason). Where the source allows inf, all files may be unreadable.
     """
-    count = len(source.files)
-    if len(unreadable) < count and len(unreadable) <= source.max_unreadable * count:
+    count, most = len(source.files), source.max_unreadable
+    if most == math.inf or (len(unreadable) < count and len(unreadable) <= most * count):
         return
     some = "; ".join(f"{shown(source.files[i])}: {reason}" for i, reason in unreadable[:3])
     if len(unreadable) == count:
         raise UserError(f"{source.root}: none of its {count:,} images can be read ({some})")
     raise UserError(
         f"{source.root}: {len(unreadable):,} of {count:,} images cannot be read ({some}); mend or "
-        f"remove them, or allow more than --max-unreadable {source.max_unreadable:g}"
+        f"remove them, or allow more than --max-unreadable {most:g}"
     )

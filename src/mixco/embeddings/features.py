@@ -1,6 +1,7 @@
 """Features of a frozen encoder, for the central square of each image, as in evaluation."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def embed_batches(
     Raises UserError as `extract_features` does.
     """
     description = encoder.description
-    source = dataclasses.replace(source, max_unreadable=1.0)
+    source = dataclasses.replace(source, max_unreadable=math.inf)  # even all of a shard's
     images = stream(source, workers)
     seen = images.evaluation_batches(
         index,
