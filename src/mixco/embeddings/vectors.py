@@ -2,7 +2,7 @@
 
 .safetensors  vectors float32 [N, D]; paths uint8: UTF-8, a zero byte after each path
 .npz          vectors float32 [N, D]; paths, text [N]; notes, JSON
-.parquet      a row an image: path (string), vector (a list of D float32); a row group for 2,048
+.parquet      a row an image: path (string), vector (a list of D float32); a row group for 2,048 images
 
 Paths are relative to the notes' root. Vectors are written in parts, so they need not fit in memory.
 Several processes write a file in shards (shards.py), which `read_vectors` takes as one.
