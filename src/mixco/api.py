@@ -212,6 +212,8 @@ def compare(runs: AnyPath | Iterable[AnyPath], **settings: Any) -> dict[str, Any
 def embed(run: AnyPath, data: AnyPath | None = None, **settings: Any) -> Path:
     """Write the vectors of a collection of images into a file, out="vectors.parquet"; returns it.
 
+    Under torchrun each process writes a shard, vectors-00000-of-00002.parquet, and returns that.
+
     By the keywords of `mixco embed --help`. For vectors in memory there is `load_encoder(run).embed`.
     """
     config = with_settings(EmbedConfig(Path(run)), {"data": data, **settings}, "embed")

@@ -40,7 +40,7 @@ def write(path: Path, run: Path, photos: Path, **options: Any) -> None:
         normalise=True,
         workers=0,
         compute=Compute(torch.device("cpu"), torch.float32),
-        shard=8,
+        group=8,
         **options,
     )
 

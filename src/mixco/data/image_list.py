@@ -58,7 +58,7 @@ class ImageList:
 
     def take(self, indices: Sequence[int]) -> "ImageList":
         """Some of the images. Raises IndexError."""
-        if list(indices) == list(range(len(self.files))):
+        if len(indices) == len(self.files) and list(indices) == list(range(len(indices))):
             return self  # arrays would be copied
         return replace(
             self,

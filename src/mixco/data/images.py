@@ -1,5 +1,6 @@
 """What packed and streamed images have in common."""
 
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Literal, NamedTuple, Protocol
@@ -158,22 +159,22 @@ def refuse_too_many(source: ImageList, unreadable: Sequence[tuple[int, str]]) ->
 
     Of shards the same part may be damaged: how many images they have lost is unknown.
 
-    unreadable: (index, reason)
+    unreadable: (index, reason). Where the source allows inf, all files may be unreadable.
     """
-    count, shards = len(source.files), len(source.containers)
-    if source.damaged and len(source.damaged) > source.max_unreadable * shards:
+    count, shards, most = len(source.files), len(source.containers), source.max_unreadable
+    if source.damaged and len(source.damaged) > most * shards:
         some = "; ".join(f"{shown(file)}: {reason}" for file, reason in source.damaged[:3])
         raise UserError(
             f"{source.root}: {len(source.damaged):,} of {shards:,} shards cannot be read to their end "
             f"({some}); get them again or remove them, or allow more than --max-unreadable "
             f"{source.max_unreadable:g}"
         )
-    if len(unreadable) < count and len(unreadable) <= source.max_unreadable * count:
+    if most == math.inf or (len(unreadable) < count and len(unreadable) <= most * count):
         return
     some = "; ".join(f"{shown(source.files[i])}: {reason}" for i, reason in unreadable[:3])
     if len(unreadable) == count:
         raise UserError(f"{source.root}: none of its {count:,} images can be read ({some})")
     raise UserError(
         f"{source.root}: {len(unreadable):,} of {count:,} images cannot be read ({some}); mend or "
-        f"remove them, or allow more than --max-unreadable {source.max_unreadable:g}"
+        f"remove them, or allow more than --max-unreadable {most:g}"
     )

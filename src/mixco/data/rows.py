@@ -34,7 +34,9 @@ def pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError("Parquet files need pyarrow: pip install 'mixco[parquet]'") from None
+        raise UserError(
+            "Parquet files need pyarrow: pip install 'mixco[parquet]'; or use another kind of file"
+        ) from None
     return pyarrow
 
 

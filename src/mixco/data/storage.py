@@ -66,7 +66,13 @@ class Arrays:
         return f"P6 {width} {height} 255\n".encode() + pixels.tobytes()
 
     def take(self, indices: Sequence[int]) -> "Arrays":
-        """Some of the images, copied."""
+        """Some of the images, copied unless they are consecutive."""
+        if isinstance(indices, range) and indices.step == 1:
+            first, end, parts = indices.start, indices.stop, []
+            for part in self.parts:
+                parts.append(part[max(first, 0) : max(end, 0)])
+                first, end = first - len(part), end - len(part)
+            return Arrays(self.paths, tuple(parts))
         return Arrays(self.paths, (np.stack([self[i] for i in indices]),))
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,22 @@ from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH
 from mixco.data.packing import state_key
 from mixco.data.pixel_format import infer_pixel_format
-from mixco.data.run_images import find_images, place_of, where_in
+from mixco.data.run_images import digest, find_images, place_of, where_in
 from mixco.data.streaming import stream
 from mixco.embeddings.embedding import Embedder, load_encoder
 from mixco.embeddings.features import fastest_compute
 from mixco.embeddings.knn import neighbours as nearest_rows
+from mixco.embeddings.shards import Shard, part_of
 from mixco.embeddings.vectors import KINDS, Vectors, check_kind, is_vectors, read_vectors
-from mixco.embeddings.writing import embed_to_file
+from mixco.embeddings.writing import embed_to_file, refuse_other_shards
 from mixco.encoders.checkpoint import fingerprint
 from mixco.encoders.published import is_published
 from mixco.plots import draw_neighbours
 from mixco.runtime.device import keep_freed_memory, pick_device, processors
+from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError
-from mixco.runtime.progress import counting, say
+from mixco.runtime.locks import one_at_a_time
+from mixco.runtime.progress import counting, say, speaking
 from mixco.runtime.run_folder import read_json
 from mixco.settings.commands import (
     CollectionConfig,
@@ -42,13 +46,20 @@ SIDE = 96  # pixels of an image in --picture
 def embed(config: EmbedConfig) -> Path:
     """Write the vectors of a collection into a file. The same call resumes one that was stopped.
 
-    Returns the file. Raises UserError for mistakes that the user can correct.
+    Of several processes (RANK and WORLD_SIZE, as torchrun gives them) each embeds its range of the
+    images and writes a shard of the file: see shards.py. None waits for another.
+
+    Returns the file, or this process's shard. Raises UserError for mistakes that the user can correct.
     """
     if config.out is None:
         raise UserError(f"give --out, a file that ends in {', '.join(KINDS)}")
     check_kind(config.out)
-    encoder = load(config.run, config.collection)
-    return _embed(config.out, encoder, config.run, config.data, config.normalise, config.collection)
+    # Each process works for itself, so the first one of every machine speaks.
+    with speaking(launch_env().local_rank == 0):
+        encoder = load(config.run, config.collection)
+        return _embed(
+            config.out, encoder, config.run, config.data, config.normalise, config.collection
+        )
 
 
 @dataclass(frozen=True)
@@ -130,13 +141,25 @@ def _embed(
     normalise: bool,
     settings: CollectionConfig,
 ) -> Path:
-    """Embed a collection into a file, and return the file. out: None for a file kept beside the run."""
-    source, where = list_collection(run, data, settings, "--among" if out is None else "DATA")
+    """Embed a collection into a file, and return the file. out: None for a file kept beside the run.
+
+    Of several processes each embeds its shard of `out`; a file beside the run is never divided.
+    """
+    here = launch_env()
+    shard = Shard(0, 1) if out is None else Shard(here.rank, here.processes)
+    # One process lists the files and keeps an index, and the others on its machine read that.
+    with one_at_a_time(settings.cache / ".several.lock") if shard.of > 1 else nullcontext():
+        source, where = list_collection(run, data, settings, "--among" if out is None else "DATA")
     for note in source.notes:
         say(note)
+    device = pick_device(settings.device, here.local_rank)
+    keep_freed_memory(device)
+    compute = fastest_compute(encoder, device, settings.precision, settings.cache)
     size = encoder.description.size
+    images = shard.images(len(source.files))
+    part = part_of(source, images)
     notes = {
-        "images": state_key(source, size),
+        "images": state_key(part, size),
         "root": str(source.root.resolve()),
         "packed": bool(source.containers),
         **(where if source.containers else {}),
@@ -149,30 +172,41 @@ def _embed(
         beside = settings.cache if is_published(str(run)) else run if run.is_dir() else run.parent
         key = hashlib.sha256(json.dumps(notes).encode()).hexdigest()[:16]
         out = beside / "embeddings" / f"{source.name.split('/')[0]}-{key}.safetensors"
-    device = pick_device(settings.device)
-    keep_freed_memory(device)
-    compute = fastest_compute(encoder, device, settings.precision, settings.cache)
-    workers = processors() if settings.workers is None else settings.workers
-    if len(source.files) <= FEATURE_BATCH:
+    elif shard.of > 1:
+        precision = str(compute.dtype).removeprefix("torch.")  # may differ between machines
+        notes |= {"list_of_images": digest(source), "precision": precision, "shards": shard.of}
+        notes |= {"first": images.start, "count": len(images)}
+    refuse_other_shards(out, shard, notes)
+    out = shard.path(out)
+    # By the headers of files of the whole list: all shards are read in one format.
+    pixel = infer_pixel_format(source, encoder.description.channels, None).pixel
+    del source  # a process keeps the names of its own images only
+    workers = settings.workers
+    if workers is None:
+        workers = max(1, processors() // here.local_processes)
+    if len(images) <= FEATURE_BATCH:
         workers = 0  # one batch: this process decodes it sooner than a worker starts
-    with counting(f"embedding {source.name}") as on_progress:
+    name = part.name if shard.of == 1 else f"{part.name}, shard {shard.number + 1} of {shard.of}"
+    with counting(f"embedding {name}") as on_progress:
         written = embed_to_file(
             out,
             encoder,
-            source,
+            replace(part, pixel=pixel),
             notes,
             normalise=normalise,
             workers=workers,
             compute=compute,
             on_progress=on_progress,
+            may_be_empty=shard.of > 1,
         )
     if written is not None:
-        if written < len(source.files):
-            say(
-                f"warning: {len(source.files) - written:,} of {len(source.files):,} images cannot be "
-                f"read; {out}.unreadable.txt lists them"
-            )
-        say(f"{out}: the vectors of {written:,} images")
+        with speaking(True):  # every process, of its own file
+            if written < len(images):
+                say(
+                    f"warning: {len(images) - written:,} of {len(images):,} images cannot be "
+                    f"read; {out}.unreadable.txt lists them"
+                )
+            say(f"{out}: the vectors of {written:,} images")
     return out
 
 

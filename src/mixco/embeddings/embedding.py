@@ -17,6 +17,7 @@ from mixco.data.decode import as_decoded
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH
 from mixco.data.opening import UnreadableImage
+from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.storage import Arrays
 from mixco.embeddings.features import embed_batches, extract_features, fastest_compute
 from mixco.encoders import checkpoint
@@ -77,7 +78,7 @@ class Embedder(LoadedEncoder):
             for source in image_lists(images)
             for _, _, vectors in embed_batches(
                 self,
-                source,
+                infer_pixel_format(source, self.description.channels, None),
                 torch.arange(len(source.files)),
                 normalise=normalise,
                 workers=workers,

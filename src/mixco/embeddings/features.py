@@ -1,6 +1,7 @@
 """Features of a frozen encoder, for the central square of each image, as in evaluation."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH, Images
-from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.streaming import stream
 from mixco.encoders.checkpoint import LoadedEncoder
 from mixco.runtime.device import Compute, keeper
@@ -104,6 +104,7 @@ def embed_batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Embed images of a list, batch after batch, in order.
 
+    source: in the pixel format that its files are to be read in (`infer_pixel_format`).
     index: int64 [N]. Yields the next part of it [B], the readable images of that part [b], and their
     vectors, float32 [b, D] on the CPU; [0, 0] where b is 0. Before that, on_unreadable(file, reason)
     is called for each of the others; any number may be unreadable.
@@ -111,8 +112,8 @@ def embed_batches(
     Raises UserError as `extract_features` does.
     """
     description = encoder.description
-    source = dataclasses.replace(source, max_unreadable=1.0)
-    images = stream(infer_pixel_format(source, description.channels, None), workers)
+    source = dataclasses.replace(source, max_unreadable=math.inf)  # even all of a shard's
+    images = stream(source, workers)
     seen = images.evaluation_batches(
         index,
         description.input,

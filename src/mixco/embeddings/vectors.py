@@ -2,9 +2,10 @@
 
 .safetensors  vectors float32 [N, D]; paths uint8: UTF-8, a zero byte after each path
 .npz          vectors float32 [N, D]; paths, text [N]; notes, JSON
-.parquet      a row an image: path (string), vector (a list of D float32); a row group a shard
+.parquet      a row an image: path (string), vector (a list of D float32); a row group for 2,048 images
 
 Paths are relative to the notes' root. Vectors are written in parts, so they need not fit in memory.
+Several processes write a file in shards (shards.py), which `read_vectors` takes as one.
 """
 
 import io
@@ -23,6 +24,8 @@ from torch import Tensor
 
 from mixco.data.datasets import list_images
 from mixco.data.image_list import ImageList
+from mixco.data.rows import pyarrow
+from mixco.embeddings.shards import OWN_NOTES, files_of, refuse_other_work
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import refuse_other_than_utf8, replacing
 
@@ -38,7 +41,7 @@ class Vectors:
     index: Tensor
     """int64 [N]: their places in the source."""
     vectors: Tensor
-    """float32 [N, D]; from a safetensors file memory-mapped."""
+    """float32 [N, D]; from one safetensors file memory-mapped."""
     notes: dict[str, Any]
     """The images and the encoder: root, data, data_path, split, training, size, normalised, ..."""
 
@@ -58,7 +61,7 @@ def check_kind(path: Path, names: Iterable[str] = ()) -> None:
     if path.suffix != ".npz":
         refuse_other_than_utf8(path, "--out")
     if path.suffix == ".parquet":
-        _pyarrow()
+        pyarrow()
         for name in names:
             if not _is_unicode(name):
                 raise UserError(
@@ -77,13 +80,29 @@ def write_vectors(
 
 
 def is_vectors(path: Path) -> bool:
-    """Is it a file of vectors? A .safetensors may also be an encoder; its metadata decide."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return path.suffix in KINDS[:2]
+    """Is it a file of vectors, or are there shards of it? A .safetensors may also be an encoder, and a
+    .parquet may hold images; their metadata decide. Raises UserError as `files_of` does.
+    """
+    if path.suffix not in (".safetensors", ".parquet"):
+        return path.suffix in KINDS
+    first = files_of(path)[0]
+    if path.suffix == ".parquet":
+        return not first.is_file() or not _holds_images(first)
+    if not first.is_file():
+        return False
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(first, "pt") as file:
             return "mixco-vectors" in (file.metadata() or {})
     except SafetensorError:
+        return False
+
+
+def _holds_images(path: Path) -> bool:
+    """Is it a whole Parquet file without the notes of mixco? Of a damaged one reading says more."""
+    parquet = pyarrow().parquet
+    try:
+        return b"mixco" not in (parquet.read_schema(path).metadata or {})
+    except OSError:
         return False
 
 
@@ -98,8 +117,13 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 
 def read_vectors(path: Path) -> Vectors:
-    """Read a file of vectors, and list its images. Raises UserError for any other file."""
-    notes, names, vectors = _read(path)
+    """Read a file of vectors, and list its images. Where it is missing, its shards are read as one file.
+
+    Raises UserError for any other file, and for shards that are missing, of other work than the first
+    one, or of several counts.
+    """
+    files = files_of(path)
+    notes, names, vectors = _read(path) if files == [path] else _read_shards(path, files)
     index = torch.arange(len(names))
     if notes["packed"]:  # images inside archives: CIFAR, STL-10, the sample
         data_path = notes["data_path"] and Path(notes["data_path"]).expanduser()
@@ -114,6 +138,35 @@ def read_vectors(path: Path) -> Vectors:
     else:
         source = ImageList(path.name, Path(notes["root"]), names, None, ())
     return Vectors(source, index, vectors, notes)
+
+
+def _read_shards(whole: Path, files: list[Path]) -> tuple[dict[str, Any], tuple[str, ...], Tensor]:
+    """Notes that the shards have in common, and the paths and vectors of all. files: in order."""
+    notes, first = read_notes(files[0]), 0
+    for file in files:
+        own = read_notes(file)
+        refuse_other_work(files[0], notes, file, own)
+        if (own.get("shards"), own.get("first")) != (len(files), first):
+            raise UserError(
+                f"{file}: another shard than its name says; give it its first name again, or remove it "
+                "and embed it again"
+            )
+        first += own["count"]
+    names: list[str] = []
+    vectors = torch.empty(0)
+    for file in files:  # into one tensor: a list of them and their sum would need twice the memory
+        _, some, part = _read(file)
+        if not len(vectors):
+            vectors = torch.empty(first, part.shape[1])
+        vectors[len(names) : len(names) + len(some)] = part
+        names += some
+    if not names:
+        raise UserError(
+            f"{whole}: none of its {first:,} images could be read; {files[0].name}.unreadable.txt says "
+            "why"
+        )
+    shared = {key: value for key, value in notes.items() if key not in OWN_NOTES}
+    return shared, tuple(names), vectors[: len(names)]
 
 
 def _read(path: Path, notes_only: bool = False) -> tuple[dict[str, Any], tuple[str, ...], Tensor]:
@@ -186,7 +239,8 @@ def _read_npz(path: Path, notes_only: bool) -> tuple[str, tuple[str, ...], Tenso
 def _write_parquet(
     path: Path, names: Sequence[str], dim: int, parts: Iterable[Tensor], notes: str
 ) -> None:
-    pa, parquet = _pyarrow()
+    pa = pyarrow()
+    parquet = pa.parquet
     fields = [("path", pa.string()), ("vector", pa.list_(pa.float32(), dim))]
     schema = pa.schema(fields, metadata={"mixco": notes})
     done = 0
@@ -203,7 +257,7 @@ def _write_parquet(
 
 
 def _read_parquet(path: Path, notes_only: bool) -> tuple[str, tuple[str, ...], Tensor]:
-    _, parquet = _pyarrow()
+    parquet = pyarrow().parquet
     with parquet.ParquetFile(path) as file:
         metadata = file.schema_arrow.metadata or {}
         notes = metadata[b"mixco"].decode()
@@ -234,14 +288,3 @@ def _is_unicode(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(
-            "Parquet files need pyarrow: pip install 'mixco[embed]'; or give .npz or .safetensors"
-        ) from None
-    return pyarrow, pyarrow.parquet

@@ -51,9 +51,21 @@ class LaunchEnv(NamedTuple):
 
 
 def launch_env() -> LaunchEnv:
-    """What torchrun told this process; without torchrun it is the only one."""
-    given = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-    return LaunchEnv(*(int(os.environ.get(name, default)) for name, default in given.items()))
+    """What torchrun told this process; without torchrun it is the only one.
+
+    Raises UserError when RANK is no number below WORLD_SIZE: `mixco embed` may be given both by hand.
+    """
+    given = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    found = {name: os.environ.get(name, default) for name, default in given.items()}
+    if not all(number.isdecimal() for number in found.values()):
+        raise UserError(f"the environment has {found}; each must be a whole number, from 0")
+    here = LaunchEnv(*map(int, found.values()))
+    if here.rank >= here.processes:
+        raise UserError(
+            f"the environment has RANK={here.rank} and WORLD_SIZE={here.processes}; give WORLD_SIZE, "
+            "the number of processes, and RANK, from 0 to one less; or unset both"
+        )
+    return here
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from mixco.runtime.streams import shown_lines, stderr_of_the_moment
 
 T = TypeVar("T")
 
-# Under torchrun only the first process prints.
+# Under torchrun only the first process prints, except in `speaking`.
 console = Console(
     file=stderr_of_the_moment(), highlight=False, quiet=os.environ.get("RANK", "0") != "0"
 )
@@ -191,3 +191,13 @@ def doing(description: str) -> Iterator[None]:
 def say(text: str) -> None:
     """Print a line, above the bar where there is one. Under torchrun only the first process prints."""
     console.print(shown_lines(text), soft_wrap=True, markup=False)
+
+
+@contextmanager
+def speaking(aloud: bool) -> Iterator[None]:
+    """Inside, this process prints, or does not, whichever one it is under torchrun."""
+    before, console.quiet = console.quiet, not aloud
+    try:
+        yield
+    finally:
+        console.quiet = before
