@@ -147,8 +147,8 @@ def show_accuracy(kind: str, config: Any, result: dict[str, Any]) -> None:
 
 
 def download(config: DownloadConfig) -> None:
+    from mixco.data.datasets import is_hub
     from mixco.data.datasets.download import download
-    from mixco.data.datasets.hub import is_hub
     from mixco.runtime.progress import downloading, say
 
     if is_hub(config.name):  # the hub's client draws its own bar

@@ -22,8 +22,8 @@ from hub_stand_in import TOKEN, StandIn, hub_of_client, point
 from huggingface_hub import hf_hub_download, scan_cache_dir
 
 from mixco.cli import main
-from mixco.data.datasets import list_images
-from mixco.data.datasets.hub import CONVERTED, HubFiles, fetch, find, is_hub, parquet_files
+from mixco.data.datasets import is_hub, list_images
+from mixco.data.datasets.hub import CONVERTED, HubFiles, fetch, find, parquet_files
 from mixco.data.datasets.hub_splits import by_words, own_splits
 from mixco.runtime.errors import UserError
 

@@ -74,7 +74,7 @@ def test_a_part_of_arrays_has_their_pixels() -> None:
         part[:, 0, 0, 0] = 10 * number + np.arange(len(part))
     names = tuple(f"file:{i}" for i in range(12))
     source = ImageList(
-        "arrays", Path(), names, (0,) * 12, ("a",), arrays=Arrays((Path("a"),), parts)
+        "arrays", Path(), names, (0,) * 12, ("a",), stored=Arrays((Path("a"),), parts)
     )
     for images in (range(12), range(2, 4), range(3, 7), range(1, 10), range(7, 7)):
         part = part_of(source, images)

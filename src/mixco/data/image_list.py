@@ -41,6 +41,8 @@ class ImageList:
     """The format that the files are read in (see pixel_format.infer_pixel_format)."""
     max_unreadable: float = MAX_UNREADABLE
     """Fraction of the files that may be unreadable; they are left out. More raise an error."""
+    revision: str = ""
+    """The commit of a set of the hub."""
     damaged: tuple[tuple[str, str], ...] = ()
     """(file, reason) of the files that hold images and cannot be read to their end."""
     notes: tuple[str, ...] = ()

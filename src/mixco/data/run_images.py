@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mixco.data.datasets import DATASETS, LabelSource, Where, places_in
+from mixco.data.datasets import DATASETS, LabelSource, Where, is_hub, places_in
 from mixco.data.image_list import ImageList
 from mixco.data.pixel_format import spread
 from mixco.runtime.errors import UserError
@@ -48,6 +48,8 @@ class Known:
     """SHA-256 of names, classes and labels."""
     bytes: int
     """Sizes of up to 256 files, added up."""
+    revision: str = ""
+    """As in ImageList."""
 
     def is_of(self, source: ImageList) -> bool:
         """Is it this list, wherever it lies?"""
@@ -91,6 +93,7 @@ def remember(run: Path, where: Where, cache: Path, source: ImageList) -> None:
         files=len(source.files),
         digest=digest(source),
         bytes=some_bytes(source),
+        revision=source.revision,
     )
     names = "".join(f"{shown(name)}\n" for name in source.files).encode()
     with replacing(run / NAMES) as temporary:
@@ -106,7 +109,7 @@ def known_images(run: Path) -> Known | None:
         found = Known(**read_json(run / FACTS))
     except (UserError, TypeError):
         return None
-    texts = (found.cache, found.name, found.digest)
+    texts = (found.cache, found.name, found.digest, found.revision)
     places = (found.place, found.from_run)
     whole = all(isinstance(text, str) for text in texts) and all(
         isinstance(place, str | None) for place in places
@@ -133,8 +136,10 @@ def where_in(data: dict[str, Any]) -> Where:
 def place_of(where: Where) -> Path | None:
     """The full path of the folder or file that is given with --data or --data-path.
 
-    Of several places it is the folder that all lie in.
+    Of several places it is the folder that all lie in. None for what has no place of the user's.
     """
+    if is_hub(where.data):
+        return None
     named = isinstance(where.data, str) and DATASETS.get(where.data)
     if not named:
         from mixco.data.datasets.places import common_folder
@@ -179,7 +184,8 @@ def under_first_name(run: Path, where: Where, source: ImageList) -> ImageList:
     known = known_images(run)
     if known is None:
         return source
-    moved = not same_place(known.place, place_of(where))
+    # The names in a file of the hub say little.
+    moved = known.place is None or not same_place(known.place, place_of(where))
     if known.digest != digest(source) or (moved and known.bytes != some_bytes(source)):
         raise UserError(
             f"--out {run}: the run began on {known.files:,} images of {known.name}, now there are "
@@ -200,6 +206,8 @@ def find_images(run: Path, where: Where, cache: Path, option: str = "") -> Where
     Raises UserError when they are nowhere.
     """
     known = known_images(run)
+    if known is not None and is_hub(where.data):
+        return pinned(where, known.revision)
     given = place_of(where)
     if known is None or known.place is None or given is None:
         return where
@@ -223,12 +231,20 @@ def find_images(run: Path, where: Where, cache: Path, option: str = "") -> Where
     )
 
 
+def pinned(where: Where, revision: str) -> Where:
+    """Images of the hub at a commit, unless they name a revision; others as they are."""
+    if not (revision and isinstance(where.data, str) and is_hub(where.data)) or "@" in where.data:
+        return where
+    repository, colon, config = where.data.partition("hf:")[2].partition(":")
+    return where._replace(data=f"hf:{repository}@{revision}{colon}{config}")
+
+
 def are_own(run: Path, own: Where, other: Where, cache: Path) -> bool:
     """Are these a run's own images? Those of the same name, of the same place, or the same list.
 
     own: as the run's config.json has it.
     """
-    if own.data in DATASETS or other.data in DATASETS:
+    if any(each.data in DATASETS or is_hub(each.data) for each in (own, other)):
         return own.data == other.data
     known = known_images(run)
     if known is None:

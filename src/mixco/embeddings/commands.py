@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixco.data.datasets import DATASETS, Data, Where, places_in
+from mixco.data.datasets import DATASETS, Data, Where, is_hub, places_in
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH
 from mixco.data.packing import state_key
 from mixco.data.pixel_format import infer_pixel_format
-from mixco.data.run_images import digest, find_images, place_of, where_in
+from mixco.data.run_images import digest, find_images, pinned, place_of, where_in
 from mixco.data.streaming import stream
 from mixco.embeddings.embedding import Embedder, load_encoder
 from mixco.embeddings.features import fastest_compute
@@ -239,7 +239,9 @@ def list_collection(
             "data_path": None if place is None else str(place),
             "split": split,
         }
-    places = [str(Path(text).absolute()) for text in places_in(where.data)]
+    places: Data = pinned(where, source.revision).data
+    if not is_hub(where.data):
+        places = tuple(str(Path(text).absolute()) for text in places_in(where.data))
     return source, {"data": places, "data_path": None, "split": split}
 
 

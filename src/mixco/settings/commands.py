@@ -283,7 +283,7 @@ class EmbedConfig:
     )
     out: Path | None = setting(
         None,
-        "The file: .parquet (pip install 'mixco[embed]'), .npz or .safetensors. Under torchrun each "
+        "The file: .parquet (pip install 'mixco[parquet]'), .npz or .safetensors. Under torchrun each "
         "process writes a shard of it, such as vectors-00000-of-00002.parquet.",
         chosen="nothing: none; it must be given",
     )

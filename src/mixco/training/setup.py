@@ -19,7 +19,7 @@ from mixco.data.images import Drawn, Images
 from mixco.data.loading import epoch_batches, open_images
 from mixco.data.normalisation import measure, shown
 from mixco.data.pixel_format import LOOKED_AT, spread
-from mixco.data.run_images import under_first_name
+from mixco.data.run_images import known_images, pinned, under_first_name
 from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
 from mixco.methods import METHODS, mixer_of, passes_of
 from mixco.methods.options import UNTOLD, DistilOptions
@@ -196,7 +196,8 @@ def prepare(config: PretrainConfig, stack: ExitStack) -> Setup:
             with downloading(name) as on_progress:
                 download(name, data.data_path, tell=say, on_progress=on_progress)
         where = Where(data.data, data.data_path, label_source(data))
-        source = where.images("pretrain", cache)
+        known = known_images(run_folder_of(config))
+        source = pinned(where, known.revision if known else "").images("pretrain", cache)
         source = dataclasses.replace(source, max_unreadable=data.max_unreadable)
         source = under_first_name(run_folder_of(config), where, source)
         config = as_it_began(config)

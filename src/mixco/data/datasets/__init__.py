@@ -47,6 +47,11 @@ class LabelSource(NamedTuple):
     """Of the table; without one, of the shards."""
     split_column: str | None = None
 
+    @property
+    def in_shards(self) -> str | None:
+        """The label column of shards; None for the usual ones."""
+        return None if self.table else self.label_column
+
 
 USUAL = LabelSource()
 
@@ -94,8 +99,9 @@ def list_images(
 ) -> "ImageList":
     """The images of a split: "pretrain", "train", "test", or "all" of your own images.
 
-    data: a name of DATASETS; or one or several folders, shards (.tar, .parquet), patterns of such
-        (shards/train-*.tar, train-{0000..0099}.tar), or text files that list such (see `list_places`).
+    data: a name of DATASETS; or a set of the Hugging Face hub (see `list_hub`); or one or several
+        folders, shards (.tar, .parquet), patterns of such (shards/train-*.tar, train-{0000..0099}.tar),
+        or text files that list such (see `list_places`).
     data_path: where a named set lies.
     cache: folder for an index of the files, which later runs read; None for none.
     labelled: must your own "train" and "test" have labels? Those of named sets always have.
@@ -131,11 +137,18 @@ def list_images(
         images: ImageList = resolve_name(named.list_images)(data_path, split, cache)
         return images
 
-    from mixco.data.datasets.places import list_places
+    if is_hub(data):
+        from mixco.data.datasets.hub_images import list_hub as listed
+    else:
+        from mixco.data.datasets.places import list_places as listed
+    if labels.table is not None and split != "all":
+        from mixco.data.datasets.tables import apply_table
 
-    return list_places(
+        everything = listed(set_name(data), data, "all", cache, labels=labels)
+        return apply_table(everything, labels, split, labelled=labelled)
+    return listed(
         set_name(data),
-        places_in(data),
+        data,
         split,
         cache,
         labelled=labelled,
@@ -149,6 +162,11 @@ def places_in(data: Data) -> tuple[str, ...]:
     return (data,) if isinstance(data, str) else data
 
 
+def is_hub(data: Data) -> bool:
+    """Is it a data set of the hub, "hf:..."? A file or folder of this name comes first."""
+    return isinstance(data, str) and data.startswith("hf:") and not Path(data).exists()
+
+
 def set_name(data: Data) -> str:
     """What images are called: by a data set's name, or by folders, files or patterns of your own."""
     names = [_own_name(text) for text in places_in(data)]
@@ -159,6 +177,8 @@ def _own_name(text: str) -> str:
     path = Path(text)
     if path.is_dir():
         return shown(path.resolve().name)
+    if is_hub(text):
+        return shown(re.split("[@:]", text.removeprefix("hf:"))[0].replace("/", "--"))
     if text in DATASETS:
         return text
     start = re.split(r"[*?{\[]", path.name.removesuffix(path.suffix))[0].rstrip("-_.")

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mixco.data.datasets import DATASETS, list_images, suggestion
+from mixco.data.datasets import DATASETS, is_hub, list_images, suggestion
 from mixco.data.datasets.archives import Archive
-from mixco.data.datasets.hub import is_hub, parquet_files
+from mixco.data.datasets.hub import parquet_files
 from mixco.data.datasets.unpacking import unpack
 from mixco.runtime.errors import UserError
 from mixco.runtime.locks import one_at_a_time

@@ -99,11 +99,6 @@ class Found(NamedTuple):
     licence: str
 
 
-def is_hub(data: str) -> bool:
-    """Is it a data set of the hub, "hf:..."? A file or folder of this name comes first."""
-    return data.startswith("hf:") and not Path(data).exists()
-
-
 def parquet_files(
     data: str, *, tell: Callable[[str], None], splits: Collection[str] | None = None
 ) -> HubFiles:

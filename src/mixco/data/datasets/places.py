@@ -13,7 +13,7 @@ from contextlib import suppress
 from glob import glob
 from pathlib import Path
 
-from mixco.data.datasets import DATASETS, USUAL, LabelSource, suggestion
+from mixco.data.datasets import DATASETS, USUAL, Data, LabelSource, places_in, suggestion
 from mixco.data.datasets.folders import (
     labelled_folder,
     split_folder,
@@ -21,7 +21,6 @@ from mixco.data.datasets.folders import (
     whole_folder,
 )
 from mixco.data.datasets.sharded import ENDINGS, list_sharded, shards_in
-from mixco.data.datasets.tables import apply_table
 from mixco.data.formats import ARRAYS, endings
 from mixco.data.image_list import ImageList
 from mixco.runtime.errors import UserError
@@ -34,7 +33,7 @@ COPIES = 1  # part of the key: raise it when other files count as copies
 
 def list_places(
     name: str,
-    data: Sequence[str],
+    data: Data,
     split: str,
     cache: Path | None = None,
     *,
@@ -53,10 +52,7 @@ def list_places(
 
     Raises UserError for what is not there, for shards beside images, and where labels are missing.
     """
-    if labels.table is not None and split != "all":
-        everything = list_places(name, data, "all", cache, labels=labels)
-        return apply_table(everything, labels, split, labelled=labelled)
-    paths = list(dict.fromkeys(expand(data)))
+    paths = list(dict.fromkeys(expand(places_in(data))))
     folders: list[Path] = []
     images: list[Path] = []
     shards: list[Path] = []
@@ -79,7 +75,7 @@ def list_places(
             split,
             cache,
             labelled=labelled,
-            label_column=None if labels.table else labels.label_column,
+            label_column=labels.in_shards,
             train_folder=train_folder,
             test_folder=test_folder,
         )

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 
 from mixco.data.datasets import parquet, tar
-from mixco.data.datasets.folders import TESTS, TRAIN, images_below
+from mixco.data.datasets.folders import TRAIN, images_below
+from mixco.data.datasets.hub_splits import USUAL as SPLITS
 from mixco.data.datasets.shards import UNLABELLED, Shard, joined_names, read_shards
 from mixco.data.file_index import list_files
 from mixco.data.formats import ARRAYS, endings
@@ -23,20 +24,8 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.files import shown
 
 ENDINGS = (tar.ENDING, parquet.ENDING)
-# A split's name among the words of a shard's path -> what it is called here.
-SPLITS = {
-    TRAIN: TRAIN,
-    "training": TRAIN,
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-}
 NOWHERE = ""
+TESTS = ("test", "validation")
 
 
 class _Found(NamedTuple):

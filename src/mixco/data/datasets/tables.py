@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from mixco.data.datasets import LabelSource
 from mixco.data.datasets.folders import TRAIN
-from mixco.data.datasets.sharded import SPLITS, in_order
+from mixco.data.datasets.hub_splits import USUAL as SPLITS
+from mixco.data.datasets.sharded import TESTS, in_order
 from mixco.data.image_list import ImageList
 from mixco.data.rows import pyarrow
 from mixco.runtime.errors import UserError
@@ -55,8 +56,8 @@ def apply_table(source: ImageList, labels: LabelSource, split: str, *, labelled:
     source: all images. A row names an image by its path below the folder of the images, or below that of
     the table; or by the end of it, without folder or ending, where that is unmistakable.
 
-    "train" and "test" are the images whose rows say so; "test" is val, if no row says test.
-    "pretrain" is all images but those of test and val; its labels are kept if all of them have one.
+    "train" and "test" are the images whose rows say so; "test" is validation, if no row says test.
+    "pretrain" is all images but those of test and validation, with labels if all of them have one.
 
     Raises UserError for a table that cannot be read or names no image, for an image with two labels, and
     where a split is missing.
@@ -67,7 +68,7 @@ def apply_table(source: ImageList, labels: LabelSource, split: str, *, labelled:
     of_image = _match(source, rows, table)
     splits = {i: SPLITS.get(row.split.lower(), row.split) for i, row in of_image.items()}
     there = Counter(splits.values())
-    tests = [name for name in ("test", "val") if there[name]]
+    tests = [name for name in TESTS if there[name]]
     notes = list(source.notes)
     if len(of_image) < len(rows):
         known = {row.path for row in of_image.values()}
