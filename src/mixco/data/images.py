@@ -161,7 +161,8 @@ def refuse_too_many(source: ImageList, unreadable: Sequence[tuple[int, str]]) ->
 
     unreadable: (index, reason). Where the source allows inf, all files may be unreadable.
     """
-    count, shards, most = len(source.files), len(source.containers), source.max_unreadable
+    count, most = len(source.files), source.max_unreadable
+    shards = len({*source.containers, *(source.root / file for file, _ in source.damaged)})
     if source.damaged and len(source.damaged) > most * shards:
         some = "; ".join(f"{shown(file)}: {reason}" for file, reason in source.damaged[:3])
         raise UserError(

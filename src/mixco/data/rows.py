@@ -8,7 +8,7 @@ then `sliced` copies the images into the cache once, where each can be read alon
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mixco.data.opening import UnreadableImage
-from mixco.data.storage import Slices
+from mixco.data.storage import Slices, used_files
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import free_space, replacing
 
@@ -38,6 +38,11 @@ def pyarrow() -> Any:
             "Parquet files need pyarrow: pip install 'mixco[parquet]'; or use another kind of file"
         ) from None
     return pyarrow
+
+
+def reason_of(error: Exception) -> str:
+    """The system's reason, or the first line of Arrow's."""
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,13 @@ class Rows:
 
     def take(self, indices: Sequence[int]) -> "Rows":
         rows = torch.as_tensor(indices, dtype=torch.int64)
-        return replace(self, file=self.file[rows], row=self.row[rows])
+        used, file = used_files(self.file[rows])
+        return Rows(
+            tuple(self.paths[i] for i in used),
+            tuple(self.columns[i] for i in used),
+            file,
+            self.row[rows],
+        )
 
 
 def sliced(
@@ -139,9 +150,9 @@ def _copy(path: Path, column: str, copy: Path) -> Iterator[int]:
                 yield len(batch)
         with replacing(copy.with_suffix(".sizes.safetensors")) as temporary:
             save_file({"size": torch.tensor(sizes, dtype=torch.int64)}, temporary)
-    except OSError as error:  # Arrow raises it for damage too, with a message instead of strerror
+    except (OSError, ValueError) as error:  # Arrow raises both for damage
         raise UserError(
-            f"{path}: its images cannot be copied to {copy} ({error.strerror or error}); free the disk, "
+            f"{path}: its images cannot be copied to {copy} ({reason_of(error)}); free the disk, "
             "or give --cache on another one, or leave out the file"
         ) from None
 
@@ -191,8 +202,8 @@ _groups = _Groups()
 def _read_row(path: Path, column: str, row: int) -> bytes:
     try:
         data = _groups.value(path, column, row)
-    except OSError as error:
-        raise UnreadableImage(error.strerror or str(error).partition("\n")[0]) from None
+    except (OSError, ValueError) as error:
+        raise UnreadableImage(reason_of(error)) from None
     if not data:
         raise UnreadableImage("the row has no bytes of an image")
     return data

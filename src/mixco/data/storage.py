@@ -127,7 +127,14 @@ class Slices:
 
     def take(self, indices: Sequence[int]) -> "Slices":
         rows = torch.as_tensor(indices, dtype=torch.int64)
-        return replace(self, file=self.file[rows], offset=self.offset[rows], size=self.size[rows])
+        used, file = used_files(self.file[rows])
+        return Slices(tuple(self.paths[i] for i in used), file, self.offset[rows], self.size[rows])
+
+
+def used_files(file: Tensor) -> tuple[list[int], Tensor]:
+    """The numbers that occur, and the same files counted among them alone."""
+    used, places = torch.unique(file, return_inverse=True)
+    return used.tolist(), places.int()
 
 
 class FileNames(Sequence[str]):

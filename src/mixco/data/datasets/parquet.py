@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mixco.data.datasets.shards import Shard, make_shard
-from mixco.data.rows import pyarrow
+from mixco.data.rows import pyarrow, reason_of
 from mixco.runtime.errors import UserError
 
 ENDING = ".parquet"
@@ -31,10 +31,13 @@ def index_parquet(path: Path, label: str | None = None) -> Shard:
             column = _image_column(path, schema)
             facts: dict[str, Any] = {"column": column}
             labels = _labels(path, file, schema, label, facts) or [None] * rows
-    except OSError as error:  # Arrow's own, for damage; the system's has a number
-        if error.errno is not None:
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # Arrow raises both for damage; the system's has a number
+        if getattr(error, "errno", None) is not None:
             raise
-        return make_shard([], {"damage": str(error).partition("\n")[0], "column": ""})
+        return make_shard([], {"damage": reason_of(error), "column": ""})
     return make_shard(
         [(str(row), row, 0, text) for row, text in enumerate(labels)], facts | {"damage": ""}
     )

@@ -39,8 +39,8 @@ class _Found(NamedTuple):
     """Of each image."""
     label: list[str | None]
     """Of each image."""
-    damaged: tuple[tuple[str, str], ...]
-    """(shard, reason)"""
+    damaged: tuple[tuple[str, str, str], ...]
+    """(shard, reason, split)"""
 
 
 def shards_in(folder: Path, cache: Path | None = None) -> list[Path]:
@@ -100,7 +100,7 @@ def list_sharded(
     notes = _notes(found.shards)
     there = Counter(found.split)
     if not there:
-        damaged = "; ".join(f"{file}: {why}" for file, why in found.damaged[:3])
+        damaged = "; ".join(f"{file}: {why}" for file, why, _ in found.damaged[:3])
         why = f" ({'; '.join(filter(None, (damaged, *notes)))})" if damaged or notes else ""
         raise UserError(f"{name}: no image in its {len(paths):,} shards{why}")
     own = {
@@ -142,7 +142,9 @@ def list_sharded(
         tuple(index[text] for text in texts if text is not None) if len(classes) > 1 else None,
         classes if len(classes) > 1 else (),
         stored=found.stored if everything else found.stored.take(chosen),
-        damaged=found.damaged,
+        damaged=tuple(
+            (file, why) for file, why, word in found.damaged if word in (NOWHERE, wanted or word)
+        ),
         notes=tuple(notes),
     )
 
@@ -155,9 +157,10 @@ def _read(
 ) -> _Found:
     is_tar = paths[0].suffix.lower() == tar.ENDING
     index = partial(tar.index_tar if is_tar else parquet.index_parquet, label=label_column)
+    paths = [path.absolute() for path in paths]
     shards = read_shards(paths, index, cache, label_column or "")
-    root = Path(commonpath([path.absolute().parent for path in paths]))
-    below = [path.absolute().relative_to(root).as_posix() for path in paths]
+    root = Path(commonpath([path.parent for path in paths]))
+    below = [path.relative_to(root).as_posix() for path in paths]
     file = torch.cat(
         [torch.full((len(s.offset),), n, dtype=torch.int32) for n, s in enumerate(shards)]
     )
@@ -170,8 +173,8 @@ def _read(
         stored = Rows(tuple(paths), columns, file, offset)
     split: list[str] = []
     label: list[str | None] = []
-    for number, (path, shard) in enumerate(zip(below, shards, strict=True)):
-        word = splits[number] if splits else split_of(path)
+    words = splits or [split_of(path) for path in below]
+    for shard, word in zip(shards, words, strict=True):
         texts = [*shard.classes, None]  # UNLABELLED, -1, is the last
         given = [texts[code] for code in shard.label.tolist()]
         if is_tar and (not word or UNLABELLED in shard.label):
@@ -182,8 +185,8 @@ def _read(
             split += [word] * len(given)
             label += given
     damaged = tuple(
-        (path, f"damaged after {len(shard.names):,} images: {shard.facts['damage']}")
-        for path, shard in zip(below, shards, strict=True)
+        (path, f"damaged after {len(shard.names):,} images: {shard.facts['damage']}", word)
+        for path, shard, word in zip(below, shards, words, strict=True)
         if shard.facts["damage"]
     )
     return _Found(root, shards, joined_names(below, shards), stored, split, label, damaged)
