@@ -18,14 +18,17 @@ import huggingface_hub.constants
 import pyarrow
 import pyarrow.parquet
 import pytest
+from configs import pretrain_config
 from hub_stand_in import TOKEN, StandIn, hub_of_client, point
 from huggingface_hub import hf_hub_download, scan_cache_dir
 
 from mixco.cli import main
-from mixco.data.datasets import is_hub, list_images
+from mixco.data.datasets import hub_images, is_hub, list_images
 from mixco.data.datasets.hub import CONVERTED, HubFiles, fetch, find, parquet_files
 from mixco.data.datasets.hub_splits import by_words, own_splits
 from mixco.runtime.errors import UserError
+from mixco.runtime.run_folder import read_json
+from mixco.training.pretrain import pretrain
 
 SET = "datasets/me/photos"
 CARD = b"""---
@@ -396,3 +399,87 @@ def test_two_splits_that_would_have_one_name_stay_two() -> None:
     card = {"configs": [{"data_files": {"val": "a.parquet", "dev": "b.parquet"}}]}
     _, splits = own_splits("hf:me/photos", ["a.parquet", "b.parquet"], card, None)
     assert splits == {"val": ["a.parquet"], "dev": ["b.parquet"]}
+
+
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    """A process asks the hub once for each set; here each test is one."""
+    hub_images._find.cache_clear()
+    yield
+    hub_images._find.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_images_of_the_hub_are_those_of_its_files(hub: StandIn, tmp_path: Path) -> None:
+    sample = list_images("sample", None, "train")
+    train = list_images("hf:me/photos", None, "pretrain", tmp_path)
+    assert train.name == "me--photos/pretrain" and train.revision == COMMIT
+    assert len(train.files) == 16 and len(hub.ranges) == 3, "test is not fetched"
+    assert [train.read(i) for i in (0, 8)] == [sample.read(i) for i in (0, 100)]
+    assert COMMIT in train.notes[0] and "licence mit, cc-by-4.0" in train.notes[0]
+    assert len(list_images("hf:me/photos", None, "all", tmp_path).files) == 24
+    assert len(hub.ranges) == 4
+
+
+def of_classes(of: int, *, label: bool) -> bytes:
+    """Two images of each of some classes."""
+    table = pyarrow.parquet.read_table(io.BytesIO(parquet(0, rows=2)))
+    images = table.column("image").to_pylist() * of
+    labels = [i // 2 if label else -1 for i in range(2 * of)]
+    out = io.BytesIO()
+    schema = table.schema.with_metadata({})
+    pyarrow.parquet.write_table(pyarrow.table([images, labels], schema=schema), out)
+    return out.getvalue()
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_the_hub_is_evaluated_on_labelled_images(empty_hub: StandIn, tmp_path: Path) -> None:
+    """Its test splits often have no labels, -1; then validation is tested."""
+    files = {
+        f"data/{split}-00000-of-00001.parquet": of_classes(3, label=split != "test")
+        for split in ("train", "validation", "test")
+    }
+    empty_hub.repositories[SET] = {"commit": COMMIT, "files": files}
+    test = list_images("hf:me/photos", None, "test", tmp_path)
+    assert test.name == "me--photos/validation" and test.labels == (0, 0, 1, 1, 2, 2)
+    assert list_images("hf:me/photos", None, "train", tmp_path).classes == test.classes
+    unlabelled = list_images("hf:me/photos", None, "test", tmp_path, labelled=False)
+    assert unlabelled.name == "me--photos/test"
+    with pytest.raises(UserError, match=r"no label.*--label-column"):
+        list_images("hf:me/photos", None, "test", tmp_path, test_folder="test")
+    del files["data/test-00000-of-00001.parquet"], files["data/validation-00000-of-00001.parquet"]
+    empty_hub.repositories[SET]["commit"] = LATER
+    hub_images._find.cache_clear()
+    with pytest.raises(UserError, match=r"no split test or validation, but train; --test-folder"):
+        list_images("hf:me/photos", None, "test", tmp_path)
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_a_run_on_the_hub_keeps_its_commit(
+    hub: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The branch moves on; the run goes on, and is evaluated, with the files that it began with."""
+    settings = {
+        "data": "hf:me/photos",
+        "out": tmp_path / "run",
+        "cache": tmp_path / "packed",
+        "arch": "test_resnet",
+        "size": 32,
+        "batch_size": 8,
+        "epochs": 2,
+        "workers": 0,
+    }
+    pretrain(pretrain_config(**settings), stop_after=1)
+    assert f"commit {COMMIT}" in capsys.readouterr().err
+    begun = hub.repositories[SET]
+    hub.repositories[f"{SET}@{COMMIT}"] = begun
+    hub.repositories[SET] = {"commit": LATER, "files": {TRAIN[0]: parquet(300)}}
+    hub_images._find.cache_clear()
+    pretrain(pretrain_config(**settings))
+    assert f"commit {COMMIT}" in capsys.readouterr().err
+    assert read_json(tmp_path / "run" / "images.json")["revision"] == COMMIT
+    main(["neighbours", str(tmp_path / "run"), f"{Path(TRAIN[0]).name}/3", "--k", "2"])
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    hub_images._find.cache_clear()
+    with pytest.raises(UserError, match=r"the run began on 16 images of me--photos/pretrain"):
+        pretrain(pretrain_config(**settings | {"data": "hf:me/photos@main"}))
