@@ -54,7 +54,7 @@ from torch import Tensor
 
 from mixco.data import file_index
 from mixco.data.datasets import list_images
-from mixco.data.datasets.folders import EXTENSIONS
+from mixco.data.formats import endings
 from mixco.data.image_list import ImageList
 from mixco.data.images import Images, view_batches
 from mixco.data.loading import open_images
@@ -226,7 +226,7 @@ def listing(a: Any, work: Path) -> Iterator[Figures]:
 
     def seconds(cache: Path | None) -> Figures:
         began = time.perf_counter()
-        found = len(file_index.list_files(root, EXTENSIONS, cache))
+        found = len(file_index.list_files(root, endings(), cache).files)
         assert found == a.files
         return {"seconds": time.perf_counter() - began}
 
