@@ -4,9 +4,9 @@ import dataclasses
 import gzip
 import json
 import os
-import pickle
 import shutil
 import tarfile
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from mixco.data.opening import UnreadableImage
 from mixco.data.packed import PackedImages
 from mixco.data.packing import pack
 from mixco.data.rows import Rows
-from mixco.data.storage import Slices
+from mixco.data.storage import FileNames, Slices
+from mixco.data.streaming import stream
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
-from mixco.views.augmentation import Input
+from mixco.views.augmentation import Input, moco_v2
 
 SETTLED = 10**9  # seconds before now: indices of files that have just changed are not kept
 
@@ -127,11 +128,40 @@ def test_shards_stream_the_same_views(
     assert torch.equal(*seen)
 
 
-def test_pickled_to_a_worker_offsets_lie_in_shared_memory(forms: dict[str, Path]) -> None:
-    stored = listed(forms["cls"]).stored
-    assert isinstance(stored, Slices)
-    assert len(pickle.dumps(dataclasses.replace(stored))) < 10_000
-    assert stored.take([3, 1]).read(1) == stored.read(1)
+def test_a_worker_gets_offsets_and_names_in_shared_memory() -> None:
+    count = 100_000
+    numbers = torch.arange(count)
+    stored = Slices((Path("a.tar"),), numbers.int(), numbers, numbers)
+    names = FileNames(f"a.tar/{number}.jpg" for number in range(count))
+    sent = ForkingPickler.dumps(ImageList("a", Path(), names, None, (), stored=stored))
+    assert len(sent) < 10_000
+
+
+def test_a_process_reads_only_the_rows_of_its_part(
+    forms: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under torchrun, where each process makes its rows of every batch."""
+    images = stream(listed(forms["cls"]), 0)
+    read: list[int] = []
+    whole = Slices.read
+
+    def counted(self: Slices, index: int) -> bytes:
+        read.append(index)
+        return whole(self, index)
+
+    monkeypatch.setattr(Slices, "read", counted)
+    batch, mine = torch.arange(7, 23), torch.tensor([1, 4, 5])
+    batches = images.draw_batches(
+        [(batch, torch.Generator())],
+        moco_v2(Input(32)),
+        members=torch.arange(90),
+        batch_size=16,
+        device=torch.device("cpu"),
+        on_unreadable=lambda *_: pytest.fail("an image is unreadable"),
+        rows=mine,
+    )
+    (drawn,) = batches
+    assert drawn.images.tolist() == read == [8, 11, 12]
 
 
 def test_all_images_and_splits_without_labels(forms: dict[str, Path]) -> None:
