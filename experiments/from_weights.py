@@ -24,7 +24,8 @@ from typing import Any
 
 from cifar10_10k import Parts, lay_out
 
-from mixco.encoders.checkpoint import load_encoder, save_encoder
+from mixco.encoders.checkpoint import save_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.models.encoder import build_backbone
 
 WEIGHTS = "efficientnet-lite0"

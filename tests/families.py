@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from mixco.encoders.checkpoint import EncoderDescription, load_encoder, save_encoder
+from mixco.encoders.checkpoint import EncoderDescription, save_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.methods.simclr import SimCLR
 from mixco.mixing import mixco
 from mixco.models.encoder import Encoder, build_backbone, feature_dim

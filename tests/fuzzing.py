@@ -39,7 +39,8 @@ from mixco.data.decode import Box, decode, decode_crops
 from mixco.data.image_list import ImageList
 from mixco.data.opening import UnreadableImage
 from mixco.data.packing import pack, packed_path
-from mixco.encoders.checkpoint import EncoderDescription, load_encoder
+from mixco.encoders.checkpoint import EncoderDescription
+from mixco.encoders.loading import load_encoder
 from mixco.evaluation.task import _of_run
 from mixco.models.encoder import Encoder, build_backbone
 from mixco.models.heads import build_head

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.encoders.loading import LoadedEncoder
 from mixco.encoders.other_projects import find_weights
 
 Weights = dict[str, Tensor]

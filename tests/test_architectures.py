@@ -13,7 +13,8 @@ from sample_images import unpack_sample
 from timm.layers.evo_norm import EvoNorm2dB0
 from torch import Tensor, nn
 
-from mixco.encoders.checkpoint import EncoderDescription, load_encoder, save_encoder
+from mixco.encoders.checkpoint import EncoderDescription, save_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.evaluation.protocols import evaluate_knn
 from mixco.models.encoder import build_backbone, drops_at_random, feature_dim
 from mixco.models.split_batchnorm import SPLIT, split_batch_norms

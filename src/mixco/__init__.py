@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mixco.embeddings.commands import Neighbours
     from mixco.embeddings.duplicates import Duplicates
     from mixco.embeddings.embedding import Embedder, load_encoder
-    from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
+    from mixco.encoders.checkpoint import EncoderDescription
+    from mixco.encoders.loading import LoadedEncoder
     from mixco.losses import soft_infonce
     from mixco.methods.barlow import BarlowTwins
     from mixco.methods.byol import BYOL
@@ -66,7 +67,8 @@ _HOMES = {
         "neighbours",
         "pretrain",
     ),
-    "mixco.encoders.checkpoint": ("EncoderDescription", "LoadedEncoder"),
+    "mixco.encoders.checkpoint": ("EncoderDescription",),
+    "mixco.encoders.loading": ("LoadedEncoder",),
     "mixco.embeddings.commands": ("Neighbours",),
     "mixco.embeddings.duplicates": ("Duplicates",),
     "mixco.embeddings.embedding": ("Embedder", "load_encoder"),

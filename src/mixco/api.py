@@ -12,7 +12,7 @@ from mixco.comparison import compare as comparison
 from mixco.embeddings import commands
 from mixco.embeddings import duplicates as copies
 from mixco.embeddings.embedding import Embedder, load_encoder
-from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.encoders.loading import LoadedEncoder
 from mixco.evaluation import EVALUATIONS, protocols
 from mixco.evaluation import evaluate as run_evaluation
 from mixco.evaluation.features import Features

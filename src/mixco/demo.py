@@ -9,7 +9,8 @@ from rich.table import Table
 from torch import nn
 
 from mixco.data.datasets import list_images
-from mixco.encoders.checkpoint import EncoderDescription, load_encoder, save_encoder
+from mixco.encoders.checkpoint import EncoderDescription, save_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.evaluation.protocols import both
 from mixco.methods import NO_MIXER, run_name
 from mixco.models.encoder import build_backbone

@@ -14,8 +14,9 @@ import mixco
 import mixco.cli
 from mixco.comparison import labelled
 from mixco.comparison.rows import _called
-from mixco.encoders.checkpoint import load_encoder, save_encoder
+from mixco.encoders.checkpoint import save_encoder
 from mixco.encoders.download import Origin
+from mixco.encoders.loading import load_encoder
 from mixco.models.encoder import build_backbone
 from mixco.report.page import write_page
 from mixco.runtime.run_folder import read_json, write_json

@@ -287,9 +287,12 @@ def test_formats_of_tar(folder: Path, tmp_path: Path, kind: str) -> None:
         "ustar": tarfile.USTAR_FORMAT,
     }
     members = samples(images_of(folder / "test"), "folder")
+    long = [(f"{'long/' * 30}{number}/{name}", data) for number, (name, data) in enumerate(members)]
+    members = [member for pair in zip(members, long, strict=True) for member in pair]
     write_tar(tmp_path / "a.tar", members, format=formats[kind])
     found = listed(tmp_path / "a.tar")
-    assert [found.read(i) for i in range(40)] == [data for _, data in members]
+    assert list(found.files) == [f"a.tar/{name}" for name, _ in members]
+    assert [found.read(i) for i in range(80)] == [data for _, data in members]
 
 
 def test_a_compressed_tar_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from configs import pretrain_config
 from run_folders import random_run
 from sample_images import unpack_sample
 
-from mixco.encoders.checkpoint import load_encoder, save_encoder
+from mixco.encoders.checkpoint import save_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.evaluation import EVALUATIONS
 from mixco.export.export import export
 from mixco.runtime.run_folder import add_result, write_json

@@ -10,12 +10,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from mixco.encoders.checkpoint import (
-    EncoderDescription,
-    load_encoder,
-    save_checkpoint,
-    save_encoder,
-)
+from mixco.encoders.checkpoint import EncoderDescription, save_checkpoint, save_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.models.encoder import Encoder, build_backbone
 from mixco.models.heads import build_head
 from mixco.runtime.errors import UserError

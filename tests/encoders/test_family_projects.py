@@ -11,7 +11,7 @@ from other_layouts import assert_all_counted, features, resnet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixco.encoders.checkpoint import load_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.runtime.errors import UserError
 
 DEMO = "MoCo's demo or Un-Mix"

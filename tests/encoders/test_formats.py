@@ -16,7 +16,8 @@ from sample_images import sample_images
 
 from mixco.data.datasets.sample import MEAN as SAMPLE_MEAN
 from mixco.data.datasets.sample import STD as SAMPLE_STD
-from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder, save_encoder
+from mixco.encoders.checkpoint import EncoderDescription, save_encoder
+from mixco.encoders.loading import LoadedEncoder, load_encoder
 from mixco.export import formats
 from mixco.export.export import compare, export
 from mixco.models.encoder import build_backbone

@@ -18,7 +18,8 @@ from safetensors.torch import save
 from sample_images import unpack_sample
 
 from mixco.cli import main
-from mixco.encoders.checkpoint import fingerprint, load_encoder
+from mixco.encoders.checkpoint import fingerprint
+from mixco.encoders.loading import load_encoder
 from mixco.encoders.published import is_published, is_repository
 from mixco.evaluation.task import load_task
 from mixco.runtime.errors import UserError

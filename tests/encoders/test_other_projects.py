@@ -15,7 +15,7 @@ from sample_images import unpack_sample
 from torch import Tensor, nn
 
 import mixco.cli
-from mixco.encoders.checkpoint import load_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.runtime.errors import UserError
 
 MOCO, LIGHTLY = "MoCo (facebookresearch's, or MixCo's of 2020)", "lightly"

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mixco.encoders import published as module
-from mixco.encoders.checkpoint import load_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.encoders.published import Package, is_published, published
 from mixco.runtime.errors import UserError
 from mixco.training.pretrain import pretrain

@@ -13,7 +13,7 @@ from hub_stand_in import TOKEN, StandIn, running
 from run_folders import random_run
 
 import mixco.cli
-from mixco.encoders.checkpoint import load_encoder
+from mixco.encoders.loading import load_encoder
 
 # huggingface_hub's own use of its HTTP library, where it uploads by git's protocol for large files.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -7,7 +7,7 @@ from configs import pretrain_config
 from PIL import Image
 from sample_images import unpack_sample
 
-from mixco.encoders.checkpoint import load_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.runtime.run_folder import read_json
 from mixco.settings.config import PretrainConfig
 from mixco.training.pretrain import pretrain

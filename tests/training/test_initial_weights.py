@@ -11,11 +11,8 @@ from safetensors.torch import load_file
 from sample_images import unpack_sample
 
 from mixco.cli import main
-from mixco.encoders.checkpoint import (
-    EncoderDescription,
-    load_encoder,
-    save_encoder,
-)
+from mixco.encoders.checkpoint import EncoderDescription, save_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.models.encoder import build_backbone
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from sample_images import unpack_sample
 
 from mixco.cli import main
-from mixco.encoders.checkpoint import load_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.models.encoder import input_channels
 from mixco.training.checkpoints import checkpoints
 

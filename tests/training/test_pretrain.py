@@ -11,7 +11,7 @@ from configs import pretrain_config, small_head
 from safetensors.torch import load_file
 from sample_images import unpack_sample
 
-from mixco.encoders.checkpoint import load_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.methods import METHODS, moco
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json, read_metrics

@@ -13,7 +13,8 @@ from sample_images import unpack_sample
 
 import mixco
 from mixco.encoders import checkpoint
-from mixco.encoders.checkpoint import fingerprint, load_encoder
+from mixco.encoders.checkpoint import fingerprint
+from mixco.encoders.loading import LoadedEncoder, load_encoder
 from mixco.export import formats
 from mixco.report import page
 from mixco.runtime.errors import UserError
@@ -104,7 +105,7 @@ def test_what_cannot_be_done_at_the_end_ends_the_run_before_it_begins(
 def test_an_encoder_that_is_read_back_as_another_is_refused(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(path: Path) -> checkpoint.LoadedEncoder:
+    def other(path: Path) -> LoadedEncoder:
         loaded = load_encoder(path)
         with torch.no_grad():
             next(loaded.backbone.parameters()).add_(1)

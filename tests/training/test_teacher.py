@@ -14,7 +14,8 @@ from sample_images import unpack_sample
 import mixco.cli
 from mixco.doctor.doctor import doctor
 from mixco.embeddings.features import features_of
-from mixco.encoders.checkpoint import fingerprint, load_encoder
+from mixco.encoders.checkpoint import fingerprint
+from mixco.encoders.loading import load_encoder
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json, read_metrics
 from mixco.settings.commands import DoctorConfig

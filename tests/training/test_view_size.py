@@ -7,7 +7,7 @@ import pytest
 from configs import pretrain_config
 from sample_images import unpack_sample
 
-from mixco.encoders.checkpoint import load_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.export.card import _views
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json

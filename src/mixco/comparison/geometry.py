@@ -10,7 +10,8 @@ from torch import Tensor
 from mixco.data.images import Images, view_batches
 from mixco.embeddings.features import extract_features, features_of
 from mixco.embeddings.knn import neighbours
-from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
+from mixco.encoders.checkpoint import EncoderDescription
+from mixco.encoders.loading import LoadedEncoder
 from mixco.evaluation.task import warn_unreadable
 from mixco.plots import draw_neighbours
 from mixco.runtime.device import Compute

@@ -13,7 +13,7 @@ from mixco.data.datasets.subsets import with_labels
 from mixco.data.image_list import ImageList
 from mixco.embeddings.features import on_one_device
 from mixco.embeddings.knn import knn_scores
-from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.encoders.loading import LoadedEncoder
 from mixco.evaluation.classifier import Classifier, load_classifier
 from mixco.evaluation.linear_probe import fit_linear_probe
 from mixco.evaluation.protocols import evaluate_linear

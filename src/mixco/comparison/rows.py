@@ -8,12 +8,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, cast
 
-from mixco.encoders.checkpoint import (
-    EncoderDescription,
-    LoadedEncoder,
-    fingerprint,
-    load_encoder,
-)
+from mixco.encoders.checkpoint import EncoderDescription, fingerprint
+from mixco.encoders.loading import LoadedEncoder, load_encoder
 from mixco.models.encoder import Stem, build_backbone
 from mixco.report.table import group
 from mixco.runtime.errors import UserError

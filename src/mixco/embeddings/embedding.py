@@ -20,8 +20,8 @@ from mixco.data.opening import UnreadableImage
 from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.storage import Arrays
 from mixco.embeddings.features import embed_batches, extract_features, fastest_compute
-from mixco.encoders import checkpoint
-from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.encoders import loading
+from mixco.encoders.loading import LoadedEncoder
 from mixco.models.encoder import Stem
 from mixco.runtime.device import pick_device
 from mixco.runtime.errors import UserError
@@ -113,9 +113,9 @@ def load_encoder(
         several encoders; and how its images are normalised, ImageNet's by default.
 
     Raises UserError when the file is missing or damaged, or when any weight is missing, left over or of
-    another shape (see checkpoint.load_encoder).
+    another shape (see loading.load_encoder).
     """
-    loaded = checkpoint.load_encoder(
+    loaded = loading.load_encoder(
         _file(path), arch=arch, stem=stem, size=size, prefix=prefix, mean=mean, std=std
     )
     return Embedder(**vars(loaded))

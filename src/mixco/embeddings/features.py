@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mixco.data.image_list import ImageList
 from mixco.data.images import FEATURE_BATCH, Images
 from mixco.data.streaming import stream
-from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.encoders.loading import LoadedEncoder
 from mixco.runtime.device import Compute, keeper
 from mixco.runtime.distributed import all_reduce_max, gather_all, rank, world
 from mixco.runtime.errors import UserError

@@ -21,7 +21,7 @@ from mixco.data.images import FEATURE_BATCH
 from mixco.embeddings.features import embed_batches
 from mixco.embeddings.shards import Shard, refuse_other_work, shards_there
 from mixco.embeddings.vectors import check_kind, read_names, read_notes, write_vectors
-from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.encoders.loading import LoadedEncoder
 from mixco.models.encoder import feature_dim
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError

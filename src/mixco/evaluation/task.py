@@ -22,7 +22,8 @@ from mixco.data.loading import open_images
 from mixco.data.run_images import are_own, find_images, where_in
 from mixco.embeddings.features import fastest_compute, features_of
 from mixco.embeddings.knn import topk_accuracy
-from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder, load_encoder
+from mixco.encoders.checkpoint import EncoderDescription
+from mixco.encoders.loading import LoadedEncoder, load_encoder
 from mixco.encoders.published import is_published
 from mixco.evaluation.doubts import doubts, refuse_one_class
 from mixco.runtime.device import (

@@ -12,7 +12,7 @@ from mixco.data.datasets import Where
 from mixco.data.pixel_format import infer_pixel_format
 from mixco.data.run_images import cache_of, find_images, where_in
 from mixco.data.streaming import stream
-from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
+from mixco.encoders.loading import LoadedEncoder, load_encoder
 from mixco.encoders.published import is_published
 from mixco.export import formats
 from mixco.export.card import card, hub_header

@@ -19,7 +19,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mixco.encoders.checkpoint import LoadedEncoder, weights_of
+from mixco.encoders.checkpoint import weights_of
+from mixco.encoders.loading import LoadedEncoder
 from mixco.models.encoder import Stem, resolve_stem
 from mixco.runtime.errors import UserError
 from mixco.views.augment import finish_evaluation_view

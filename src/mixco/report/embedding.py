@@ -17,7 +17,7 @@ from mixco.data.images import Images
 from mixco.data.opening import UnreadableImage
 from mixco.embeddings.features import extract_features, features_of
 from mixco.embeddings.knn import knn_scores, neighbours
-from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.encoders.loading import LoadedEncoder
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
 from mixco.runtime.seeding import generator_for

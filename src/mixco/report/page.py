@@ -18,7 +18,7 @@ from mixco.data.images import Images
 from mixco.data.loading import open_images
 from mixco.data.normalisation import measure
 from mixco.data.run_images import cache_of, find_images, where_in
-from mixco.encoders.checkpoint import load_encoder
+from mixco.encoders.loading import load_encoder
 from mixco.encoders.published import is_published
 from mixco.evaluation.kinds import title_of
 from mixco.methods import MIXERS, NO_MIXER, mixer_of

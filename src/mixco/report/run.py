@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixco.data.datasets import Data
-from mixco.encoders.checkpoint import LoadedEncoder, load_encoder
+from mixco.encoders.loading import LoadedEncoder, load_encoder
 from mixco.report.table import flat
 from mixco.runtime.errors import UserError
 from mixco.runtime.run_folder import read_json, read_metrics

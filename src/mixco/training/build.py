@@ -4,7 +4,7 @@ from pkgutil import resolve_name
 
 from torch import nn
 
-from mixco.encoders.checkpoint import LoadedEncoder
+from mixco.encoders.loading import LoadedEncoder
 from mixco.methods import METHODS, mixer_of
 from mixco.models.encoder import Encoder, build_backbone, feature_dim
 from mixco.models.frozen_batchnorm import freeze_batch_norms

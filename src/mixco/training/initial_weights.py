@@ -8,12 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mixco.data.normalisation import shown
-from mixco.encoders.checkpoint import (
-    EncoderDescription,
-    LoadedEncoder,
-    load_encoder,
-    save_encoder,
-)
+from mixco.encoders.checkpoint import EncoderDescription, save_encoder
+from mixco.encoders.loading import LoadedEncoder, load_encoder
 from mixco.models.adapt import adapt, adapt_first_convolution
 from mixco.models.encoder import Stem, input_channels, resolve_stem
 from mixco.runtime.errors import UserError

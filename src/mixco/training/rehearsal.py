@@ -12,7 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mixco.encoders.checkpoint import LoadedEncoder, load_encoder, save_encoder
+from mixco.encoders.checkpoint import save_encoder
+from mixco.encoders.loading import LoadedEncoder, load_encoder
 from mixco.models.encoder import input_channels
 from mixco.models.families import first_line
 from mixco.runtime.errors import UserError, out_of_memory

@@ -20,7 +20,8 @@ from mixco.data.loading import epoch_batches, open_images
 from mixco.data.normalisation import measure, shown
 from mixco.data.pixel_format import LOOKED_AT, spread
 from mixco.data.run_images import known_images, pinned, under_first_name
-from mixco.encoders.checkpoint import EncoderDescription, LoadedEncoder
+from mixco.encoders.checkpoint import EncoderDescription
+from mixco.encoders.loading import LoadedEncoder
 from mixco.methods import METHODS, mixer_of, passes_of
 from mixco.methods.options import UNTOLD, DistilOptions
 from mixco.models.encoder import (

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mixco.data.images import Drawn, Images
 from mixco.embeddings.features import features_of
-from mixco.encoders.checkpoint import LoadedEncoder, UnknownArchitecture, fingerprint, load_encoder
+from mixco.encoders.checkpoint import fingerprint
+from mixco.encoders.loading import LoadedEncoder, UnknownArchitecture, load_encoder
 from mixco.models.encoder import feature_dim
 from mixco.runtime.device import Compute
 from mixco.runtime.errors import UserError
