@@ -195,6 +195,36 @@ def test_splits_have_other_names(folder: Path, tmp_path: Path) -> None:
     assert listed(tmp_path, "test").name == f"{tmp_path.name}/validation"
 
 
+def test_splits_have_names_of_your_own(folder: Path, tmp_path: Path) -> None:
+    write_tars(folder / "train", tmp_path / "fit_2")
+    for path in (tmp_path / "fit_2").iterdir():
+        path.rename(path.with_name(path.name.replace("train", "photos")))
+    write_tar(tmp_path / "held-out" / "0.tar", samples(images_of(folder / "test"), "cls"))
+    names = {"train_folder": "fit_2", "test_folder": "held-out"}
+    for split, count in (("train", 90), ("test", 40)):
+        found = listed(tmp_path, split, **names)
+        assert len(found.files) == count and found.name.endswith(names[f"{split}_folder"])
+
+
+@pytest.mark.parametrize("test", ["test", "val", "validation"])
+@pytest.mark.parametrize("top", ["", "photos/", "./photos/"])
+def test_folders_in_a_tar_file_are_splits_and_classes(
+    folder: Path, tmp_path: Path, test: str, top: str
+) -> None:
+    members = [
+        (f"{top}{name}/{path.relative_to(folder / split).as_posix()}", path.read_bytes())
+        for split, name in (("train", "train"), ("test", test))
+        for path, _ in images_of(folder / split)
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    for split in ("pretrain", "train", "test"):
+        found, there = listed(tmp_path / "a.tar", split), listed(folder, split)
+        assert (found.labels, found.classes) == (there.labels, there.classes)
+    # Without a train folder, test is a class like others.
+    write_tar(tmp_path / "b.tar", [(n.replace("train/", "x/"), data) for n, data in members])
+    assert set(listed(tmp_path / "b.tar").classes) == {"x", test}
+
+
 def test_a_test_split_without_labels_gives_way_to_validation(folder: Path, tmp_path: Path) -> None:
     for name, split in (("train", "train"), ("validation", "test")):
         write_tar(tmp_path / f"{name}.tar", samples(images_of(folder / split), "cls"))

@@ -6,15 +6,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from mixco.data.datasets import USUAL, Data, LabelSource
+from mixco.data.datasets.folders import TRAIN
 from mixco.data.datasets.hub import Found, HubFiles, fetch, find
 from mixco.data.datasets.parquet import index_parquet
-from mixco.data.datasets.sharded import list_sharded
+from mixco.data.datasets.sharded import TESTS, list_sharded
 from mixco.data.datasets.shards import UNLABELLED, read_shards
 from mixco.data.image_list import ImageList
 from mixco.runtime.errors import UserError
 from mixco.runtime.progress import say
-
-TRAIN, TESTS = "train", ("test", "validation")
 
 
 def list_hub(

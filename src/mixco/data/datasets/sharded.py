@@ -96,7 +96,8 @@ def list_sharded(
             f"{name}: shards of two kinds, {' and '.join(kinds)}, which may hold the same images; give "
             f"the files of one, such as --data '{paths[0].parent}/*{kinds[0]}'"
         )
-    found = _read(paths, cache, label_column, splits)
+    named = [folder for folder in (train_folder, test_folder) if folder]
+    found = _read(paths, cache, label_column, splits, named)
     notes = _notes(found.shards)
     there = Counter(found.split)
     if not there:
@@ -154,6 +155,7 @@ def _read(
     cache: Path | None,
     label_column: str | None,
     splits: Sequence[str] | None,
+    named: Sequence[str],
 ) -> _Found:
     is_tar = paths[0].suffix.lower() == tar.ENDING
     index = partial(tar.index_tar if is_tar else parquet.index_parquet, label=label_column)
@@ -173,12 +175,12 @@ def _read(
         stored = Rows(tuple(paths), columns, file, offset)
     split: list[str] = []
     label: list[str | None] = []
-    words = splits or [split_of(path) for path in below]
+    words = splits or [split_of(path, named) for path in below]
     for shard, word in zip(shards, words, strict=True):
         texts = [*shard.classes, None]  # UNLABELLED, -1, is the last
         given = [texts[code] for code in shard.label.tolist()]
         if is_tar and (not word or UNLABELLED in shard.label):
-            tops, folders = _folders(shard.names, word)
+            tops, folders = _folders(shard.names, word, named)
             split += [word] * len(given) if word else tops
             label += [a or b for a, b in zip(given, folders, strict=True)]
         else:
@@ -192,26 +194,36 @@ def _read(
     return _Found(root, shards, joined_names(below, shards), stored, split, label, damaged)
 
 
-def split_of(path: str) -> str:
-    """The split that a path names, "train" of "data/train-00000-of-00014.parquet"; "" for none."""
+def split_of(path: str, named: Sequence[str] = ()) -> str:
+    """The split that a path names, "train" of "data/train-00000-of-00014.parquet"; "" for none.
+
+    named: other names of splits, which go first.
+    """
+    for name in named:
+        if re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", path):
+            return name
     words = re.split(r"[^a-z]+", path.lower())
     return next((SPLITS[word] for word in reversed(words) if word in SPLITS), NOWHERE)
 
 
-def _folders(names: FileNames, word: str) -> tuple[list[str], list[str | None]]:
+def _folders(
+    names: FileNames, word: str, named: Sequence[str]
+) -> tuple[list[str], list[str | None]]:
     """Split and class folder of the members of a tar file, whose common folder does not count.
 
-    word: the split, where it is known.
+    The first folders are splits where one of them is train; else a class may be called test.
+    word: the split, where it is known. named: other names of splits.
     """
     parts = [name.split("/") for name in names]
     while parts and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):
         top = parts[0][0]
         parts = [p[1:] for p in parts]
-        if not word and split_of(top):
-            word = split_of(top)
-    in_split = [bool(not word and len(p) > 1 and split_of(p[0]) == p[0]) for p in parts]
-    splits = [p[0] if own else word for p, own in zip(parts, in_split, strict=True)]
-    below = [p[1:] if own else p for p, own in zip(parts, in_split, strict=True)]
+        word = word or split_of(top, named)
+    known = {**SPLITS, **{name: name for name in named}}
+    splits = [known.get(p[0], NOWHERE) if len(p) > 1 and not word else NOWHERE for p in parts]
+    if not {TRAIN, *named} & set(splits):
+        splits = [word] * len(parts)
+    below = [p[1:] if own and not word else p for p, own in zip(parts, splits, strict=True)]
     return splits, [p[0] if len(p) > 1 else None for p in below]
 
 
