@@ -2,9 +2,9 @@
 
 Every fenced ```python block of README.md and docs/*.md is run. The blocks of a page share a namespace,
 in which `images` is a batch of photographs. They run in a folder with `photos/` (class folders of real
-images), `runs/photos` (a short run on them), `vectors.parquet` (their vectors) and
-`encoder.safetensors` (a ResNet-18 with the standard stem). Every `mixco ...` line in a code block goes
-through the parser of the command line. Commands that only read that run are run.
+images), `labels.csv` (a table of them), `runs/photos` (a short run on them), `vectors.parquet` (their
+vectors) and `encoder.safetensors` (a ResNet-18 with the standard stem). Every `mixco ...` line in a code
+block goes through the parser of the command line. Commands that only read that run are run.
 
 A block that cannot run follows a comment with the reason:  <!-- not run: it needs ... -->
 """
@@ -84,6 +84,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the documents use: photographs, and a short run on them."""
     folder = tmp_path_factory.mktemp("docs")
     unpack_sample(folder / "photos", train=12, test=3)
+    paths = [path.relative_to(folder / "photos") for path in (folder / "photos").glob("*/*/*")]
+    lines = [f"{path.as_posix()},{path.parts[1]},{path.parts[0]}\n" for path in paths]
+    (folder / "labels.csv").write_text("".join(["path,label,split\n", *lines]))
     options = (
         f"--data {folder}/photos --cache {folder}/cache --device cpu --batch-size 40 --epochs 1"
     )

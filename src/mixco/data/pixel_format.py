@@ -80,7 +80,7 @@ def _refuse_unless_one_can(
             )
             reasons.append(f"{name} {read} ({error})")
     remedy = (
-        "mend the files (docs/other-images.md says what is read)"
+        "mend the files (docs/your-data.md says what is read)"
         if own
         else "leave out --channels and --bits, or give images in the encoder's format"
     )

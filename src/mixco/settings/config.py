@@ -61,7 +61,7 @@ class DataConfig:
     data: Data = setting(
         "",
         f"A folder of images, or the name of a data set: {', '.join(DATASETS)}. Also several folders, "
-        "lists of paths (.txt), and shards (.tar, .parquet); see docs/data.md.",
+        "lists of paths (.txt), and shards (.tar, .parquet); see docs/your-data.md.",
         chosen="nothing: none; it must be given",
         first=True,
         may_be_path=True,

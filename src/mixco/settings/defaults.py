@@ -1,6 +1,6 @@
 """The rules that choose unset settings, from the images, the method and the device.
 
-Pure functions of plain values -> (value, reason in a few words); docs/own-data.md has them as a table.
+Pure functions of plain values -> (value, reason in a few words); docs/doctor.md has them as a table.
 A base's own settings have their rules in methods/options.py.
 """
 

@@ -45,7 +45,7 @@ def of_settings(
         yield Advice(
             f"the images are all but of one colour: their pixels deviate by {spread:.2g} from the mean, "
             "where 1 is white",
-            "look whether their numbers fill the range of their type (docs/other-images.md)",
+            "look whether their numbers fill the range of their type (docs/your-data.md)",
         )
     base = METHODS[method.method]
     yield from base.advise(method, images, batch)

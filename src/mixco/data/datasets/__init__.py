@@ -128,7 +128,7 @@ def list_images(
         if named.needs_path and data_path is None:
             raise UserError(
                 f"--data {data} needs --data-path, the folder that it lies in or is to lie in; "
-                "docs/data.md tells how to get each set, and how it is laid out"
+                "docs/your-data.md tells how to get each set, and how it is laid out"
             )
         if split == "all":
             split = "pretrain"

@@ -17,7 +17,7 @@ ImageNet cannot be downloaded by a program: its images are given to people who a
 (non-commercial research and education). Register at https://image-net.org/download.php, get \
 ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, and lay them out as \
 train/<wnid>/*.JPEG (each class is a tar file inside the first), val/*.JPEG and ILSVRC2012_devkit_t12/; \
-or take Kaggle's imagenet-object-localization-challenge and unpack it as it is. See docs/data.md"""
+or take Kaggle's imagenet-object-localization-challenge and unpack it as it is. See docs/your-data.md"""
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 SOLUTION = "LOC_val_solution.csv"
@@ -182,7 +182,7 @@ def _ground_truth(root: Path, flat: Sequence[str]) -> dict[str, str]:
     if not path.is_file():
         raise UserError(
             f"{root}: val has no class folders, so its labels are needed; expected {SOLUTION} or "
-            f"{path.relative_to(root)} in it, or val/<wnid>/*.JPEG. See docs/data.md"
+            f"{path.relative_to(root)} in it, or val/<wnid>/*.JPEG. See docs/your-data.md"
         )
     lines = read_lines(path, "the labels of val")
     if len(lines) != len(flat):
