@@ -123,7 +123,7 @@ class EvaluationConfig:
     data: Data | None = setting(
         None,
         "A data set by its name, or a folder with train/<class>/ and test/<class>/ (or val/). Also "
-        "several folders, lists, and shards, as in `mixco pretrain`.",
+        "several folders, lists, shards, and hf:OWNER/NAME, as in `mixco pretrain`.",
         chosen="the run",
         may_be_path=True,
     )

@@ -61,7 +61,8 @@ class DataConfig:
     data: Data = setting(
         "",
         f"A folder of images, or the name of a data set: {', '.join(DATASETS)}. Also several folders, "
-        "lists of paths (.txt), and shards (.tar, .parquet); see docs/your-data.md.",
+        "lists of paths (.txt), shards (.tar, .parquet) and sets of the Hugging Face hub "
+        "(hf:OWNER/NAME); see docs/your-data.md.",
         chosen="nothing: none; it must be given",
         first=True,
         may_be_path=True,

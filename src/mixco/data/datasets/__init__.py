@@ -125,6 +125,11 @@ def list_images(
                 "--train-folder and --test-folder are for folders of your own; leave them out with "
                 f"--data {data}, whose splits are known"
             )
+        if labels != USUAL:
+            raise UserError(
+                "--labels-from and its columns are for images of your own; leave them out with --data "
+                f"{data}, whose labels are known"
+            )
         if named.needs_path and data_path is None:
             raise UserError(
                 f"--data {data} needs --data-path, the folder that it lies in or is to lie in; "

@@ -107,8 +107,8 @@ def list_sharded(
     own = {
         "all": None,
         "pretrain": TRAIN if there[TRAIN] else None,
-        "train": train_folder or TRAIN,
-        "test": test_folder or _test_split(found, labelled),
+        "train": _spelt(train_folder, there) or TRAIN,
+        "test": _spelt(test_folder, there) or _test_split(found, labelled),
     }
     wanted = own[split]
     chosen = [i for i, each in enumerate(found.split) if wanted in (None, each)]
@@ -225,6 +225,11 @@ def _folders(
         splits = [word] * len(parts)
     below = [p[1:] if own and not word else p for p, own in zip(parts, splits, strict=True)]
     return splits, [p[0] if len(p) > 1 else None for p in below]
+
+
+def _spelt(name: str | None, there: Counter[str]) -> str | None:
+    """A split's name as it is found: "val" of the command line may be "validation" in a path."""
+    return name if name is None or there[name] else SPLITS.get(name, name)
 
 
 def _test_split(found: _Found, labelled: bool) -> str:
