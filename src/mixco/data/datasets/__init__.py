@@ -52,6 +52,17 @@ class LabelSource(NamedTuple):
         """The label column of shards; None for the usual ones."""
         return None if self.table else self.label_column
 
+    def over(self, other: "LabelSource") -> "LabelSource":
+        """What is given here, else what the other has; another table has columns of its own."""
+        if self.table is not None:
+            return self
+        return LabelSource(
+            other.table,
+            self.path_column or other.path_column,
+            self.label_column or other.label_column,
+            self.split_column or other.split_column,
+        )
+
 
 USUAL = LabelSource()
 
@@ -114,12 +125,18 @@ def list_images(
 
     Raises UserError that names the file, what was expected and what to do.
     """
-    if not "".join(data).strip():
+    if not (data and all(text.strip() for text in places_in(data))):
         raise UserError(
             "--data is empty or not given: give a folder of images or the name of a data set; --data "
             "sample is the one that comes with mixco"
         )
+    _refuse_unused(labels, train_folder or test_folder)
     if isinstance(data, str) and (named := DATASETS.get(data)):
+        if labels != USUAL:
+            raise UserError(
+                "--labels-from and --label-column are for images of your own; leave them out with "
+                f"--data {data}, whose labels are known"
+            )
         if train_folder or test_folder:
             raise UserError(
                 "--train-folder and --test-folder are for folders of your own; leave them out with "
@@ -158,6 +175,19 @@ def list_images(
     )
 
 
+def _refuse_unused(labels: LabelSource, folder: str | None) -> None:
+    """Raises UserError for what would have no meaning."""
+    column = labels.path_column or labels.split_column
+    if column and labels.table is None:
+        option = "--path-column" if labels.path_column else "--split-column"
+        raise UserError(f"{option} {column}: a column of what? Give --labels-from with a table")
+    if folder and labels.table is not None:
+        raise UserError(
+            "--train-folder and --test-folder are for folders that are splits; with --labels-from the "
+            "table says the split of each image, in --split-column"
+        )
+
+
 def places_in(data: Data) -> tuple[str, ...]:
     return (data,) if isinstance(data, str) else data
 
@@ -169,7 +199,7 @@ def is_hub(data: Data) -> bool:
 
 def set_name(data: Data) -> str:
     """What images are called: by a data set's name, or by folders, files or patterns of your own."""
-    names = [_own_name(text) for text in places_in(data)]
+    names = sorted(_own_name(text) for text in places_in(data))
     return "+".join(names) if len(names) < 4 else f"{names[0]}+{len(names) - 1}"
 
 
