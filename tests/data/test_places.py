@@ -106,6 +106,14 @@ def test_a_folder_inside_another(tmp_path: Path, turned: bool) -> None:
     assert not any("same images" in note for note in found.notes), "copies in one folder stay"
 
 
+def test_a_link_to_another_of_the_folders_in_any_order(tmp_path: Path) -> None:
+    first, second = photos(tmp_path / "b", 1, 2), photos(tmp_path / "c", 3)
+    (tmp_path / "a").symlink_to(first)
+    for data in ((first, tmp_path / "a", second), (second, tmp_path / "a", first)):
+        found = listed(*data)
+        assert found.files == ("a/0001.jpg", "a/0002.jpg", "c/0003.jpg") and found.notes == ()
+
+
 def test_copies_in_two_places_count_once(tmp_path: Path) -> None:
     first = photos(tmp_path / "a", 1, 2)
     second = photos(tmp_path / "b", 2, prefix="another-name-")

@@ -15,7 +15,8 @@ from forked import mixco_command
 from run_states import assert_equal, final_state
 from sample_images import unpack_sample
 
-from mixco.data.run_images import changes
+from mixco.data.datasets import Where
+from mixco.data.run_images import changes, known_images
 from mixco.embeddings.commands import Neighbours, neighbours
 from mixco.evaluation.protocols import evaluate_knn
 from mixco.export.export import export
@@ -492,6 +493,10 @@ def test_a_run_finds_the_table_of_its_labels(
     assert done.returncode == 0, done.stderr
     assert "6 images of flat/test, 48 labelled" in done.stdout
     before = read_json(run / "results.json")["knn"]["top1"]
+    shutil.move(project / "flat", tmp_path / "flat-elsewhere")
+    page = report(ReportConfig((run,), device="cpu", data=str(tmp_path / "flat-elsewhere")))
+    assert page is not None and "images cannot be opened" not in page.read_text("utf-8")
+    shutil.move(tmp_path / "flat-elsewhere", project / "flat")
     shutil.move(project, tmp_path / "moved")
     run = tmp_path / "moved" / "runs" / "a"
     evaluate_knn(config_of(KNNConfig, run=run, cache=tmp_path / "c"))
@@ -500,3 +505,15 @@ def test_a_run_finds_the_table_of_its_labels(
     (tmp_path / "moved" / "tables" / "labels.csv").unlink()
     with pytest.raises(UserError, match=r"its images were in .*project"):
         evaluate_knn(config_of(KNNConfig, run=run, cache=tmp_path / "c"))
+
+
+def test_the_facts_of_an_earlier_version_are_read(stopped: Path, tmp_path: Path) -> None:
+    """They name one place and no table."""
+    facts = read_json(stopped / "images.json")
+    del facts["below"], facts["table"]
+    (stopped / "images.json").write_text(json.dumps(facts))
+    known = known_images(stopped)
+    assert known is not None and known.is_at(Where("./photos/"))
+    shutil.move("photos", tmp_path / "job-3")
+    run = pretrain(config(tmp_path / "job-3", out=stopped))
+    assert read_json(run / "images.json")["below"] == ["."]

@@ -262,6 +262,15 @@ def find_images(run: Path, where: Where, cache: Path, option: str = "") -> Where
     )
 
 
+def labels_of(run: Path, where: Where) -> LabelSource:
+    """Where a run's labels are, from any working folder, when its images may be elsewhere."""
+    known, table = known_images(run), where.labels.table
+    if table is None or table.exists() or known is None or not (known.place and known.table):
+        return where.labels
+    began = Path(os.path.normpath(Path(known.place) / known.table))
+    return where.labels._replace(table=began)
+
+
 def pinned(where: Where, revision: str) -> Where:
     """Images of the hub at a commit, unless they name a revision; others as they are."""
     if not (revision and isinstance(where.data, str) and is_hub(where.data)) or "@" in where.data:

@@ -88,7 +88,7 @@ def list_places(
         )
     if images and split in ("train", "test"):
         raise UserError(
-            f"{shown(str(images[0]))}: is named alone, so it has neither split nor label; give folders "
+            f"{shown(images[0])}: is named alone, so it has neither split nor label; give folders "
             "with train/<class>/... and test/<class>/..., or --labels-from with a table"
         )
 
@@ -115,7 +115,8 @@ class Places(NamedTuple):
     """What --data names, sorted by full path; each once."""
 
     folders: list[Path]
-    images: list[Path]
+    images: list[str]
+    """Full paths; a list may name a million, of which a Path each would take seconds."""
     shards: list[Path]
 
 
@@ -140,8 +141,8 @@ def expand(data: Sequence[str]) -> Places:
         else:
             raise UserError(f"{where}: neither a folder nor a known data set; {suggestion(text)}")
     # Links are followed for folders only: a list may name a million images on a network disk.
-    folders = list({folder.resolve(): folder for folder in reversed(found.folders)}.values())
-    return Places(*map(_once, (folders, found.images, found.shards)))
+    folders = {folder.resolve(): folder for folder in reversed(_once(found.folders))}
+    return Places(_once(folders.values()), sorted(set(found.images)), _once(found.shards))
 
 
 def _once(paths: Iterable[Path]) -> list[Path]:
@@ -161,10 +162,11 @@ def _read_list(path: Path, found: Places) -> None:
     lines = {n: line for n, line in lines.items() if line and not line.startswith("#")}
     if not lines:
         raise UserError(f"--data {path}: the list is empty; expected a path in each line")
+    base, images = _absolute(path.parent), _images()
     for number, line in lines.items():
         where = f"{path}, line {number}"
-        if line.lower().endswith(_images()) and not _is_pattern(line):
-            found.images.append(path.parent / line)  # looked for when it is read
+        if line.lower().endswith(images) and not _is_pattern(line):
+            found.images.append(_absolute(os.path.join(base, line)))  # noqa: PTH118
         elif line.lower().endswith(LISTS):
             raise UserError(f"{where}: names the list {line}; a list cannot name others")
         elif (path.parent / line).exists():
@@ -175,18 +177,19 @@ def _read_list(path: Path, found: Places) -> None:
 
 def _add_matches(text: str, base: Path, where: str, found: Places) -> None:
     """Add what a pattern stands for, relative to `base`; files of other kinds are left aside."""
-    patterns = expand_braces(text)
+    patterns, lists = expand_braces(text), text.lower().endswith(LISTS)
+    wanted = LISTS if lists else (*_images(), *ENDINGS)
     for pattern in patterns:
         exact = (base / pattern).exists()
         names = [pattern] if exact else glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207
-        before = sum(map(len, found))
-        for name in names:
-            if text.lower().endswith(LISTS):
-                _read_list(base / name, found)
-            elif (base / name).is_dir() or name.lower().endswith((*_images(), *ENDINGS)):
-                _add(base / name, where, found)
-        if sum(map(len, found)) == before:
+        names = [n for n in names if n.lower().endswith(wanted) or (base / n).is_dir()]
+        if not names:
             raise UserError(f"{where}: no folder, image or shard {shown(pattern)}; check the path")
+        for name in names:
+            if lists:
+                _read_list(base / name, found)
+            else:
+                _add(base / name, where, found)
     if not patterns:
         raise UserError(f"{where}: the numbers in braces must rise, as in {{000..099}}")
 
@@ -198,7 +201,7 @@ def _add(path: Path, where: str, found: Places) -> None:
     elif name.endswith(ENDINGS):
         found.shards.append(path)
     elif name.endswith(_images()):
-        found.images.append(path)
+        found.images.append(_absolute(path))
     else:
         raise UserError(
             f"{where}: {shown(path.name)} is neither a folder nor an image; expected a folder, an "
@@ -228,15 +231,15 @@ def expand_braces(pattern: str) -> list[str]:
     ]
 
 
-def _list_of(images: list[Path]) -> ImageList:
-    """Images that are named one by one."""
-    top = Path(images[0].absolute().anchor)
-    return ImageList("", top, tuple(_absolute(p)[len(top.as_posix()) :] for p in images), None, ())
+def _list_of(images: list[str]) -> ImageList:
+    """Images by their full paths."""
+    top = Path(images[0]).anchor
+    return ImageList("", Path(top), tuple(path[len(top) :] for path in images), None, ())
 
 
-def _absolute(path: Path) -> str:
+def _absolute(path: Path | str) -> str:
     """The full path with slashes; links in it are not followed."""
-    return Path(os.path.abspath(path)).as_posix()  # noqa: PTH100
+    return os.path.abspath(path).replace(os.sep, "/")  # noqa: PTH100
 
 
 def join(name: str, parts: Sequence[ImageList], cache: Path | None = None) -> ImageList:
