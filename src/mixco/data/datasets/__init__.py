@@ -78,6 +78,18 @@ class Where(NamedTuple):
         """`list_images` of them."""
         return list_images(self.data, self.data_path, split, cache, labels=self.labels, **how)
 
+    def settings(self) -> dict[str, Any]:
+        """The settings that give them, by their names in every command."""
+        table, path_column, label_column, split_column = self.labels
+        return {
+            "data": self.data,
+            "data_path": self.data_path,
+            "labels_from": table,
+            "path_column": path_column,
+            "label_column": label_column,
+            "split_column": split_column,
+        }
+
 
 MAX_UNREADABLE = 0.01  # fraction of the images of a set that may be left out for that
 IN = "mixco.data.datasets"
