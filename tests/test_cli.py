@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from sample_images import unpack_sample
 
 import mixco.cli
 from mixco.runtime.setting import option
-from mixco.settings.config import of_other_bases
+from mixco.settings.config import PretrainConfig, of_other_bases
 from mixco.settings.options import rows
 from mixco.training.checkpoints import checkpoints
 
@@ -133,6 +134,11 @@ def test_the_spellings_that_were_promised() -> None:
         ("finetune --run nowhere --head-lr 0", ["--head-lr", "above 0"]),
         ("embed", ["RUN"]),
         ("report", ["run folders", "results.json"]),
+        ("pretrain --data --out x", ["--data is empty"]),
+        ("pretrain --data sample sampel --out x", ["--data sample", "given alone"]),
+        ("doctor sampel nowhere", ["--data sampel", "did you mean sample?"]),
+        ("pretrain --data sample --labels-from t.csv", ["--labels-from", "of your own"]),
+        ("pretrain --data sample --download --path-column x", ["--path-column x", "--labels-from"]),
     ],
 )
 def test_a_mistake_ends_in_a_sentence(
@@ -158,6 +164,12 @@ def test_a_mistake_ends_in_a_sentence(
     [
         ("embed a photos --out x.npz", {"run": Path("a"), "data": "photos"}),
         ("embed a --out x.npz", {"run": Path("a"), "data": None}),
+        ("embed a b c --out x.npz", {"run": Path("a"), "data": ("b", "c")}),
+        ("neighbours a x --among b c --k 3", {"images": ("x",), "among": ("b", "c"), "k": 3}),
+        ("duplicates a --among b", {"among": "b"}),
+        ("knn --run a --data b c --k 3", {"k": 3}),
+        ("compare a --data b c --labels-from t.csv", {"data": ("b", "c")}),
+        ("report a b --data c d", {"runs": (Path("a"), Path("b")), "data": ("c", "d")}),
         ("neighbours a x y --k 3", {"run": Path("a"), "images": ("x", "y"), "k": 3}),
         ("report a b --images x", {"runs": (Path("a"), Path("b")), "images": (Path("x"),)}),
         ("push a me/name", {"run": Path("a"), "repo_id": "me/name"}),
@@ -168,6 +180,33 @@ def test_what_must_be_given_needs_no_option(line: str, settings: dict[str, objec
     name, *arguments = line.split()
     config = mixco.cli.read(name, resolve_name(mixco.cli.commands()[name].config), arguments)
     assert {key: getattr(config, key) for key in settings} == settings
+
+
+@pytest.mark.parametrize(
+    "line", ["pretrain --data a b --size 64", "doctor a b --size 64", "doctor --size 64 --data a b"]
+)
+def test_data_takes_several_places(line: str) -> None:
+    name, *arguments = line.split()
+    config: Any = mixco.cli.read(name, resolve_name(mixco.cli.commands()[name].config), arguments)
+    data = (config.pretrain if name == "doctor" else config).data
+    assert data.data == ("a", "b") and data.size == 64
+
+
+def test_one_place_is_a_text_and_a_recipe_may_have_several(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[data]\ndata = ["a", "~/b"]\nlabels_from = "t.csv"\nlabel_column = "x"\n')
+    given = {
+        (): ("a", str(Path("~/b").expanduser())),
+        ("--data", "c"): "c",
+        ("--data=c",): "c",
+        ("--data", "c", "d"): ("c", "d"),
+        ("--data",): "",
+    }
+    for arguments, data in given.items():
+        arguments = ("--recipe", str(recipe), *arguments)
+        config = mixco.cli.read("pretrain", PretrainConfig, list(arguments))
+        assert config.data.data == data
+        assert config.data.labels_from == Path("t.csv") and config.data.label_column == "x"
 
 
 def test_a_mistake_shows_no_traceback() -> None:
@@ -200,3 +239,39 @@ def test_from_a_folder_of_ones_own_to_its_evaluation(tmp_path: Path) -> None:
         where = ("--data", tmp_path / "photos", "--cache", cache)
         other = mixco_command(command, "--checkpoint", checkpoints(out)[-1], *where)
         assert other.stdout == done.stdout, "a checkpoint of the end is the encoder"
+
+
+@pytest.mark.slow
+def test_several_folders_on_the_command_line(tmp_path: Path) -> None:
+    """Looked at, trained on, and turned into vectors."""
+    first = unpack_sample(tmp_path / "a", train=12, test=2, classes=3)
+    second = unpack_sample(tmp_path / "b", train=16, test=2, classes=3)
+    out, cache = tmp_path / "out", ("--cache", tmp_path / "cache")
+    done = mixco_command(*("doctor", "a", "b", "--no-trial", "--size", "32", *cache), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "48 images" in done.stdout + done.stderr
+    done = mixco_command(
+        *(
+            "pretrain",
+            "--data",
+            first,
+            second,
+            "--size",
+            "32",
+            "--epochs",
+            "1",
+            "--batch-size",
+            "12",
+        ),
+        *("--out", out, *cache),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "48 images" in done.stderr and "left out" in done.stderr
+    done = mixco_command("embed", out, "b", "a", "--out", "v.npz", *cache, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the vectors of 54 images" in done.stderr, "test images too"
+    done = mixco_command("embed", out, "--out", "own.npz", *cache, cwd=tmp_path)
+    assert "the vectors of 48 images" in done.stderr
+    done = mixco_command("knn", "--run", out, *cache)
+    assert done.returncode == 0, done.stderr
+    assert "6 images of a+b/test, 48 labelled" in done.stdout

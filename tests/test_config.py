@@ -10,6 +10,7 @@ import pytest
 from configs import resolved, with_images
 
 from mixco.cli import commands
+from mixco.data.datasets import Data
 from mixco.methods import MIXERS
 from mixco.report.table import distinguishes
 from mixco.runtime.errors import UserError
@@ -110,6 +111,8 @@ def test_micro_batches_have_their_old_name_too(tmp_path: Path) -> None:
         ("x = " + "[" * 9999, ["not valid TOML"]),
         ("[optimisation]\nlr = 1" + "0" * 400, ["lr must be a number"]),
         ("[optimisation]\nlr = 1" + "0" * 5000, ["not valid TOML"]),
+        ("[data]\ndata = [1]", ["data", "a text", "1"]),
+        ("[data]\ndata = 1", ["data", "a text", "1"]),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -170,12 +173,15 @@ def test_the_queue_stays_well_below_the_data(images: int, queue: int) -> None:
     assert resolved(images, method="moco").method.queue == queue
 
 
-def test_a_run_tells_the_command_that_gives_it() -> None:
+@pytest.mark.parametrize("data", ["a folder; with $signs", ("b/", "a folder", "*.tar")])
+def test_a_run_tells_the_command_that_gives_it(data: Data) -> None:
     """All that differs from the defaults is named, and parsed it is the same config."""
     config = resolved(
         1000,
         recipe="demo",
-        data="a folder; with $signs",
+        data=data,
+        labels_from=Path("a table.csv"),
+        label_column="what it is",
         data_path=Path("x y"),
         download=True,
         method="moco",
@@ -188,6 +194,7 @@ def test_a_run_tells_the_command_that_gives_it() -> None:
     )
     mixco, command, *arguments = shlex.split(command_of(to_dict(config)))
     assert (mixco, command) == ("mixco", "pretrain")
+    assert from_dict(Settings, to_dict(config), "config.json") == config
     assert "--schedule" in arguments
     assert "--jitter" not in arguments
     parsed = parse(PretrainConfig, "pretrain", arguments)

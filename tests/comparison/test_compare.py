@@ -279,3 +279,27 @@ def test_rows_of_several_seeds_have_short_names() -> None:
     assert _called(rows) == expected
     alike = [["cars-s0", "cars-s1"], ["cars-s2", "cars-s3"]]
     assert _called(alike) == ["cars-s0, cars-s1", "cars-s2, cars-s3"]
+
+
+def test_labels_from_a_table_and_images_in_two_folders(place: Path, tmp_path: Path) -> None:
+    """The labels of a run without labels; two halves of the photographs are measured on as one."""
+    rows = [
+        f"{i}.jpg,class {i // TEST},{'train' if i % TEST < 5 else 'test'}"
+        for i in range(CLASSES * TEST)
+    ]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["image_id,species,split", *rows]))
+    by_table = {"labels_from": table, "label_column": "species", "supervised": False}
+    found = compared(place, tmp_path / "one", "flat-run", **by_table)
+    assert found["test_images"] == CLASSES * 3
+    for half in (0, 1):
+        (tmp_path / str(half)).mkdir()
+        for path in (place / "flat").glob("*.jpg"):
+            if int(path.stem) % 2 == half:
+                shutil.copy(path, tmp_path / str(half))
+    data = [tmp_path / "0", tmp_path / "1"]
+    halves = compared(place, tmp_path / "two", "flat-run", data=data, **by_table)
+    for one, two in zip(found["rows"], halves["rows"], strict=True):
+        assert one["name"] == two["name"]
+        assert one["results"]["knn"] == two["results"]["knn"]
+    assert halves["test_images"] == found["test_images"] and halves["classes"] == found["classes"]

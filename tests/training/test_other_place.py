@@ -15,7 +15,8 @@ from forked import mixco_command
 from run_states import assert_equal, final_state
 from sample_images import unpack_sample
 
-from mixco.data.run_images import changes
+from mixco.data.datasets import Where
+from mixco.data.run_images import changes, known_images
 from mixco.embeddings.commands import Neighbours, neighbours
 from mixco.evaluation.protocols import evaluate_knn
 from mixco.export.export import export
@@ -365,3 +366,154 @@ def test_the_folder_of_a_named_set(
     pretrain(moved)
     assert f"the images are now at {project / 'moved'}" in capsys.readouterr().err.replace("\n", "")
     assert results(run) == {"pretrain", "knn"}
+
+
+# Several places.
+
+
+def several(places: tuple[str, ...], **settings: Any) -> PretrainConfig:
+    changes = {"data": places, "size": 32, "epochs": 2, "batch_size": 8, **settings}
+    return with_settings(config("x"), changes, "a test")
+
+
+@pytest.fixture
+def split_up(project: Path) -> Path:
+    """The images of photos/ in two folders, sites/north and sites/south, and a list of some more."""
+    sites = project / "sites"
+    for name, classes in (
+        ("north", ("AnnualCrop",)),
+        ("south", ("Forest", "HerbaceousVegetation")),
+    ):
+        for label in classes:
+            for split in ("train", "test"):
+                target = sites / name / label / split
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(project / "photos" / split / label, target)
+    some = sorted((sites / "south").rglob("*.jpg"))[:5]
+    lines = [str(path.relative_to(project)) for path in some]
+    (project / "list.txt").write_text("\n".join(lines) + "\n")
+    return sites
+
+
+PLACES = ("sites/north", "sites/south/Forest", "list.txt")
+
+
+def test_a_run_on_several_places_resumes_in_any_order(
+    split_up: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pretrain(several(PLACES, out=Path("runs/whole")))
+    run = pretrain(several(PLACES), stop_after=2)
+    facts = read_json(run / "images.json")
+    assert facts["place"] == str(split_up.parent) and facts["below"] == list(PLACES)
+    assert read_json(run / "config.json")["data"]["data"] == list(PLACES)
+    capsys.readouterr()
+    pretrain(several(PLACES[::-1]), stop_after=4)
+    monkeypatch.chdir(split_up)
+    elsewhere = ("./north", str(split_up / "south" / "Forest"), "../list.txt")
+    pretrain(several(elsewhere, out=Path("../runs/a"), cache=Path("../cache")))
+    said = capsys.readouterr().err
+    assert "going on after step 2" in said and "going on after step 4" in said
+    assert "--data" not in said and "are now at" not in said
+    assert_equal(final_state(split_up.parent / run), final_state(split_up.parent / whole))
+    with pytest.raises(UserError, match=r"1. images fewer.*another --out"):
+        pretrain(several(("north", "../list.txt"), out=Path("../runs/a"), cache=Path("../cache")))
+
+
+def test_a_run_on_several_places_is_found_from_elsewhere_and_moved(
+    split_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Also where one of them was given by its full path: only together they have a common folder."""
+    run = pretrain(several((str(split_up / "north"), *PLACES[1:]))).resolve()
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    monkeypatch.chdir(notebooks)
+    image = min((split_up / "north").rglob("*.jpg"))
+    capsys.readouterr()
+    assert collection_of(run, image)
+    assert "are now at" not in capsys.readouterr().err
+    assert "images cannot be opened" not in pages(run)
+    shutil.move(tmp_path / "project", tmp_path / "moved")
+    run = tmp_path / "moved" / "runs" / "a"
+    image = tmp_path / "moved" / image.relative_to(tmp_path / "project")
+    assert collection_of(run, image)
+    said = capsys.readouterr().err
+    assert f"the images are now at {tmp_path / 'moved'}" in said.replace("\n", "")
+    shutil.move(tmp_path / "moved" / "sites", tmp_path / "gone")
+    with pytest.raises(UserError, match=r"its images were in .*project.*give --among"):
+        collection_of(run, image)
+
+
+def collection_of(run: Path, image: Path) -> list[Neighbours]:
+    settings = {"device": "cpu", "workers": 0, "cache": run.parent / "c", "k": 2}
+    return neighbours(with_settings(NeighboursConfig(run, (str(image),)), settings, "neighbours"))
+
+
+def test_other_places_in_the_same_folder_are_not_the_runs_own(split_up: Path) -> None:
+    for site in ("north", "south"):  # class folders in train/ and test/, for an evaluation
+        for split in ("train", "test"):
+            for path in sorted((split_up / site).glob(f"*/{split}")):
+                target = split_up / site / split / path.parent.name
+                target.parent.mkdir(exist_ok=True)
+                shutil.move(path, target)
+    run = pretrain(several(("sites/north", "sites/south"))).resolve()
+    for data in (("sites/south", "sites/north"), ("sites/south",)):
+        cache = split_up / "c"
+        evaluate_knn(config_of(KNNConfig, run=run, data=data, cache=cache, precision="float32"))
+    evaluate_knn(config_of(KNNConfig, run=run, cache=split_up / "c", precision="float32"))
+    assert set(read_json(run / "results.json")) == {"pretrain", "knn", "knn@south"}
+    assert read_json(run / "results.json")["knn"]["data"] == "north+south/test"
+
+
+def flat_with_table(project: Path) -> str:
+    """The images of photos/ without folders, and a table of their splits and classes."""
+    lines = ["path,label,split"]
+    (project / "flat").mkdir()
+    for path in sorted((project / "photos").rglob("*.jpg")):
+        split, label, name = path.relative_to(project / "photos").parts
+        shutil.copy(path, project / "flat" / f"{split}-{name}")
+        lines.append(f"{split}-{name},{label},{split}")
+    (project / "tables").mkdir()
+    (project / "tables" / "labels.csv").write_text("\n".join(lines))
+    return "flat"
+
+
+def test_a_run_finds_the_table_of_its_labels(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = flat_with_table(project)
+    table = Path("tables/labels.csv")
+    whole = pretrain(config(data, labels_from=table, epochs=1, out=Path("runs/whole")))
+    run = pretrain(config(data, labels_from=table, epochs=1), stop_after=2)
+    pretrain(config("./flat/", labels_from=project / "tables" / "labels.csv", epochs=1))
+    assert_equal(final_state(run), final_state(whole))
+    assert "knn" in (run / "metrics.jsonl").read_text(), "of the table's labels"
+    run, cache = run.resolve(), project / "c"
+    monkeypatch.chdir(tmp_path)
+    done = mixco_command("knn", "--run", run, "--cache", cache, "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "6 images of flat/test, 48 labelled" in done.stdout
+    before = read_json(run / "results.json")["knn"]["top1"]
+    shutil.move(project / "flat", tmp_path / "flat-elsewhere")
+    page = report(ReportConfig((run,), device="cpu", data=str(tmp_path / "flat-elsewhere")))
+    assert page is not None and "images cannot be opened" not in page.read_text("utf-8")
+    shutil.move(tmp_path / "flat-elsewhere", project / "flat")
+    shutil.move(project, tmp_path / "moved")
+    run = tmp_path / "moved" / "runs" / "a"
+    evaluate_knn(config_of(KNNConfig, run=run, cache=tmp_path / "c"))
+    assert set(read_json(run / "results.json")) == {"pretrain", "knn"}
+    assert read_json(run / "results.json")["knn"]["top1"] == before
+    (tmp_path / "moved" / "tables" / "labels.csv").unlink()
+    with pytest.raises(UserError, match=r"its images were in .*project"):
+        evaluate_knn(config_of(KNNConfig, run=run, cache=tmp_path / "c"))
+
+
+def test_the_facts_of_an_earlier_version_are_read(stopped: Path, tmp_path: Path) -> None:
+    """They name one place and no table."""
+    facts = read_json(stopped / "images.json")
+    del facts["below"], facts["table"]
+    (stopped / "images.json").write_text(json.dumps(facts))
+    known = known_images(stopped)
+    assert known is not None and known.is_at(Where("./photos/"))
+    shutil.move("photos", tmp_path / "job-3")
+    run = pretrain(config(tmp_path / "job-3", out=stopped))
+    assert read_json(run / "images.json")["below"] == ["."]

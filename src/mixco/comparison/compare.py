@@ -8,7 +8,7 @@ from mixco.comparison.compare_json import write_found
 from mixco.comparison.labelled import compare_labelled
 from mixco.comparison.rows import rows_of
 from mixco.comparison.unlabelled import compare_unlabelled
-from mixco.data.datasets import USUAL, Where
+from mixco.data.datasets import Where
 from mixco.data.image_list import ImageList
 from mixco.data.run_images import are_own, find_images, where_in
 from mixco.evaluation.doubts import refuse_one_class
@@ -80,8 +80,7 @@ def _images(config: CompareConfig) -> Where:
     where = find_images(first, _trained_on(first), config.cache, "--data")
     if config.data_path is not None:
         where = where._replace(data_path=config.data_path)
-    if label_source(config) != USUAL:
-        where = where._replace(labels=label_source(config))
+    where = where._replace(labels=label_source(config).over(where.labels))
     for other in others:
         if not are_own(other, _trained_on(other), where, config.cache):
             raise UserError(

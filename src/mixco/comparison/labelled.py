@@ -122,7 +122,7 @@ def compare_labelled(
 
 def _evaluation(bench: Bench, encoder: Encoder) -> EvaluationConfig:
     settings = {name: getattr(bench.config, name) for name in SHARED}
-    settings |= {"checkpoint": encoder.path, **bench.where._asdict()}
+    settings |= {"checkpoint": encoder.path, **bench.where.settings()}
     return with_settings(EvaluationConfig(), settings, "compare")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mixco.data.datasets import DATASETS, LabelSource, Where, is_hub, places_in
+from mixco.data.datasets.places import Spot, spot_of
 from mixco.data.image_list import ImageList
 from mixco.data.pixel_format import spread
 from mixco.runtime.errors import UserError
@@ -50,6 +51,17 @@ class Known:
     """Sizes of up to 256 files, added up."""
     revision: str = ""
     """As in ImageList."""
+    below: tuple[str, ...] = (".",)
+    """What --data names, seen from `place`, which is the folder that all of several places lie in."""
+    table: str | None = None
+    """--labels-from, seen from `place`."""
+
+    def is_at(self, where: Where) -> bool:
+        """Are the images at this place, however it is spelled?"""
+        spot = _spot_of(where)
+        return same_place(self.place, spot and spot.folder) and (
+            spot is None or sorted(spot.below) == sorted(self.below)
+        )
 
     def is_of(self, source: ImageList) -> bool:
         """Is it this list, wherever it lies?"""
@@ -84,16 +96,18 @@ def _size(path: Path) -> int:
 
 def remember(run: Path, where: Where, cache: Path, source: ImageList) -> None:
     """Write the two files into a run folder."""
-    place = place_of(where)
+    spot = _spot_of(where)
     facts = Known(
-        place=str(place) if place else None,
-        from_run=_relative(place, run) if place else None,
+        place=str(spot.folder) if spot else None,
+        from_run=_relative(spot.folder, _full(run)) if spot else None,
         cache=_full(cache),
         name=source.name,
         files=len(source.files),
         digest=digest(source),
         bytes=some_bytes(source),
         revision=source.revision,
+        below=spot.below if spot else (),
+        table=_table_from(spot, where) if spot else None,
     )
     names = "".join(f"{shown(name)}\n" for name in source.files).encode()
     with replacing(run / NAMES) as temporary:
@@ -107,10 +121,11 @@ def known_images(run: Path) -> Known | None:
         return None
     try:
         found = Known(**read_json(run / FACTS))
+        found = dataclasses.replace(found, below=tuple(found.below))
     except (UserError, TypeError):
         return None
-    texts = (found.cache, found.name, found.digest, found.revision)
-    places = (found.place, found.from_run)
+    texts = (found.cache, found.name, found.digest, found.revision, *found.below)
+    places = (found.place, found.from_run, found.table)
     whole = all(isinstance(text, str) for text in texts) and all(
         isinstance(place, str | None) for place in places
     )
@@ -138,15 +153,27 @@ def place_of(where: Where) -> Path | None:
 
     Of several places it is the folder that all lie in. None for what has no place of the user's.
     """
+    spot = _spot_of(where)
+    return spot and spot.folder
+
+
+def _spot_of(where: Where) -> Spot | None:
+    """Where the images are; None for those that have no place of the user's."""
     if is_hub(where.data):
         return None
     named = isinstance(where.data, str) and DATASETS.get(where.data)
     if not named:
-        from mixco.data.datasets.places import common_folder
+        return spot_of([str(_at_home(Path(text))) for text in places_in(where.data)])
+    if not named.needs_path or where.data_path is None:
+        return None
+    return Spot(Path(_full(where.data_path)), (".",))
 
-        return common_folder([str(_at_home(Path(text))) for text in places_in(where.data)])
-    needed = named.needs_path and where.data_path is not None
-    return Path(_full(where.data_path)) if needed and where.data_path else None
+
+def _table_from(spot: Spot, where: Where) -> str | None:
+    table = where.labels.table
+    return (
+        None if table is None else _relative(Path(_full(table)), str(spot.folder)) or _full(table)
+    )
 
 
 def _full(path: Path) -> str:
@@ -158,9 +185,9 @@ def _at_home(path: Path, option: str = "--data") -> Path:
     return Path(at_home(str(path), option))
 
 
-def _relative(place: Path, run: Path) -> str | None:
+def _relative(place: Path, start: str) -> str | None:
     try:
-        return os.path.relpath(place, _full(run))
+        return os.path.relpath(place, start)
     except ValueError:  # another drive of Windows
         return None
 
@@ -185,7 +212,7 @@ def under_first_name(run: Path, where: Where, source: ImageList) -> ImageList:
     if known is None:
         return source
     # The names in a file of the hub say little.
-    moved = known.place is None or not same_place(known.place, place_of(where))
+    moved = known.place is None or not known.is_at(where)
     if known.digest != digest(source) or (moved and known.bytes != some_bytes(source)):
         raise UserError(
             f"--out {run}: the run began on {known.files:,} images of {known.name}, now there are "
@@ -208,20 +235,24 @@ def find_images(run: Path, where: Where, cache: Path, option: str = "") -> Where
     known = known_images(run)
     if known is not None and is_hub(where.data):
         return pinned(where, known.revision)
-    given = place_of(where)
+    given = _spot_of(where)
     if known is None or known.place is None or given is None:
         return where
-    if given.exists() and same_place(given, known.place):
+    table = _table_from(given, where)
+    if given.folder.exists() and known.is_at(where) and table == known.table:
         return where
-    beside = None if known.from_run is None else Path(_full(run / known.from_run))
-    for path in filter(None, (given, Path(known.place), beside)):
-        found = _moved(where, path)
-        if path.exists() and is_list_of(known, found, cache):
-            if not same_place(path, known.place):
-                say(f"the images are now at {path}")
+    began = Spot(Path(known.place), known.below)
+    candidates = [(given.folder, given, table), (began.folder, began, known.table)]
+    if known.from_run is not None:
+        candidates.append((Path(_full(run / known.from_run)), began, known.table))
+    for folder, spot, its_table in candidates:
+        found = _moved(where, folder, spot, its_table)
+        if folder.exists() and is_list_of(known, found, cache):
+            if not same_place(folder, known.place):
+                say(f"the images are now at {folder}")
             return found
-    if Path(known.place).exists():
-        found = _moved(where, Path(known.place))
+    if began.folder.exists():
+        found = _moved(where, began.folder, began, known.table)
         changed = _changes(run, found.images("pretrain", cache))
         say(f"warning: the images in {known.place} have changed since the run began: {changed}")
         return found
@@ -229,6 +260,15 @@ def find_images(run: Path, where: Where, cache: Path, option: str = "") -> Where
         f"{run}: its images were in {known.place}, and are neither there nor beside the run"
         + (f"; give {option}, the folder that they are in now" if option else "")
     )
+
+
+def labels_of(run: Path, where: Where) -> LabelSource:
+    """Where a run's labels are, from any working folder, when its images may be elsewhere."""
+    known, table = known_images(run), where.labels.table
+    if table is None or table.exists() or known is None or not (known.place and known.table):
+        return where.labels
+    began = Path(os.path.normpath(Path(known.place) / known.table))
+    return where.labels._replace(table=began)
 
 
 def pinned(where: Where, revision: str) -> Where:
@@ -249,7 +289,7 @@ def are_own(run: Path, own: Where, other: Where, cache: Path) -> bool:
     known = known_images(run)
     if known is None:
         return same_place(place_of(own), place_of(other))
-    return same_place(known.place, place_of(other)) or is_list_of(known, other, cache)
+    return known.is_at(other) or is_list_of(known, other, cache)
 
 
 def is_list_of(known: Known, where: Where, cache: Path) -> bool:
@@ -271,16 +311,15 @@ def cache_of(run: Path, given: Path, otherwise: Path) -> Path:
     return next(usable, None) or _at_home(otherwise, "--cache")
 
 
-def _moved(where: Where, place: Path) -> Where:
-    """The same images, where the folder that `place_of` tells is now at `place`."""
+def _moved(where: Where, folder: Path, spot: Spot, table: str | None) -> Where:
+    """The same images, where their folder is now another; spot, table: seen from their own."""
     if where.data in DATASETS:
-        return where._replace(data_path=place)
-    from mixco.data.datasets.places import moved
-
-    before = place_of(where)
-    assert before is not None
-    found = moved(places_in(where.data), before, place)
-    return where._replace(data=found[0] if isinstance(where.data, str) else found)
+        return where._replace(data_path=folder)
+    data = spot.moved(folder)
+    labels = where.labels
+    if table is not None:
+        labels = labels._replace(table=Path(os.path.normpath(folder / table)))
+    return where._replace(data=data[0] if len(data) == 1 else data, labels=labels)
 
 
 def _changes(run: Path, source: ImageList) -> str:

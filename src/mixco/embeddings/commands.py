@@ -242,7 +242,9 @@ def list_collection(
     places: Data = pinned(where, source.revision).data
     if not is_hub(where.data):
         places = tuple(str(Path(text).absolute()) for text in places_in(where.data))
-    return source, {"data": places, "data_path": None, "split": split}
+    # A table's splits are not known when the list is read again; all images hold those of a split.
+    listed = "all" if where.labels.table else split
+    return source, {"data": places, "data_path": None, "split": listed}
 
 
 def _whole(image: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mixco.data.datasets import USUAL, Where, places_in
+from mixco.data.datasets import Where, places_in
 from mixco.data.datasets.download import download
 from mixco.data.datasets.subsets import subset_name, with_labels
 from mixco.data.image_list import ImageList
@@ -173,8 +173,7 @@ def load_task(config: EvaluationConfig, *, training: bool = False) -> Task:
             own, where = True, trained_on._replace(data_path=config.data_path)
             if config.data_path is None:
                 where = find_images(run, trained_on, cache, "--data")
-            if label_source(config) != USUAL:
-                where = where._replace(labels=label_source(config))
+            where = where._replace(labels=label_source(config).over(where.labels))
     if where is None:
         raise UserError("--checkpoint needs --data, the labelled images to evaluate on")
     here = launch_env()
@@ -216,7 +215,7 @@ def load_task(config: EvaluationConfig, *, training: bool = False) -> Task:
         in_train = with_labels(in_train, config.labels)
         train, test = opened(in_train), opened(in_test)
     if here.rank == 0:
-        for warning in doubts(train.images, test.images, _that_shows_copies(config)):
+        for warning in doubts(train.images, test.images, _that_shows_copies(config, where)):
             say(f"warning: {warning}")
     folder = config.out or run
     if folder is not None:
@@ -264,9 +263,9 @@ def _labelled(
     return Labelled(images, images.labels)
 
 
-def _that_shows_copies(config: EvaluationConfig) -> str | None:
-    """The command that shows which test images are in train; None where it finds no such folders."""
-    if config.train_folder or config.test_folder:
+def _that_shows_copies(config: EvaluationConfig, where: Where) -> str | None:
+    """The command that shows which test images are in train; None where it finds no such splits."""
+    if config.train_folder or config.test_folder or where.labels.table:
         return None
     words = ["mixco", "duplicates", str(config.run or config.checkpoint)]
     if config.data is not None:

@@ -17,7 +17,7 @@ from mixco.data.holdout import split_holdout
 from mixco.data.images import Images
 from mixco.data.loading import open_images
 from mixco.data.normalisation import measure
-from mixco.data.run_images import cache_of, find_images, where_in
+from mixco.data.run_images import cache_of, find_images, labels_of, where_in
 from mixco.encoders.loading import load_encoder
 from mixco.encoders.published import is_published
 from mixco.evaluation.kinds import title_of
@@ -236,9 +236,11 @@ def open_run_images(run: Run, config: ReportConfig) -> Images:
     where = where_in(own)
     if config.data is not None or config.data_path is not None:
         where = where._replace(
-            data=config.data or where.data, data_path=config.data_path or where.data_path
+            data=config.data or where.data,
+            data_path=config.data_path or where.data_path,
+            labels=labels_of(run.folder, where),
         )
-    if config.data is None and config.data_path is None:
+    else:
         where = find_images(run.folder, where, cache, "--data")
     source = where.images("pretrain", cache)
     with counting(f"packing {source.name}") as on_progress:

@@ -158,11 +158,8 @@ def _expanded(value: Any, setting: Setting, name: str) -> Any:
 def several(kind: Any) -> Any:
     """The tuple in a type such as `str | tuple[str, ...]`, one or several; None for another type."""
     options = typing.get_args(kind) if typing.get_origin(kind) in UNIONS else ()
-    return (
-        next((each for each in options if typing.get_origin(each) is tuple), None)
-        if (str in options)
-        else None
-    )
+    tuples = [each for each in options if typing.get_origin(each) is tuple]
+    return tuples[0] if tuples and str in options else None
 
 
 def one_or_several(values: tuple[Any, ...]) -> Any:

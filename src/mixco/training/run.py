@@ -12,7 +12,7 @@ from torch import nn
 from mixco.data.datasets import Where
 from mixco.data.decode import RGB
 from mixco.data.image_list import ImageList
-from mixco.data.run_images import digest, known_images, place_of, remember, same_place
+from mixco.data.run_images import digest, known_images, place_of, remember
 from mixco.encoders.checkpoint import as_dict, save_encoder
 from mixco.models.families import first_line
 from mixco.runtime.device import describe, processor
@@ -202,7 +202,7 @@ class Run:
         """Keep the list of the images in the run folder, and where they lie now."""
         data, known = self.setup.settings.data, known_images(self.folder)
         where = Where(data.data, data.data_path, label_source(data))
-        if known and not same_place(known.place, place_of(where)):
+        if known and not known.is_at(where):
             say(f"the images are now at {place_of(where)}")
         elif known or self.finished:
             return

@@ -52,6 +52,17 @@ class LabelSource(NamedTuple):
         """The label column of shards; None for the usual ones."""
         return None if self.table else self.label_column
 
+    def over(self, other: "LabelSource") -> "LabelSource":
+        """What is given here, else what the other has; another table has columns of its own."""
+        if self.table is not None:
+            return self
+        return LabelSource(
+            other.table,
+            self.path_column or other.path_column,
+            self.label_column or other.label_column,
+            self.split_column or other.split_column,
+        )
+
 
 USUAL = LabelSource()
 
@@ -66,6 +77,18 @@ class Where(NamedTuple):
     def images(self, split: str, cache: Path | None = None, **how: Any) -> "ImageList":
         """`list_images` of them."""
         return list_images(self.data, self.data_path, split, cache, labels=self.labels, **how)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that give them, by their names in every command."""
+        table, path_column, label_column, split_column = self.labels
+        return {
+            "data": self.data,
+            "data_path": self.data_path,
+            "labels_from": table,
+            "path_column": path_column,
+            "label_column": label_column,
+            "split_column": split_column,
+        }
 
 
 MAX_UNREADABLE = 0.01  # fraction of the images of a set that may be left out for that
@@ -114,21 +137,22 @@ def list_images(
 
     Raises UserError that names the file, what was expected and what to do.
     """
-    if not "".join(data).strip():
+    if not (data and all(text.strip() for text in places_in(data))):
         raise UserError(
             "--data is empty or not given: give a folder of images or the name of a data set; --data "
             "sample is the one that comes with mixco"
         )
+    _refuse_unused(labels, train_folder or test_folder)
     if isinstance(data, str) and (named := DATASETS.get(data)):
+        if labels != USUAL:
+            raise UserError(
+                "--labels-from and --label-column are for images of your own; leave them out with "
+                f"--data {data}, whose labels are known"
+            )
         if train_folder or test_folder:
             raise UserError(
                 "--train-folder and --test-folder are for folders of your own; leave them out with "
                 f"--data {data}, whose splits are known"
-            )
-        if labels != USUAL:
-            raise UserError(
-                "--labels-from and its columns are for images of your own; leave them out with --data "
-                f"{data}, whose labels are known"
             )
         if named.needs_path and data_path is None:
             raise UserError(
@@ -163,6 +187,21 @@ def list_images(
     )
 
 
+def _refuse_unused(labels: LabelSource, folder: str | None) -> None:
+    """Raises UserError for what would have no meaning."""
+    column = labels.path_column or labels.split_column
+    if column and labels.table is None:
+        option = "--path-column" if labels.path_column else "--split-column"
+        raise UserError(
+            f"{option} {column} is a column of a table; give the table by --labels-from"
+        )
+    if folder and labels.table is not None:
+        raise UserError(
+            "--train-folder and --test-folder are for folders that are splits; with --labels-from the "
+            "table says the split of each image, in --split-column"
+        )
+
+
 def places_in(data: Data) -> tuple[str, ...]:
     return (data,) if isinstance(data, str) else data
 
@@ -174,7 +213,7 @@ def is_hub(data: Data) -> bool:
 
 def set_name(data: Data) -> str:
     """What images are called: by a data set's name, or by folders, files or patterns of your own."""
-    names = [_own_name(text) for text in places_in(data)]
+    names = sorted(_own_name(text) for text in places_in(data))
     return "+".join(names) if len(names) < 4 else f"{names[0]}+{len(names) - 1}"
 
 

@@ -8,12 +8,21 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from glob import glob
 from pathlib import Path
+from typing import NamedTuple
 
-from mixco.data.datasets import DATASETS, USUAL, Data, LabelSource, places_in, suggestion
+from mixco.data.datasets import (
+    DATASETS,
+    USUAL,
+    Data,
+    LabelSource,
+    is_hub,
+    places_in,
+    suggestion,
+)
 from mixco.data.datasets.folders import (
     labelled_folder,
     split_folder,
@@ -52,26 +61,19 @@ def list_places(
 
     Raises UserError for what is not there, for shards beside images, and where labels are missing.
     """
-    paths = list(dict.fromkeys(expand(places_in(data))))
-    folders: list[Path] = []
-    images: list[Path] = []
-    shards: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            below = shards_in(path, cache)
-            shards += below
-            folders += [] if below else [path]
-        else:
-            (shards if path.suffix.lower() in ENDINGS else images).append(path)
-    if shards and (folders or images):
+    folders, images, files = expand(places_in(data))
+    shards = {folder: below for folder in folders if (below := shards_in(folder, cache))}
+    folders = [folder for folder in folders if folder not in shards]
+    files += [shard for below in shards.values() for shard in below]
+    if files and (folders or images):
         raise UserError(
-            f"--data: {(folders or images)[0]} holds images and {shards[0]} is a shard; give either "
+            f"--data: {(folders or images)[0]} holds images and {files[0]} is a shard; give either "
             "images or shards"
         )
-    if shards:
+    if files:
         return list_sharded(
             name,
-            shards,
+            _once(files),
             split,
             cache,
             labelled=labelled,
@@ -79,10 +81,14 @@ def list_places(
             train_folder=train_folder,
             test_folder=test_folder,
         )
-    must = labelled and split in ("train", "test")
-    if images and must:
+    if labels.in_shards:
         raise UserError(
-            f"{images[0]}: has no label, as it is listed alone; evaluation needs labels: give folders "
+            f"--label-column {labels.in_shards} is a column of a table or of shards, and --data has folders "
+            "or images; leave it out, or give a table by --labels-from"
+        )
+    if images and split in ("train", "test"):
+        raise UserError(
+            f"{shown(images[0])}: is named alone, so it has neither split nor label; give folders "
             "with train/<class>/... and test/<class>/..., or --labels-from with a table"
         )
 
@@ -98,62 +104,113 @@ def list_places(
         )
 
     parts = [of_folder(folder) for folder in folders]
+    if len(parts) == 1 and not images:
+        return parts[0]
     if images:
         parts.append(_list_of(images))
-    if len(parts) == 1 and folders:
-        return parts[0]
     return join(f"{name}/{split}" if split != "all" else name, parts, cache)
 
 
-def expand(data: Sequence[str]) -> Iterator[Path]:
-    """The folders and files that paths, patterns and lists stand for, in order.
+class Places(NamedTuple):
+    """What --data names, sorted by full path; each once."""
 
-    Raises UserError for those that stand for nothing.
+    folders: list[Path]
+    images: list[str]
+    """Full paths; a list may name a million, of which a Path each would take seconds."""
+    shards: list[Path]
+
+
+def expand(data: Sequence[str]) -> Places:
+    """The folders and files that paths, patterns and lists stand for.
+
+    Images that a list names need not be there.
+
+    Raises UserError for what stands for nothing, or for a file of another kind.
     """
+    found = Places([], [], [])
     for text in data:
+        where = f"--data {text}"
         if Path(text).is_file() and text.lower().endswith(LISTS):
-            yield from _listed(Path(text))
-        elif Path(text).exists() or _is_pattern(text):
-            yield from _matches(text, f"--data {text}")
-        elif text in DATASETS:
-            raise UserError(f"--data {text}: a data set that has a name is given alone")
+            _read_list(Path(text), found)
+        elif Path(text).exists():
+            _add(Path(text), where, found)
+        elif _is_pattern(text):
+            _add_matches(text, Path(), where, found)
+        elif text in DATASETS or is_hub(text):
+            raise UserError(f"{where}: a data set that has a name is given alone")
         else:
-            raise UserError(
-                f"--data {text}: neither a folder nor a known data set; {suggestion(text)}"
-            )
+            raise UserError(f"{where}: neither a folder nor a known data set; {suggestion(text)}")
+    # Links are followed for folders only: a list may name a million images on a network disk.
+    folders = {folder.resolve(): folder for folder in reversed(_once(found.folders))}
+    return Places(_once(folders.values()), sorted(set(found.images)), _once(found.shards))
 
 
-def _listed(path: Path) -> Iterator[Path]:
-    """What a list names; a line that begins with # is a comment."""
+def _once(paths: Iterable[Path]) -> list[Path]:
+    by_name = {_absolute(path): path for path in paths}
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def _read_list(path: Path, found: Places) -> None:
+    """Add what a list names; a line that begins with # is a comment."""
     try:
-        lines = path.read_text("utf-8-sig", "surrogateescape").splitlines()
+        text = path.read_text("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise UserError(f"--data {path}: cannot be read ({error.strerror})") from None
-    named = [line.strip() for line in lines]
-    named = [line for line in named if line and not line.startswith("#")]
-    if not named:
+    if "\0" in text:
+        raise UserError(f"--data {path}: is not text in UTF-8; save the list as such")
+    lines = {number: line.strip() for number, line in enumerate(text.split("\n"), 1)}
+    lines = {n: line for n, line in lines.items() if line and not line.startswith("#")}
+    if not lines:
         raise UserError(f"--data {path}: the list is empty; expected a path in each line")
-    images = (*endings(), *ARRAYS)
-    for number, line in enumerate(named, 1):
-        # Not looked for one by one: a million files on a network disk would take minutes.
+    base, images = _absolute(path.parent), _images()
+    for number, line in lines.items():
+        where = f"{path}, line {number}"
         if line.lower().endswith(images) and not _is_pattern(line):
-            yield path.parent / line
+            found.images.append(_absolute(os.path.join(base, line)))  # noqa: PTH118
         elif line.lower().endswith(LISTS):
-            raise UserError(f"{path}: names the list {line}; a list cannot name others")
+            raise UserError(f"{where}: names the list {line}; a list cannot name others")
+        elif (path.parent / line).exists():
+            _add(path.parent / line, where, found)
         else:
-            yield from _matches(str(path.parent / line), f"{path}, path {number}")
+            _add_matches(line, path.parent, where, found)
 
 
-def _matches(text: str, where: str) -> list[Path]:
-    if Path(text).exists():
-        return [Path(text)]
-    found: list[str] = []
-    for pattern in expand_braces(text):
-        some = [pattern] if Path(pattern).exists() else glob(pattern, recursive=True)  # noqa: PTH207
-        if not some:
-            raise UserError(f"{where}: no folder or file {shown(pattern)}; check the path")
-        found += sorted(some)
-    return [Path(each) for each in found]
+def _add_matches(text: str, base: Path, where: str, found: Places) -> None:
+    """Add what a pattern stands for, relative to `base`; files of other kinds are left aside."""
+    patterns, lists = expand_braces(text), text.lower().endswith(LISTS)
+    wanted = LISTS if lists else (*_images(), *ENDINGS)
+    for pattern in patterns:
+        exact = (base / pattern).exists()
+        names = [pattern] if exact else glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207
+        names = [n for n in names if n.lower().endswith(wanted) or (base / n).is_dir()]
+        if not names:
+            raise UserError(f"{where}: no folder, image or shard {shown(pattern)}; check the path")
+        for name in names:
+            if lists:
+                _read_list(base / name, found)
+            else:
+                _add(base / name, where, found)
+    if not patterns:
+        raise UserError(f"{where}: the numbers in braces must rise, as in {{000..099}}")
+
+
+def _add(path: Path, where: str, found: Places) -> None:
+    name = path.name.lower()
+    if path.is_dir():
+        found.folders.append(path)
+    elif name.endswith(ENDINGS):
+        found.shards.append(path)
+    elif name.endswith(_images()):
+        found.images.append(_absolute(path))
+    else:
+        raise UserError(
+            f"{where}: {shown(path.name)} is neither a folder nor an image; expected a folder, an "
+            f"image, a shard ({', '.join(ENDINGS)}), or a list of such ({', '.join(LISTS)})"
+        )
+
+
+def _images() -> tuple[str, ...]:
+    return (*endings(), *ARRAYS)
 
 
 def _is_pattern(text: str) -> bool:
@@ -174,22 +231,23 @@ def expand_braces(pattern: str) -> list[str]:
     ]
 
 
-def _list_of(images: list[Path]) -> ImageList:
-    """Images that are named one by one."""
-    top = Path(images[0].absolute().anchor)
-    return ImageList("", top, tuple(_absolute(p)[len(top.as_posix()) :] for p in images), None, ())
+def _list_of(images: list[str]) -> ImageList:
+    """Images by their full paths."""
+    top = Path(images[0]).anchor
+    return ImageList("", Path(top), tuple(path[len(top) :] for path in images), None, ())
 
 
-def _absolute(path: Path) -> str:
+def _absolute(path: Path | str) -> str:
     """The full path with slashes; links in it are not followed."""
-    return Path(os.path.abspath(path)).as_posix()  # noqa: PTH100
+    return os.path.abspath(path).replace(os.sep, "/")  # noqa: PTH100
 
 
 def join(name: str, parts: Sequence[ImageList], cache: Path | None = None) -> ImageList:
     """The images of several lists as one list, sorted by their paths.
 
-    Each image is a file. A file that is in several lists, or has the same bytes as one of another list,
-    counts once. There are labels if all lists have some; the classes of all are taken together.
+    Each image is a file. A file that is in several lists belongs to the first of them. Images with the
+    same bytes in two lists count once. There are labels if all lists have some; the classes of all are
+    taken together.
     """
     labelled = all(part.labels is not None for part in parts)
     of_path: dict[str, tuple[int, str]] = {}
@@ -198,12 +256,12 @@ def join(name: str, parts: Sequence[ImageList], cache: Path | None = None) -> Im
         labels = part.labels if labelled and part.labels is not None else [0] * len(part.files)
         for file, label in zip(part.files, labels, strict=True):
             of_path.setdefault(f"{base}/{file}", (number, part.classes[label] if labelled else ""))
-    root = Path(os.path.commonpath([os.path.dirname(path) for path in of_path]))  # noqa: PTH120
+    root = _common({os.path.dirname(path) for path in of_path})  # noqa: PTH120
     paths = sorted(of_path)
     copies = _copies(paths, [of_path[path][0] for path in paths], cache) if len(parts) > 1 else {}
     kept = [path for path in paths if path not in copies]
     texts = [of_path[path][1] for path in kept]
-    classes = tuple(sorted(set(texts))) if labelled else ()
+    classes = tuple(sorted({each for part in parts for each in part.classes})) if labelled else ()
     index = {text: number for number, text in enumerate(classes)}
     notes = [note for part in parts for note in part.notes]
     if copies:
@@ -283,10 +341,33 @@ def _hash(path: str, last: int | None = None) -> bytes:
         return b""
 
 
-def common_folder(data: Sequence[str]) -> Path:
-    """The full path of the folder that all of the places lie in; of a single place the place itself."""
-    starts = [_fixed(_absolute(Path(text))) for text in data]
-    return Path(os.path.commonpath(starts)).resolve()
+class Spot(NamedTuple):
+    """Where places are."""
+
+    folder: Path
+    """The full path of the folder that all of them lie in; a single place itself."""
+    below: tuple[str, ...]
+    """Each of them, seen from there."""
+
+    def moved(self, folder: Path) -> tuple[str, ...]:
+        """The places, as they are called when their folder is another."""
+        return tuple(str(folder / each) for each in self.below)
+
+
+def spot_of(data: Sequence[str]) -> Spot:
+    paths = [_absolute(Path(text)) for text in data]
+    folder = _common({_fixed(path) for path in paths})
+    return Spot(folder.resolve(), tuple(os.path.relpath(path, folder) for path in paths))
+
+
+def _common(paths: Collection[str]) -> Path:
+    """The folder that all of the full paths lie in."""
+    try:
+        return Path(os.path.commonpath(paths))
+    except ValueError:
+        raise UserError(
+            f"--data: {min(paths)} and {max(paths)} lie on two drives; give places on one of them"
+        ) from None
 
 
 def _fixed(path: str) -> str:
@@ -294,13 +375,3 @@ def _fixed(path: str) -> str:
     if Path(path).exists() or not _is_pattern(path):
         return path
     return re.split(r"[*?[{]", path)[0].rpartition("/")[0] or "/"
-
-
-def moved(data: Sequence[str], folder: Path, to: Path) -> tuple[str, ...]:
-    """The places, as they are called when the folder that all lie in is at `to`."""
-    return tuple(
-        str(to / below)
-        if (below := os.path.relpath(_absolute(Path(text)), folder)) != "."
-        else str(to)
-        for text in data
-    )
