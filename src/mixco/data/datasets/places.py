@@ -83,8 +83,8 @@ def list_places(
         )
     if labels.in_shards:
         raise UserError(
-            f"--label-column {labels.in_shards} is a column of a table or of shards, and --data has folders "
-            "or images; leave it out, or give a table by --labels-from"
+            f"--label-column {labels.in_shards} is a column of a table or of shards, and --data has "
+            "folders or images; leave it out, or give a table by --labels-from"
         )
     if images and split in ("train", "test"):
         raise UserError(
