@@ -9,9 +9,9 @@ the cache, with their original bytes: 10,000 images a tar file, 100 rows a row g
 them. The disk's cache is warm: an untimed round comes first.
 
 startup: seconds to list a set of this size, the first time and with the index of an earlier start, and
-from the start of a process to the end of the first step of a streamed run (not of Parquet, whose images
-are copied first). Its files are hard links to a
-few, so the disk's cache is warm; a cold or a network disk adds its own times.
+from the start of a process to the end of the fifth step of a streamed run: the workers prepare four
+batches ahead. (Not of Parquet, whose images are copied first.) The files are hard links to a few, so the
+disk's cache is warm; a cold or a network disk adds its own times.
 """
 
 import functools
@@ -193,13 +193,13 @@ def startup(a: Any, work: Path) -> Iterator[Figures]:
         place, cache = places[form], work / f"cache-{form}-{next(number)}"
         first, later = listing(place, cache), listing(place, cache)
         found = {"first_time": first, "later": later}
-        if form == "parquet":  # the first step would come after a copy of all images
+        if form == "parquet":  # its steps would come after a copy of all images
             return found
         with tempfile.TemporaryDirectory(dir=work) as folder:
             run = {"method": "simclr+mixco", "data": str(place), "size": a.size, "arch": a.arch}
             run |= {"loading": "streamed", "workers": a.workers, "batch_size": 64, "untimed": 0}
             run |= {"cache": str(cache), "out": f"{folder}/run", "began": time.time()}
-            return found | {"first_step": child("subjects:time_steps", run)["seconds_to_here"]}
+            return found | {"five_steps": child("subjects:time_steps", run)["seconds_to_here"]}
 
     subjects = {form: functools.partial(rounds_of, form, iter(range(a.rounds))) for form in places}
     for form, rounds in in_turn(subjects, a.rounds).items():

@@ -23,7 +23,7 @@ from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing
 
 FORMAT = 1  # part of the key: raise it when the same shard is indexed differently
-THREADS = 8  # shards that are read at once: on a network disk most of the time is waiting
+THREADS = 2  # shards that are read at once: on a network disk one may wait while the other is parsed
 UNLABELLED = -1
 
 
