@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from forked import python
+from sample_images import unpack_sample
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FIGURES = sorted((BENCHMARKS / "results").rglob("*.json"))
@@ -114,3 +115,31 @@ def test_the_chosen_formats_are_compared_with_the_rule_before(tmp_path: Path) ->
     ratio = row["after"]["images_per_second"]["median"]
     ratio /= row["before"]["images_per_second"]["median"]
     assert row["after_over_before"]["median"] == pytest.approx(ratio, rel=0.01)
+
+
+def test_forms_of_the_same_images_are_read_and_listed(tmp_path: Path) -> None:
+    photos = unpack_sample(tmp_path / "photos", train=8, test=1)
+    small = ("--data", photos, "--workers", "0", "--batch-size", "16", "--batches", "2")
+    rows = run_forms(tmp_path, "reading", *small)
+    assert rows[0]["equal"] and rows[0]["images"] == 80
+    assert {(row["what"], row["form"]) for row in rows[1:]} == {
+        (what, form) for what in ("packing", "streaming") for form in ("folder", "tar", "parquet")
+    }
+    rows = run_forms(tmp_path, "startup", "--entries", "10000", "--arch", "test_resnet")
+    assert [row["form"] for row in rows] == ["folder", "tar", "parquet"]
+    assert "five_steps" in rows[1]
+
+
+def run_forms(folder: Path, *arguments: str | Path) -> list[dict[str, Any]]:
+    out = folder / "figures.json"
+    done = run("forms.py", *arguments, "--size", "32", "--rounds", "1", "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    test_figures_say_where_they_come_from(out)
+    rows: list[dict[str, Any]] = json.loads(out.read_text("utf-8"))["rows"]
+    return rows
+
+
+def test_a_large_folder_is_listed(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    done = run("data.py", "listing", "--files", "500", "--rounds", "1", "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
