@@ -406,7 +406,25 @@ def test_rows_without_an_image_are_unreadable(folder: Path, tmp_path: Path) -> N
                 decode(stored.read(row))
     packed = pack(source, size=32, cache=tmp_path)
     assert len(packed) == 38
-    assert [name for name, _ in packed.unreadable_files] == ["a.parquet/3", "a.parquet/4"]
+    assert [name for name, _ in packed.unreadable_files] == [
+        "a.parquet/3/elsewhere.jpg",
+        "a.parquet/4",
+    ]
+
+
+def test_rows_have_the_names_of_their_files(
+    folder: Path, forms: dict[str, Path], tmp_path: Path
+) -> None:
+    """So a table fits them, too."""
+    images = images_of(folder / "train")
+    found = listed(forms["snappy"])
+    first = "train-00000-of-00002.parquet"
+    assert found.files[3] == f"{first}/3/{images[3][0].name}"
+    table = tmp_path / "labels.csv"
+    rows_of = [f"{path.name},{'even' if i % 2 else 'odd'}" for i, (path, _) in enumerate(images)]
+    table.write_text("\n".join(["file,label", *rows_of]))
+    found = listed(forms["snappy"] / "data" / "train-*.parquet", labels=LabelSource(table))
+    assert found.classes == ("even", "odd") and found.labels == (1, 0) * 45
 
 
 def test_columns_of_a_parquet_file(folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ LABELS = ("label", "labels", "class", "cls", "target")
 def index_parquet(path: Path, label: str | None = None) -> Shard:
     """The rows of a Parquet file and their labels; the images themselves are not read.
 
+    An image is called by the number of its row and the file's name, "17/dog.jpg", if the row has one.
     The image column is the struct of bytes and path that the hub writes, or plain bytes; an `image`
     first. The label column holds integers or texts; where the file names the classes, a label is a name.
     A label below 0 is none, as in the test splits of the hub.
@@ -30,6 +31,7 @@ def index_parquet(path: Path, label: str | None = None) -> Shard:
             schema, rows = file.schema_arrow, file.metadata.num_rows
             column = _image_column(path, schema)
             facts: dict[str, Any] = {"column": column}
+            names = _names(file, schema, column)
             labels = _labels(path, file, schema, label, facts) or [None] * rows
     except (
         OSError,
@@ -38,9 +40,10 @@ def index_parquet(path: Path, label: str | None = None) -> Shard:
         if getattr(error, "errno", None) is not None:
             raise
         return make_shard([], {"damage": reason_of(error), "column": ""})
-    return make_shard(
-        [(str(row), row, 0, text) for row, text in enumerate(labels)], facts | {"damage": ""}
-    )
+    images = [
+        (name, row, 0, text) for row, (name, text) in enumerate(zip(names, labels, strict=True))
+    ]
+    return make_shard(images, facts | {"damage": ""})
 
 
 def _image_column(path: Path, schema: Any) -> str:
@@ -55,6 +58,16 @@ def _image_column(path: Path, schema: Any) -> str:
             f"writes it, or plain bytes, and the columns are {', '.join(schema.names)}"
         )
     return next((found[name] for name in IMAGES if name in found), next(iter(found.values())))
+
+
+def _names(file: Any, schema: Any, column: str) -> list[str]:
+    """The number of each row; with the name of the file that the image was, where the row tells it."""
+    rows, (top, _, inner) = file.metadata.num_rows, column.partition(".")
+    if not inner or schema.field(top).type.get_field_index("path") < 0:
+        return [str(row) for row in range(rows)]
+    paths = file.read(columns=[f"{top}.path"]).flatten().column(0).to_pylist()
+    names = [str(path or "").replace("\\", "/").rpartition("/")[2] for path in paths]
+    return [f"{row}/{name}" if name else str(row) for row, name in enumerate(names)]
 
 
 def _bytes_in(field: Any) -> str | None:

@@ -22,8 +22,10 @@ from mixco.data.storage import FileNames
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import replacing
 
-FORMAT = 1  # part of the key: raise it when the same shard is indexed differently
-THREADS = 2  # shards that are read at once: on a network disk one may wait while the other is parsed
+FORMAT = 2  # part of the key: raise it when the same shard is indexed differently
+THREADS = (
+    2  # shards that are read at once: on a network disk one may wait while the other is parsed
+)
 UNLABELLED = -1
 
 
@@ -31,7 +33,8 @@ class Shard(NamedTuple):
     """What lies in one shard."""
 
     names: FileNames
-    """Of the images in it, in their order: paths in a tar file, numbers of rows in a Parquet file."""
+    """Of the images in it, in their order: paths in a tar file; in a Parquet file the row's number, and
+    the name of the file that the image was."""
     offset: Tensor
     """int64 [N]: where an image begins, in bytes; in a Parquet file its row."""
     size: Tensor
