@@ -205,7 +205,7 @@ def _add(path: Path, where: str, found: Places) -> None:
     else:
         raise UserError(
             f"{where}: {shown(path.name)} is neither a folder nor an image; expected a folder, an "
-            f"image, a shard ({', '.join(ENDINGS)}), or a list of such ({', '.join(LISTS)})"
+            f"image, a shard ({', '.join(ENDINGS)}, not compressed), or a list ({', '.join(LISTS)})"
         )
 
 
@@ -267,8 +267,8 @@ def join(name: str, parts: Sequence[ImageList], cache: Path | None = None) -> Im
     if copies:
         copy, first = next(iter(copies.items()))
         notes.append(
-            f"left out, since another of the places has the same images: {len(copies):,}, the first of "
-            f"them {shown(copy)}, which is {shown(first)}"
+            f"left out: {len(copies):,} copies of images in another place; the first is {shown(copy)}, "
+            f"a copy of {shown(first)}"
         )
     below = len(root.as_posix().rstrip("/")) + 1
     return ImageList(

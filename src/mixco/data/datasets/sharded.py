@@ -113,10 +113,10 @@ def list_sharded(
     wanted = own[split]
     chosen = [i for i, each in enumerate(found.split) if wanted in (None, each)]
     if not chosen:
-        has = ", ".join(key or "no split" for key in sorted(there))
+        has = ", ".join(f"{there[key]:,} of {key or 'no split'}" for key in sorted(there))
         raise UserError(
-            f"{name}: no image of the split {wanted}, but of {has}; the split is a word in a shard's "
-            f"path, such as {wanted}-0001.tar, and --train-folder and --test-folder name others"
+            f"{name}: has no images of the split {wanted} ({has}); a word in a shard's path names its "
+            f"split, such as {wanted}-0001.tar, and --train-folder and --test-folder name other splits"
         )
     if split == "pretrain" and len(chosen) < len(found.files):
         others = sorted((key or "no split", n) for key, n in there.items() if key != wanted)
