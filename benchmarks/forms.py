@@ -1,6 +1,6 @@
 """The same images as a folder, as tar shards and as Parquet: what reading and starting cost.
 
-    python benchmarks/forms.py reading --data tiny-imagenet-200/train [--size 64] [--workers 2]
+    python benchmarks/forms.py reading --data tiny-imagenet-200 [--size 64] [--workers 2]
     python benchmarks/forms.py startup [--entries 1300000] [--size 64]
 
 reading: packing, in images a second, and then two views of random images, streamed; first the packed
@@ -66,7 +66,7 @@ def write_parquet(path: Path, images: Labelled, names: Sequence[str]) -> None:
     )
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         for some in parts(len(images), IN_GROUP):
-            rows = [{"bytes": images[i][0], "path": None} for i in some]
+            rows = [{"bytes": images[i][0], "path": f"photo_{i:08d}.jpg"} for i in some]
             writer.write_table(pyarrow.table([rows, [images[i][1] for i in some]], schema=schema))
 
 

@@ -6,6 +6,7 @@ then `sliced` copies the images into the cache once, where each can be read alon
 """
 
 import hashlib
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ class _Groups:
         # One at a time: threads that ask for neighbours would read the same group several times.
         with self.lock:
             file, ends = self._file(path)
-            group = next(g for g, end in enumerate(ends) if row < end)
+            group = bisect_right(ends, row)
             key = (path, column, group)
             if key not in self.groups:
                 table = file.read_row_group(group, columns=[column], use_threads=False)
