@@ -452,6 +452,8 @@ def test_the_hub_is_evaluated_on_labelled_images(empty_hub: StandIn, tmp_path: P
     hub_images._find.cache_clear()
     with pytest.raises(UserError, match=r"no split test or validation, but train; --test-folder"):
         list_images("hf:me/photos", None, "test", tmp_path)
+    # Without labels, train needs no other split.
+    assert len(list_images("hf:me/photos", None, "train", tmp_path, labelled=False).files) == 6
 
 
 @pytest.mark.usefixtures("asked_anew")

@@ -44,7 +44,7 @@ class LabelSource(NamedTuple):
     """A CSV, TSV or Parquet file with a row for each image (see tables.py)."""
     path_column: str | None = None
     label_column: str | None = None
-    """Of the table; without one, of the shards."""
+    """A column of the table; without a table, the column or key in shards that has the labels."""
     split_column: str | None = None
 
     @property
@@ -53,7 +53,8 @@ class LabelSource(NamedTuple):
         return None if self.table else self.label_column
 
     def over(self, other: "LabelSource") -> "LabelSource":
-        """What is given here, else what the other has; another table has columns of its own."""
+        """These columns where they are given, else those of the other. A table replaces the other whole,
+        because its columns are its own."""
         if self.table is not None:
             return self
         return LabelSource(
@@ -65,6 +66,19 @@ class LabelSource(NamedTuple):
 
 
 USUAL = LabelSource()
+
+
+class Wanted(NamedTuple):
+    """Which of your own images are to be listed."""
+
+    split: str
+    """"pretrain", "train", "test" or "all"."""
+    labelled: bool = True
+    """Must the images of "train" and "test" have labels?"""
+    labels: LabelSource = USUAL
+    train_folder: str | None = None
+    """Another name of the train split; None for the usual ones."""
+    test_folder: str | None = None
 
 
 class Where(NamedTuple):
@@ -170,21 +184,13 @@ def list_images(
         from mixco.data.datasets.hub_images import list_hub as listed
     else:
         from mixco.data.datasets.places import list_places as listed
-    if labels.table is not None and split != "all":
-        from mixco.data.datasets.tables import apply_table
+    wanted = Wanted(split, labelled, labels, train_folder, test_folder)
+    if labels.table is None or split == "all":
+        return listed(set_name(data), data, wanted, cache)
+    from mixco.data.datasets.tables import apply_table
 
-        everything = listed(set_name(data), data, "all", cache, labels=labels)
-        return apply_table(everything, labels, split, labelled=labelled)
-    return listed(
-        set_name(data),
-        data,
-        split,
-        cache,
-        labelled=labelled,
-        labels=labels,
-        train_folder=train_folder,
-        test_folder=test_folder,
-    )
+    everything = listed(set_name(data), data, wanted._replace(split="all"), cache)
+    return apply_table(everything, labels, split, labelled=labelled)
 
 
 def _refuse_unused(labels: LabelSource, folder: str | None) -> None:

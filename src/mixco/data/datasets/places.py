@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 from mixco.data.datasets import (
     DATASETS,
-    USUAL,
     Data,
-    LabelSource,
+    Wanted,
     is_hub,
     places_in,
     suggestion,
@@ -40,22 +39,12 @@ HASHED = 4096  # bytes at the end of a file, which tell most pictures of one len
 COPIES = 1  # part of the key: raise it when other files count as copies
 
 
-def list_places(
-    name: str,
-    data: Data,
-    split: str,
-    cache: Path | None = None,
-    *,
-    labelled: bool = True,
-    labels: LabelSource = USUAL,
-    train_folder: str | None = None,
-    test_folder: str | None = None,
-) -> ImageList:
-    """The images of a split: "pretrain", "train", "test" or "all".
+def list_places(name: str, data: Data, wanted: Wanted, cache: Path | None = None) -> ImageList:
+    """The wanted images of folders, lists, patterns and shards.
 
     name: of the set. data: folders, images, shards, patterns (`*`, `{000..099}`), and text files that
         list such, one a line, relative to the list.
-    The other arguments: see `list_images`.
+    cache: see `list_images`.
 
     Images with the same bytes in two places count once, whatever their names are.
 
@@ -71,19 +60,11 @@ def list_places(
             "images or shards"
         )
     if files:
-        return list_sharded(
-            name,
-            _once(files),
-            split,
-            cache,
-            labelled=labelled,
-            label_column=labels.in_shards,
-            train_folder=train_folder,
-            test_folder=test_folder,
-        )
-    if labels.in_shards:
+        return list_sharded(name, _once(files), wanted, cache)
+    split = wanted.split
+    if column := wanted.labels.in_shards:
         raise UserError(
-            f"--label-column {labels.in_shards} is a column of a table or of shards, and --data has "
+            f"--label-column {column} is a column of a table or of shards, and --data has "
             "folders or images; leave it out, or give a table by --labels-from"
         )
     if images and split in ("train", "test"):
@@ -97,10 +78,14 @@ def list_places(
             return whole_folder(folder, cache)
         if split == "pretrain":
             return unlabelled_folder(folder, cache)
-        if not labelled:
+        if not wanted.labelled:
             return split_folder(folder, split, cache)
         return labelled_folder(
-            folder, split, cache, train_folder=train_folder, test_folder=test_folder
+            folder,
+            split,
+            cache,
+            train_folder=wanted.train_folder,
+            test_folder=wanted.test_folder,
         )
 
     parts = [of_folder(folder) for folder in folders]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from mixco.data.datasets import parquet, tar
+from mixco.data.datasets import Wanted, parquet, tar
 from mixco.data.datasets.folders import TRAIN, images_below
 from mixco.data.datasets.hub_splits import USUAL as SPLITS
 from mixco.data.datasets.shards import UNLABELLED, Shard, joined_names, read_shards
@@ -65,28 +65,20 @@ def _first_is_shard(folder: Path) -> bool:
 def list_sharded(
     name: str,
     paths: Sequence[Path],
-    split: str,
+    wanted: Wanted,
     cache: Path | None = None,
-    *,
-    labelled: bool = True,
-    label_column: str | None = None,
-    train_folder: str | None = None,
-    test_folder: str | None = None,
     splits: Sequence[str] | None = None,
 ) -> ImageList:
-    """The images of a split of some shards: "pretrain", "train", "test", or "all".
+    """The wanted images of some shards.
 
     An image belongs to the split whose name is a word of its shard's path (train-0001.tar, val/0.tar),
     else of its own first folder in a tar file. "pretrain" is the train split, or everything without one.
-    "test" is val where there is no labelled test.
+    "test" is validation where there is no labelled test.
 
     A label is what the shard says (tar.index_tar, parquet.index_parquet), else the class folder of a
     member of a tar file.
 
-    name: of the set. labelled: must the images of "train" and "test" have labels?
-    label_column: where the label is; None for the usual places.
-    train_folder, test_folder: other names of the two splits.
-    splits: of each shard; None for those of their paths.
+    name: of the set. splits: of each shard; None for those of their paths.
 
     Raises UserError for shards without images, without such a split, or without labels.
     """
@@ -96,8 +88,9 @@ def list_sharded(
             f"{name}: shards of two kinds, {' and '.join(kinds)}, which may hold the same images; give "
             f"the files of one, such as --data '{paths[0].parent}/*{kinds[0]}'"
         )
-    named = [folder for folder in (train_folder, test_folder) if folder]
-    found = _read(paths, cache, label_column, splits, named)
+    split, labelled = wanted.split, wanted.labelled
+    named = [folder for folder in (wanted.train_folder, wanted.test_folder) if folder]
+    found = _read(paths, cache, wanted.labels.in_shards, splits, named)
     notes = _notes(found.shards)
     there = Counter(found.split)
     if not there:
@@ -107,21 +100,21 @@ def list_sharded(
     own = {
         "all": None,
         "pretrain": TRAIN if there[TRAIN] else None,
-        "train": _spelt(train_folder, there) or TRAIN,
-        "test": _spelt(test_folder, there) or _test_split(found, labelled),
+        "train": _spelt(wanted.train_folder, there) or TRAIN,
+        "test": _spelt(wanted.test_folder, there) or _test_split(found, labelled),
     }
-    wanted = own[split]
-    chosen = [i for i, each in enumerate(found.split) if wanted in (None, each)]
+    part = own[split]
+    chosen = [i for i, each in enumerate(found.split) if part in (None, each)]
     if not chosen:
         has = ", ".join(f"{there[key]:,} of {key or 'no split'}" for key in sorted(there))
         raise UserError(
-            f"{name}: has no images of the split {wanted} ({has}); a word in a shard's path names its "
-            f"split, such as {wanted}-0001.tar, and --train-folder and --test-folder name other splits"
+            f"{name}: has no images of the split {part} ({has}); a word in a shard's path names its "
+            f"split, such as {part}-0001.tar, and --train-folder and --test-folder name other splits"
         )
     if split == "pretrain" and len(chosen) < len(found.files):
-        others = sorted((key or "no split", n) for key, n in there.items() if key != wanted)
+        others = sorted((key or "no split", n) for key, n in there.items() if key != part)
         left = ", ".join(f"{key} ({count:,})" for key, count in others)
-        notes.append(f"the split {wanted} is used; left aside: {left}")
+        notes.append(f"the split {part} is used; left aside: {left}")
     texts = [found.label[i] for i in chosen]
     classes: tuple[str, ...] = ()
     if labelled and split in ("train", "test"):
@@ -130,21 +123,21 @@ def list_sharded(
             raise UserError(f"{shown(first)}: has no label{_why(found.shards)}")
         classes = in_order(set(filter(None, texts)))
         _refuse_other_classes(
-            name, found, classes, wanted, own["test" if split == "train" else TRAIN]
+            name, found, classes, part, own["test" if split == "train" else TRAIN]
         )
     elif split == "pretrain" and None not in texts:
         classes = in_order(set(filter(None, texts)))
     index = {text: number for number, text in enumerate(classes)}
     everything = len(chosen) == len(found.files)
     return ImageList(
-        name if split == "all" else f"{name}/{'pretrain' if split == 'pretrain' else wanted}",
+        name if split == "all" else f"{name}/{'pretrain' if split == 'pretrain' else part}",
         found.root,
         found.files if everything else found.files.take(chosen),
         tuple(index[text] for text in texts if text is not None) if len(classes) > 1 else None,
         classes if len(classes) > 1 else (),
         stored=found.stored if everything else found.stored.take(chosen),
         damaged=tuple(
-            (file, why) for file, why, word in found.damaged if word in (NOWHERE, wanted or word)
+            (file, why) for file, why, word in found.damaged if word in (NOWHERE, part or word)
         ),
         notes=tuple(notes),
     )
