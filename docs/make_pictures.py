@@ -25,7 +25,7 @@ from mixco.data.datasets import list_images
 from mixco.data.loading import open_images
 from mixco.methods import mixer_of
 from mixco.mixing import Mixed, blend, soft_targets
-from mixco.plots import BASE, DPI, INK, MIXED
+from mixco.plots.style import BASE, DPI, INK, MIXED
 from mixco.runtime.distributed import split_batch
 from mixco.runtime.run_folder import read_json
 from mixco.runtime.seeding import generator_for

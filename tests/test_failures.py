@@ -30,7 +30,7 @@ from mixco.evaluation.classifier import Classifier, save_classifier
 from mixco.evaluation.protocols import evaluate_knn
 from mixco.methods import METHODS, simclr
 from mixco.models.encoder import build_backbone
-from mixco.plots import draw_curves
+from mixco.plots.charts import draw_curves
 from mixco.runtime.errors import UserError, explain_machine_failures
 from mixco.runtime.run_folder import (
     add_result,

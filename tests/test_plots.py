@@ -8,19 +8,9 @@ import torch
 from PIL import Image
 from sample_images import sample_images
 
-from mixco.plots import (
-    BASE,
-    MIXED,
-    RIGHT,
-    SERIES,
-    WRONG,
-    draw_comparison,
-    draw_curves,
-    draw_groups,
-    draw_neighbours,
-    draw_views,
-    to_image,
-)
+from mixco.plots.charts import draw_comparison, draw_curves
+from mixco.plots.images import draw_groups, draw_neighbours, draw_views, to_image
+from mixco.plots.style import BASE, MIXED, RIGHT, SERIES, WRONG
 
 RECORDS = [
     {"epoch": e, "loss": 9 - e / 5, "clean": 4 - e / 10, "mixed": 5 - e / 10} for e in range(1, 11)

@@ -14,7 +14,7 @@ from mixco.encoders.loading import load_encoder
 from mixco.evaluation.protocols import both
 from mixco.methods import NO_MIXER, run_name
 from mixco.models.encoder import build_backbone
-from mixco.plots import draw_comparison, draw_curves
+from mixco.plots.charts import draw_comparison, draw_curves
 from mixco.runtime.errors import UserError
 from mixco.runtime.progress import say
 from mixco.runtime.run_folder import add_result, new_run_folder, read_json, read_metrics, write_json

@@ -13,7 +13,7 @@ from mixco.embeddings.knn import neighbours
 from mixco.encoders.checkpoint import EncoderDescription
 from mixco.encoders.loading import LoadedEncoder
 from mixco.evaluation.task import warn_unreadable
-from mixco.plots import draw_neighbours
+from mixco.plots.images import draw_neighbours
 from mixco.runtime.device import Compute
 from mixco.runtime.progress import counting
 from mixco.runtime.seeding import generator_for

@@ -25,7 +25,7 @@ from mixco.embeddings.vectors import KINDS, Vectors, check_kind, is_vectors, rea
 from mixco.embeddings.writing import embed_to_file, refuse_other_shards
 from mixco.encoders.checkpoint import fingerprint
 from mixco.encoders.published import is_published
-from mixco.plots import draw_neighbours
+from mixco.plots.images import draw_neighbours
 from mixco.runtime.device import keep_freed_memory, pick_device, processors
 from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError

@@ -15,7 +15,7 @@ from mixco.embeddings.commands import list_collection, load, shown_path, square_
 from mixco.embeddings.knn import neighbours
 from mixco.embeddings.search import ROUNDING, near_duplicates
 from mixco.embeddings.vectors import KINDS, Vectors, is_vectors, read_vectors
-from mixco.plots import draw_groups
+from mixco.plots.images import draw_groups
 from mixco.runtime.errors import UserError
 from mixco.runtime.files import open_table, replacing
 from mixco.runtime.progress import counting, doing, say

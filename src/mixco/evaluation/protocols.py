@@ -24,7 +24,7 @@ from mixco.evaluation.linear_probe import fit_linear_probe
 from mixco.evaluation.task import Task, accuracies, load_task, rounded
 from mixco.evaluation.train_classifier import last_and_best, train_classifier
 from mixco.models.encoder import build_backbone, feature_dim
-from mixco.plots import draw_neighbours
+from mixco.plots.images import draw_neighbours
 from mixco.runtime.device import describe
 from mixco.runtime.distributed import launch_env
 from mixco.runtime.errors import UserError, explain_machine_failures

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mixco.plots import confusion_matrix
+from mixco.plots.charts import confusion_matrix
 from mixco.report.embedding import Embedding, Guesses, worst_confusions
 from mixco.report.figures import Drawing, finish
 from mixco.report.pictures import SHOWN_AS, Picture

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from mixco.evaluation.kinds import in_order, title_of
-from mixco.plots import SERIES, Line, dots, panel
+from mixco.plots.charts import Line, dots, panel
+from mixco.plots.style import SERIES
 from mixco.report.figures import Drawing, finish
 from mixco.report.run import Run
 from mixco.report.table import NO_RESULTS, Row, Table, difference, distinguishes, tabulate

@@ -9,7 +9,7 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from mixco.plots import INK, LINE, QUIET, SERIES, save, styled
+from mixco.plots.style import INK, LINE, QUIET, SERIES, save, styled
 
 # style.css has each colour as a variable, with another value in the dark.
 VARIABLES = {

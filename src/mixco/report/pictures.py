@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mixco.plots import SERIES, draw_neighbours, draw_views, save, scatter, to_image
+from mixco.plots.charts import scatter
+from mixco.plots.images import draw_neighbours, draw_views, to_image
+from mixco.plots.style import SERIES, save
 from mixco.report import embedding as embeddings
 from mixco.report.embedding import Embedding, Query
 from mixco.report.thumbnails import data_uri, squares

@@ -6,7 +6,7 @@ from io import BytesIO
 from PIL import Image
 from torch import Tensor
 
-from mixco.plots import to_image
+from mixco.plots.images import to_image
 
 
 def squares(images: Tensor, extents: Tensor, side: int) -> list[Image.Image]:

@@ -7,7 +7,8 @@ import torch
 from mixco.data.images import Images
 from mixco.methods import mixer_of
 from mixco.mixing import Mixer
-from mixco.plots import draw_curves, draw_views
+from mixco.plots.charts import draw_curves
+from mixco.plots.images import draw_views
 from mixco.runtime.seeding import generator_for
 from mixco.training.setup import Setup
 from mixco.training.state import Record
