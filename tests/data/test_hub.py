@@ -481,7 +481,7 @@ def test_a_run_on_the_hub_keeps_its_commit(
     assert f"commit {COMMIT}" in capsys.readouterr().err
     assert read_json(tmp_path / "run" / "images.json")["revision"] == COMMIT
     name = list_images("sample", None, "train").files[3].rpartition("/")[2]
-    main(["neighbours", str(tmp_path / "run"), f"{Path(TRAIN[0]).name}/3/{name}", "--k", "2"])
+    main(["neighbours", str(tmp_path / "run"), f"{TRAIN[0]}/3/{name}", "--k", "2"])
     assert len(capsys.readouterr().out.splitlines()) == 3
     hub_images._find.cache_clear()
     with pytest.raises(UserError, match=r"the run began on 16 images of me--photos/pretrain"):

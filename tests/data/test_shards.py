@@ -137,6 +137,21 @@ def test_a_worker_gets_offsets_and_names_in_shared_memory() -> None:
     assert len(sent) < 10_000
 
 
+def test_a_member_is_read_as_far_as_needed(forms: dict[str, Path]) -> None:
+    source = listed(forms["cls"])
+    for i in (0, 89):
+        whole = source.read(i)
+        with source.open(i) as file:
+            assert file.read(7) == whole[:7]
+            assert file.seek(-5, os.SEEK_END) == len(whole) - 5
+            assert file.read() == whole[-5:] and file.read(1) == b""
+            assert file.seek(3) == 3 and file.read(4) == whole[3:7]
+            with pytest.raises(OSError, match="Invalid"):
+                file.seek(-1)
+        with source.open(i) as file:
+            assert file.read() == whole
+
+
 def test_a_process_reads_only_the_rows_of_its_part(
     forms: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from mixco.data.datasets import MAX_UNREADABLE
 from mixco.data.decode import RGB, Pixel, Pixels, decode, read_header, reduce
 from mixco.data.opening import UnreadableImage, in_main_thread, quietly
-from mixco.data.storage import MOST_BYTES, Arrays, FileNames, Storage, reasons
+from mixco.data.storage import MOST_BYTES, Arrays, FileNames, Slices, Storage, reasons
 from mixco.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 
@@ -83,6 +83,8 @@ class ImageList:
 
     def open(self, index: int) -> BinaryIO:
         """What `read` gives, as a file that is read only as far as needed. Raises UnreadableImage."""
+        if isinstance(self.stored, Slices):
+            return self.stored.open(index)
         if self.stored is not None:
             return io.BytesIO(self.read(index))
         path = self.root / self.files[index]

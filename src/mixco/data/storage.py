@@ -4,6 +4,9 @@ An `ImageList` reads by its storage; without one, each image is a file below its
 pickled to the worker processes; its tensors then lie in shared memory, once for all of them.
 """
 
+import errno
+import io
+import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Any, BinaryIO, Protocol, overload
 
 import numpy as np
 import torch
@@ -118,17 +121,54 @@ class Slices:
         if size > MOST_BYTES:
             raise UnreadableImage("more than 1 GiB")
         # Opened each time: a position, and a file that is replaced meanwhile, are nobody else's.
-        with reasons(), self.paths[int(self.file[index])].open("rb", buffering=0) as file:
+        with reasons(), self.paths[int(self.file[index])].open("rb") as file:
             file.seek(int(self.offset[index]))
             data = file.read(size)
         if len(data) < size:
             raise UnreadableImage(f"{size - len(data):,} of its {size:,} bytes are missing")
         return data
 
+    def open(self, index: int) -> BinaryIO:
+        """What `read` gives, as a file that is read only as far as needed. Raises UnreadableImage."""
+        path, size = self.paths[int(self.file[index])], int(self.size[index])
+        with reasons():
+            file = path.open("rb", buffering=0)
+        return io.BufferedReader(_Window(file, int(self.offset[index]), size))
+
     def take(self, indices: Sequence[int]) -> "Slices":
         rows = torch.as_tensor(indices, dtype=torch.int64)
         used, file = used_files(self.file[rows])
         return Slices(tuple(self.paths[i] for i in used), file, self.offset[rows], self.size[rows])
+
+
+class _Window(io.RawIOBase):
+    """A part of a file, as a file."""
+
+    def __init__(self, file: io.FileIO, offset: int, size: int) -> None:
+        self.file, self.offset, self.size, self.at = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.file.seek(self.offset + self.at)
+        count = self.file.readinto(memoryview(buffer)[: max(0, self.size - self.at)]) or 0
+        self.at += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self.at = start + offset
+        return self.at
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 def used_files(file: Tensor) -> tuple[list[int], Tensor]:

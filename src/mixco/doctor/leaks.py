@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mixco.data.datasets import Where
+from mixco.data.datasets import Where, is_hub
 from mixco.data.image_list import ImageList
 from mixco.doctor.files import LISTED
 from mixco.doctor.survey import Look, look_at
@@ -22,9 +22,13 @@ def find_leaks(
 ) -> dict[str, Any] | None:
     """Which test images are copies of train images; None where there are no two splits with labels.
 
+    None also for a set of the hub: its test split would have to be downloaded.
+
     source, looks: the images for pretraining, and what is known of them; those of train are among them.
     seconds: for decoding the test images. Copies have the same pixels at the survey's small scale.
     """
+    if is_hub(where.data):
+        return None
     try:
         train, test = (where.images(split, cache) for split in ("train", "test"))
     except UserError:

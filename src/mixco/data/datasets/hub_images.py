@@ -34,6 +34,7 @@ def list_hub(name: str, data: Data, wanted: Wanted, cache: Path | None = None) -
         wanted,
         cache,
         [file.split for file in files.files],
+        files.folder,
     )
     about = f"{data}: commit {files.commit}, licence {files.licence}, {files.address}"
     return dataclasses.replace(listed, notes=(about, *listed.notes), revision=files.commit)

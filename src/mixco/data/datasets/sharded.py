@@ -68,6 +68,7 @@ def list_sharded(
     wanted: Wanted,
     cache: Path | None = None,
     splits: Sequence[str] | None = None,
+    root: Path | None = None,
 ) -> ImageList:
     """The wanted images of some shards.
 
@@ -79,6 +80,7 @@ def list_sharded(
     member of a tar file.
 
     name: of the set. splits: of each shard; None for those of their paths.
+    root: names of images are paths below it; None for the folder that all of the shards lie in.
 
     Raises UserError for shards without images, without such a split, or without labels.
     """
@@ -90,7 +92,7 @@ def list_sharded(
         )
     split, labelled = wanted.split, wanted.labelled
     named = [folder for folder in (wanted.train_folder, wanted.test_folder) if folder]
-    found = _read(paths, cache, wanted.labels.in_shards, splits, named)
+    found = _read(paths, cache, wanted.labels.in_shards, splits, named, root)
     notes = _notes(found.shards)
     there = Counter(found.split)
     if not there:
@@ -149,12 +151,13 @@ def _read(
     label_column: str | None,
     splits: Sequence[str] | None,
     named: Sequence[str],
+    root: Path | None,
 ) -> _Found:
     is_tar = paths[0].suffix.lower() == tar.ENDING
     index = partial(tar.index_tar if is_tar else parquet.index_parquet, label=label_column)
     paths = [path.absolute() for path in paths]
     shards = read_shards(paths, index, cache, label_column or "")
-    root = Path(commonpath([path.parent for path in paths]))
+    root = root or Path(commonpath([path.parent for path in paths]))
     below = [path.relative_to(root).as_posix() for path in paths]
     file = torch.cat(
         [torch.full((len(s.offset),), n, dtype=torch.int32) for n, s in enumerate(shards)]
